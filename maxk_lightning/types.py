@@ -1,0 +1,115 @@
+"""Data that crosses layers. Standard library only."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Compare = Literal["tokens", "lines_decimal", "tokens_float", "exact"]
+Verdict = Literal[
+    "passed",
+    "wrong_answer",
+    "runtime_error",
+    "time_limit",
+    "memory_limit",
+    "output_limit",
+    "no_code",
+    "infra_error",
+]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestCase:
+    """One test of a problem."""
+
+    __test__ = False  # not a pytest class
+
+    input: str
+    "Standard input, or the JSON arguments one per line when the problem names a `function`."
+    output: str
+    "Expected standard output, or the JSON return value."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A verifiable task: what the policy reads and the tests its program must pass."""
+
+    id: str
+    "Unique inside one data set."
+    prompt: str
+    "The statement, before any chat template."
+    tests: tuple[TestCase, ...]
+    "At least one."
+    time_limit_s: float | None = None
+    "CPU seconds per test; None: the reward's default."
+    memory_limit_mb: int | None = None
+    "Address space per test in MiB; None: the reward's default."
+    compare: Compare = "tokens"
+    "How program output is compared with the expected output."
+    checker: str | None = None
+    "Python source of a checker (Codeforces convention) that replaces the comparison."
+    function: str | None = None
+    "Name of the function or method that call tests call; None: stdin/stdout tests."
+    metadata: dict[str, Any] = field(default_factory=dict)
+    "Free-form facts for reports (difficulty, source, ...); nothing is computed from them."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A problem's prompt as the policy reads it."""
+
+    problem_id: str
+    "Id of the problem it was rendered from."
+    token_ids: tuple[int, ...]
+    "The chat template's tokens, generation prompt included; never empty."
+    seed: int
+    "Seed of the group; sample i draws from (seed, i) alone, so no sample depends on the batch it is generated in."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How completions are drawn; defaults are the paper's (arXiv:2510.23393, section 4)."""
+
+    num_completions: int = 8
+    "n, the size of a group."
+    max_new_tokens: int = 256
+    "Completions still running after this many tokens are cut and marked `length`."
+    temperature: float = 1.0
+    "Divides the logits; behaviour log-probs are those of the tempered policy. Positive."
+    top_p: float = 1.0
+    "Nucleus mass in (0, 1]; training needs 1.0, or log-probs no longer belong to the policy being trained."
+
+    def __post_init__(self) -> None:
+        if self.num_completions < 1:
+            raise ValueError(f"num_completions is {self.num_completions}, must be at least 1")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
+        if not self.temperature > 0.0:
+            raise ValueError(f"temperature is {self.temperature}, must be positive")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p is {self.top_p}, must be in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One answer of the behaviour policy."""
+
+    token_ids: tuple[int, ...]
+    "Sampled tokens, the stop token included when there is one."
+    logprobs: tuple[float, ...]
+    "log pi_old of every sampled token under the tempered policy, in nats; same length as `token_ids`."
+    entropies: tuple[float, ...] | None
+    "Entropy in nats of the distribution each token was drawn from; None where the engine does not tell."
+    text: str
+    "Decoded tokens without special tokens."
+    finish_reason: FinishReason
+    "`stop`: ended by a stop token; `length`: cut at max_new_tokens."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a reward says of one completion."""
+
+    reward: float | None
+    "None: could not be scored (an `infra_error`); the sample is left out of its group."
+    verdicts: tuple[Verdict, ...]
+    "One per selected test; empty for rewards that run no tests."

@@ -1,0 +1,50 @@
+"""Where problems come from. A source is chosen in YAML by class path; users add their own class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from maxk_lightning.records import read_problems
+from maxk_lightning.types import Problem
+
+BUILTIN_DIR = Path(__file__).parent / "builtin"
+
+
+class ProblemSource(Protocol):
+    """A data set of problems."""
+
+    def load(self) -> Sequence[Problem]:
+        """All problems, in a fixed order. Raises ValueError naming file, line and reason for malformed input."""
+        ...
+
+
+class Builtin:
+    """The built-in benchmark: pipelines of list operations described in words (see `maxk_lightning.data.pipelines`)."""
+
+    def __init__(self, split: Literal["train", "validation", "test"] = "train", limit: int | None = None) -> None:
+        """Choose a split; `limit` keeps its first problems."""
+        self.split = split
+        self.limit = _check_limit(limit)
+
+    def load(self) -> Sequence[Problem]:
+        """All problems of the split."""
+        return read_problems(BUILTIN_DIR / f"{self.split}.jsonl")[: self.limit]
+
+
+class JsonLines:
+    """The user's own problems, one JSON object per line (format: see the README)."""
+
+    def __init__(self, path: str, limit: int | None = None) -> None:
+        """Choose a file; `limit` keeps its first problems."""
+        self.path = path
+        self.limit = _check_limit(limit)
+
+    def load(self) -> Sequence[Problem]:
+        """All problems of the file."""
+        return read_problems(Path(self.path))[: self.limit]
+
+
+def _check_limit(limit: int | None) -> int | None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}, must be at least 1")
+    return limit

@@ -1,0 +1,140 @@
+"""Experience: prompts -> completions -> rewards -> tensors. Knows no Lightning.
+
+Legend: P prompts, N completions per prompt, B = P*N rows, L prompt+completion tokens, T completion tokens.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from maxk_lightning.rewards import Reward
+from maxk_lightning.rollouts import RolloutEngine
+from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The n samples of one prompt."""
+
+    problem: Problem
+    "What was asked."
+    prompt: Prompt
+    "As the policy read it."
+    completions: list[Completion]
+    "n answers of the behaviour policy."
+    scores: list[Score]
+    "Their scores, in the same order."
+
+    @property
+    def rewards(self) -> list[float]:
+        """Rewards; NaN where a sample could not be scored."""
+        return [float("nan") if score.reward is None else score.reward for score in self.scores]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """Groups collected from one version of the policy."""
+
+    groups: list[Group]
+    "One per prompt; all of the same size."
+    sampling: Sampling
+    "How the completions were drawn."
+    generate_s: float
+    "Wall-clock seconds spent sampling."
+    score_s: float
+    "Wall-clock seconds spent scoring after sampling had ended."
+
+    @property
+    def rewards_PN(self) -> Tensor:
+        """Rewards, float64; NaN where a sample could not be scored."""
+        return torch.tensor([group.rewards for group in self.groups], dtype=torch.float64)
+
+    @property
+    def values_of(self) -> dict[str, Tensor]:
+        """One value per completion of every tag of `metrics.RolloutMetrics`."""
+        scores = [score for group in self.groups for score in group.scores]
+        values: dict[str, list[float]] = {
+            "completion_tokens": [len(completion.token_ids) for completion in self.completions],
+            "truncated_fraction": [completion.finish_reason == "length" for completion in self.completions],
+            "sample_entropy": [_mean(completion.entropies) for completion in self.completions],
+            "no_code_fraction": ["no_code" in score.verdicts for score in scores],
+            "missing_fraction": [score.reward is None for score in scores],
+        }
+        return {tag: torch.tensor(column, dtype=torch.float64) for tag, column in values.items()}
+
+    @property
+    def completions(self) -> Iterator[Completion]:
+        """All completions."""
+        return (completion for group in self.groups for completion in group.completions)
+
+
+def _mean(values: Sequence[float] | None) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def collect(
+    engine: RolloutEngine, reward: Reward, problems: Sequence[Problem], prompts: Sequence[Prompt], sampling: Sampling
+) -> Rollout:
+    """Sample a group per prompt and score it."""
+    started = time.perf_counter()
+    completions = engine.generate(prompts, sampling)
+    generated = time.perf_counter()
+    scores = reward.score(problems, [[completion.text for completion in group] for group in completions])
+    scored = time.perf_counter()
+    groups = [
+        Group(problem=problem, prompt=prompt, completions=group, scores=group_scores)
+        for problem, prompt, group, group_scores in zip(problems, prompts, completions, scores, strict=True)
+    ]
+    for group in groups:
+        if len(group.scores) != len(group.completions):
+            raise ValueError(
+                f"the reward gave {len(group.scores)} scores for {len(group.completions)} completions of {group.problem.id}"
+            )
+    return Rollout(groups=groups, sampling=sampling, generate_s=generated - started, score_s=scored - generated)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Groups as tensors; the rows of a group stand together."""
+
+    input_ids_BL: Tensor
+    "Prompt and completion, right-padded, int64."
+    completion_mask_BL: Tensor
+    "True on completion tokens."
+    mask_BT: Tensor
+    "True on completion tokens, the first of each row in column 0."
+    behaviour_logprobs_BT: Tensor
+    "log pi_old of every completion token, float32, nats; 0 where masked."
+    rewards_PN: Tensor
+    "float64; NaN where a sample could not be scored."
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def to_batch(groups: Sequence[Group], pad_token_id: int = 0) -> Batch:
+    """Lay whole groups out as tensors; rows are padded to the longest."""
+    rows = [(group.prompt.token_ids, completion) for group in groups for completion in group.completions]
+    length = max(len(prompt) + len(completion.token_ids) for prompt, completion in rows)
+    num_tokens = max(len(completion.token_ids) for _, completion in rows)
+    input_ids_BL = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
+    completion_mask_BL = torch.zeros(len(rows), length, dtype=torch.bool)
+    behaviour_logprobs_BT = torch.zeros(len(rows), num_tokens)
+    mask_BT = torch.zeros(len(rows), num_tokens, dtype=torch.bool)
+    for row, (prompt, completion) in enumerate(rows):
+        end = len(prompt) + len(completion.token_ids)
+        input_ids_BL[row, :end] = torch.tensor(prompt + completion.token_ids)
+        completion_mask_BL[row, len(prompt) : end] = True
+        behaviour_logprobs_BT[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
+        mask_BT[row, : len(completion.token_ids)] = True
+    return Batch(
+        input_ids_BL=input_ids_BL,
+        completion_mask_BL=completion_mask_BL,
+        mask_BT=mask_BT,
+        behaviour_logprobs_BT=behaviour_logprobs_BT,
+        rewards_PN=torch.tensor([group.rewards for group in groups], dtype=torch.float64),
+    )

@@ -1,0 +1,138 @@
+"""The policy: find it, load it, and compute log-probs of given completions.
+
+Legend: B rows (completions), L prompt+completion tokens, T completion tokens, M completion tokens of all rows together,
+C a chunk of them, D hidden size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILTIN = "builtin"
+BUILTIN_DIR = Path(__file__).parent / "data" / "builtin" / "policy"
+CHUNK_TOKENS = 2048
+"Completion tokens projected to the vocabulary at a time; bounds the logits that are alive."
+
+
+def resolve_policy(policy: str) -> str:
+    """The directory or hub name behind the config key `model.policy`.
+
+    `builtin` is the tiny policy shipped with this package. A hub name has the form `owner/name` and is not looked up here.
+
+    Raises:
+        ValueError: a local path that is no policy directory.
+    """
+    if policy == BUILTIN:
+        return str(BUILTIN_DIR)
+    path = Path(policy)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model.policy: {policy} is not a policy directory: it has no config.json")
+        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+            raise ValueError(f"model.policy: {policy} is not a policy directory: it has no weights (*.safetensors)")
+        return policy
+    is_hub_name = policy.count("/") == 1 and not policy.startswith((".", "/", "~")) and not path.parent.is_dir()
+    if not is_hub_name:
+        raise ValueError(f"model.policy: {policy} is neither a directory, a hub name (owner/name), nor `{BUILTIN}`")
+    return policy
+
+
+def load_model(policy: str, dtype: torch.dtype = torch.float32) -> "PreTrainedModel":
+    """Load the causal language model of a policy directory or hub name.
+
+    Raises:
+        ValueError: the directory cannot be read or the hub cannot be reached.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(resolve_policy(policy), dtype=dtype)
+    except OSError as error:
+        raise ValueError(f"model.policy: cannot load {policy}: {_first_line(error)}") from error
+    return model
+
+
+def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a policy; it must have a chat template and a stop token.
+
+    Raises:
+        ValueError: the tokenizer cannot be read, or has no chat template or no stop token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_policy(policy))
+    except OSError as error:
+        raise ValueError(f"model.policy: cannot load the tokenizer of {policy}: {_first_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ValueError(f"model.policy: the tokenizer of {policy} has no chat template")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model.policy: the tokenizer of {policy} has no stop token (eos_token)")
+    return tokenizer
+
+
+def _first_line(error: OSError) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStats:
+    """What one pass of the policy says of given completion tokens."""
+
+    logprobs_BT: Tensor
+    "log pi of each completion token under the tempered policy, float32, nats, with gradient; 0 where masked."
+    entropies_BT: Tensor
+    "Entropy in nats of the distribution of each completion token, float32, no gradient; 0 where masked."
+
+
+class Policy(nn.Module):
+    """A causal language model whose forward pass returns log-probs instead of logits.
+
+    Rows are right-padded: under a causal mask no token sees the padding behind it, so no attention mask is needed. Only
+    completion tokens are projected to the vocabulary, `CHUNK_TOKENS` at a time under activation checkpointing, so that the
+    logits never exist as a whole. All of it stands in one `forward`, because a sharded model may only be entered at its root.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids_BL: Tensor, completion_mask_BL: Tensor, mask_BT: Tensor, temperature: float
+    ) -> TokenStats:
+        """Log-probs and entropies of the tokens marked in `completion_mask_BL`, laid out as `mask_BT`.
+
+        Token t is predicted from the hidden state at t - 1, so the first column may not be marked.
+        """
+        hidden_BLD = self.model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+        hidden_MD = hidden_BLD[:, :-1][completion_mask_BL[:, 1:]]
+        targets_M = input_ids_BL[completion_mask_BL]
+        head = self.model.get_output_embeddings()
+        chunks = [
+            checkpoint(_chunk_stats, head, hidden_CD, targets_C, temperature, use_reentrant=False)
+            for hidden_CD, targets_C in zip(hidden_MD.split(CHUNK_TOKENS), targets_M.split(CHUNK_TOKENS), strict=True)
+        ]
+        logprobs, entropies = zip(*chunks, strict=True)
+        return TokenStats(
+            logprobs_BT=_lay_out(torch.cat(logprobs), mask_BT), entropies_BT=_lay_out(torch.cat(entropies), mask_BT)
+        )
+
+
+def _lay_out(values_M: Tensor, mask_BT: Tensor) -> Tensor:
+    return torch.zeros(mask_BT.shape, dtype=values_M.dtype, device=values_M.device).masked_scatter(mask_BT, values_M)
+
+
+def _chunk_stats(head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    all_logprobs_CV = F.log_softmax(head(hidden_CD).float() / temperature, dim=-1)
+    logprobs_C = all_logprobs_CV.gather(-1, targets_C[:, None]).squeeze(-1)
+    with torch.no_grad():
+        entropies_C = -(all_logprobs_CV.exp() * all_logprobs_CV).sum(-1)
+    return logprobs_C, entropies_C

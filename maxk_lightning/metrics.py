@@ -1,0 +1,172 @@
+"""Torchmetrics shells over the estimators: O(K) float64 sums, whatever happens to the module that holds them.
+
+Shapes: P prompts, N completions per prompt, K list of k values.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from maxk_lightning.estimators import max_at_k
+
+
+class _Float64Sums(Metric):
+    """A metric whose states are float64 sums; moves between devices, ignores changes of dtype.
+
+    A count of 601 reads 600 after `.to(torch.bfloat16)`, and `bf16-true` precision casts the whole LightningModule, its
+    metrics included: torchmetrics guards `.half()` and its like, but not `.to(dtype)`.
+    """
+
+    full_state_update = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "Metric":
+        def move_only(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor).device)
+
+        return super()._apply(move_only, exclude_state)  # type: ignore[return-value]
+
+    def _add_sum(self, name: str, *shape: int) -> None:
+        self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+
+class MaxAtK(_Float64Sums):
+    """Mean over prompts of the unbiased max@k, with its standard error, for every k of `ks`.
+
+    A group with fewer than k samples (NaN marks a missing one) is left out of that k: `count_K` may differ between ks.
+    `compute` gives `{"max_at_k/8": mean, "max_at_k_stderr/8": standard error over prompts, ...}`: NaN where no group
+    has k samples (the standard error also where only one has).
+
+    >>> metric = MaxAtK(ks=[1, 2])
+    >>> metric.update(torch.tensor([[0.0, 1.0, float("nan")], [0.5, 0.5, 0.5]]))
+    >>> {name: round(float(value), 3) for name, value in metric.compute().items() if "stderr" not in name}
+    {'max_at_k/1': 0.5, 'max_at_k/2': 0.75}
+    """
+
+    name = "max_at_k"
+    higher_is_better = True
+    total_K: Tensor
+    square_K: Tensor
+    count_K: Tensor
+
+    def __init__(self, ks: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+            raise ValueError(f"ks is {list(ks)}, must hold distinct positive integers")
+        self.ks = sorted(ks)
+        for state in ("total_K", "square_K", "count_K"):
+            self._add_sum(state, len(self.ks))
+
+    def update(self, rewards_PN: Tensor) -> None:
+        """Add groups of rewards; NaN marks a missing sample."""
+        if rewards_PN.ndim != 2:
+            raise ValueError(f"rewards_PN has shape {tuple(rewards_PN.shape)}, must be [prompts, completions]")
+        rewards_PN = rewards_PN.detach().to(self.total_K)
+        num_samples_P = rewards_PN.isnan().logical_not().sum(dim=1)
+        for num_samples in sorted(set(num_samples_P.tolist())):
+            num_ks = sum(k <= num_samples for k in self.ks)
+            if num_ks:
+                values_PK = max_at_k(rewards_PN[num_samples_P == num_samples], self.ks[:num_ks])
+                self.total_K[:num_ks] += values_PK.sum(dim=0)
+                self.square_K[:num_ks] += values_PK.square().sum(dim=0)
+                self.count_K[:num_ks] += len(values_PK)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Means and standard errors under their log names."""
+        mean_K = self.total_K / self.count_K
+        # One group has no variance: 0/0 makes the NaN that says so.
+        variance_K = (self.square_K / self.count_K - mean_K.square()).clamp(min=0.0) / (self.count_K - 1)
+        means = {f"{self.name}/{k}": mean for k, mean in zip(self.ks, mean_K, strict=True)}
+        errors = {f"{self.name}_stderr/{k}": error for k, error in zip(self.ks, variance_K.sqrt(), strict=True)}
+        return means | errors
+
+
+class PassAtK(MaxAtK):
+    """Mean over prompts of the unbiased pass@k: the max@k of the indicator `reward >= correct_at`.
+
+    `correct_at` is the reward of a fully correct completion, 1.0 for the share of tests passed.
+    """
+
+    name = "pass_at_k"
+
+    def __init__(self, ks: Sequence[int], correct_at: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(ks, **kwargs)
+        self.correct_at = correct_at
+
+    def update(self, rewards_PN: Tensor) -> None:
+        """Add groups of rewards; NaN marks a missing sample."""
+        is_correct_PN = (rewards_PN >= self.correct_at).double()
+        super().update(is_correct_PN.masked_fill(rewards_PN.isnan(), torch.nan))
+
+
+class WeightedMean(_Float64Sums):
+    """Weighted mean of everything it was given; NaN values carry no weight, no weight at all gives NaN.
+
+    `torchmetrics.MeanMetric` sums in float32 and follows its module to bfloat16.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._add_sum("total")
+        self._add_sum("weight")
+
+    def update(self, values: Tensor | float, weights: Tensor | float = 1.0) -> None:
+        """Add values of any shape; `weights` broadcasts to it."""
+        values = torch.as_tensor(values).detach().to(self.total)
+        weights = torch.as_tensor(weights).to(self.total).broadcast_to(values.shape).masked_fill(values.isnan(), 0.0)
+        self.total += (values.nan_to_num(nan=0.0) * weights).sum()
+        self.weight += weights.sum()
+
+    def compute(self) -> Tensor:
+        """The mean."""
+        return self.total / self.weight
+
+
+NUM_KS = 12
+"Curves are computed for k = 1, 2, 4, ..., 2048; those above the group size have no value."
+
+
+class RolloutMetrics(nn.Module):
+    """Everything that is logged about a set of scored groups, in training and in validation alike.
+
+    `compute` gives `reward`, `max_at_k/<k>`, `pass_at_k/<k>` for every k that a group reached, and the mean over
+    completions of each tag in `TAGS`. All of it is a sum over ranks divided by a sum over ranks.
+    """
+
+    TAGS = ("completion_tokens", "truncated_fraction", "no_code_fraction", "missing_fraction", "sample_entropy")
+
+    def __init__(self) -> None:
+        super().__init__()
+        ks = [2**exponent for exponent in range(NUM_KS)]
+        self.max_at_k = MaxAtK(ks)
+        self.pass_at_k = PassAtK(ks)
+        self.means = nn.ModuleDict({tag: WeightedMean() for tag in self.TAGS})
+
+    def update(self, rewards_PN: Tensor, values_of: Mapping[str, Tensor]) -> None:
+        """Add groups: their rewards, NaN = missing, and the values of every tag, one per completion."""
+        self.max_at_k.update(rewards_PN)
+        self.pass_at_k.update(rewards_PN)
+        for tag, mean in self._tagged_means:
+            mean.update(values_of[tag])
+
+    def compute(self) -> dict[str, float]:
+        """Values by tag; those that nothing was counted for are left out."""
+        values = {**self.max_at_k.compute(), **self.pass_at_k.compute()}
+        values = {tag: value for tag, value in values.items() if "stderr" not in tag}
+        values["reward"] = values["max_at_k/1"]
+        values |= {tag: mean.compute() for tag, mean in self._tagged_means}
+        return {tag: float(value) for tag, value in values.items() if not value.isnan()}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for metric in (self.max_at_k, self.pass_at_k, *(mean for _, mean in self._tagged_means)):
+            metric.reset()
+
+    @property
+    def _tagged_means(self) -> list[tuple[str, WeightedMean]]:
+        return cast("list[tuple[str, WeightedMean]]", list(self.means.items()))  # a ModuleDict forgets the type

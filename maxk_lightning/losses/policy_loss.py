@@ -1,0 +1,202 @@
+"""Policy losses: from credits to a loss per token.
+
+Shapes: P prompts, N completions per prompt, B = P*N rows, T completion tokens. `mask_BT` is True on the tokens of a
+completion; a row without any (an empty or a lost completion) has loss 0 and gradient 0. Everything is computed in
+float32 whatever the model's dtype, and log-ratios are clamped to +-LOG_RATIO_LIMIT before exp.
+
+Losses here are unweighted; the training loss is (loss_BT * weights_BT).sum() with the weights of
+`losses.normalisation`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from maxk_lightning.objectives import LOG_RATIO_LIMIT, Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossTerms:
+    """What a policy loss says of every token."""
+
+    loss_BT: Tensor
+    "Unweighted, float32; 0 where masked."
+    is_clipped_BT: Tensor
+    "Whether a clip cut off the gradient (CISPO: bounded the ratio) of a token; False where masked."
+
+
+if TYPE_CHECKING:  # see `objectives.objective`: jsonargparse would take the loss for a factory of LossTerms
+    AnyTensor = Tensor
+    AnyTerms = LossTerms
+else:
+    AnyTensor = Any
+    AnyTerms = Any
+
+
+class PolicyLoss(Protocol):
+    """Turns credits into a loss to minimise. Users plug in their own class by class path."""
+
+    __slots__ = ()
+
+    @property
+    def accepts_ratio_credits(self) -> bool:
+        """True for losses that multiply grad log pi by the credit alone, as credits that contain the ratio need."""
+        ...
+
+    def __call__(
+        self, logprobs_BT: AnyTensor, behaviour_logprobs_BT: AnyTensor, credits_B: AnyTensor, mask_BT: AnyTensor, /
+    ) -> AnyTerms:
+        """Loss of every token; only `logprobs_BT` carries gradient."""
+        ...
+
+
+def check_loss_fits(policy_loss: PolicyLoss, objective: Objective) -> None:
+    """Refuse a loss that would multiply credits by the ratio a second time; ValueError naming both config keys."""
+    if objective.includes_ratio and not policy_loss.accepts_ratio_credits:
+        raise ValueError(
+            f"`policy_loss` {type(policy_loss).__name__} multiplies credits by the policy ratio, but those of "
+            f"`objective` {type(objective).__name__} contain it already: use ScoreFunction"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFunction(PolicyLoss):
+    """-credit log pi: REINFORCE for on-policy credits, and the loss for credits that contain the ratio."""
+
+    accepts_ratio_credits: ClassVar[bool] = True
+
+    def __call__(
+        self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
+    ) -> LossTerms:
+        """See `PolicyLoss`; nothing clips."""
+        loss_BT = -credits_B.float().unsqueeze(-1) * masked(logprobs_BT, mask_BT)
+        return LossTerms(loss_BT=loss_BT, is_clipped_BT=torch.zeros_like(loss_BT, dtype=torch.bool))
+
+
+@dataclass(frozen=True, slots=True)
+class ClippedSurrogate(PolicyLoss):
+    """PPO's surrogate with one ratio per token (arXiv:2510.23393, eq. 4; arXiv:1707.06347).
+
+    -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A). A larger `clip_high` is DAPO's clip-higher
+    (arXiv:2503.14476); `dual_clip` c bounds the loss of negative credits at -c A (arXiv:1912.09729). At a clip's
+    boundary the token is not clipped: its gradient flows.
+    """
+
+    accepts_ratio_credits: ClassVar[bool] = False
+    clip_low: float = 0.2
+    "Ratios of tokens to be made less likely are followed down to 1 - clip_low; in (0, 1]."
+    clip_high: float | None = None
+    "Ratios of tokens to be made more likely are followed up to 1 + clip_high; None: the same as clip_low."
+    dual_clip: float | None = None
+    "Ratios of tokens to be made less likely are followed up to this; above 1 + clip_high; None: without bound."
+
+    def __post_init__(self) -> None:
+        check_clips(self.clip_low, self.clip_high, self.dual_clip)
+
+    def __call__(
+        self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
+    ) -> LossTerms:
+        """See `PolicyLoss`."""
+        ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT).exp()
+        clip_high = self.clip_low if self.clip_high is None else self.clip_high
+        return clipped_surrogate(ratios_BT, credits_B, mask_BT, self.clip_low, clip_high, self.dual_clip)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceClippedSurrogate(PolicyLoss):
+    """GSPO (arXiv:2507.18071): the same surrogate with the length-normalised ratio of the whole completion.
+
+    ratio_i = exp(mean_t log ratio_it), for every token of completion i; defaults are the paper's. Meant for the
+    `sequence` normalisation, which makes the sum over tokens one term per completion.
+    """
+
+    accepts_ratio_credits: ClassVar[bool] = False
+    clip_low: float = 3e-4
+    "As in `ClippedSurrogate`, for the mean over tokens."
+    clip_high: float | None = 4e-4
+    "As in `ClippedSurrogate`, for the mean over tokens; None: the same as clip_low."
+    dual_clip: float | None = None
+    "As in `ClippedSurrogate`."
+
+    def __post_init__(self) -> None:
+        check_clips(self.clip_low, self.clip_high, self.dual_clip)
+
+    def __call__(
+        self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
+    ) -> LossTerms:
+        """See `PolicyLoss`."""
+        log_ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT)
+        mean_B1 = log_ratios_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
+        ratios_BT = mean_B1.exp().expand_as(log_ratios_BT)
+        clip_high = self.clip_low if self.clip_high is None else self.clip_high
+        return clipped_surrogate(ratios_BT, credits_B, mask_BT, self.clip_low, clip_high, self.dual_clip)
+
+
+@dataclass(frozen=True, slots=True)
+class CISPO(PolicyLoss):
+    """-clamp(ratio) credit log pi with the ratio held constant (MiniMax-M1, arXiv:2506.13585): no token loses its
+    gradient.
+
+    The paper sets no lower bound and does not publish its upper one; 5 is ScaleRL's (arXiv:2510.13786).
+    """
+
+    accepts_ratio_credits: ClassVar[bool] = False
+    ratio_low: float = 0.0
+    "Ratios are raised to this; 0: no lower bound."
+    ratio_high: float = 5.0
+    "Ratios are lowered to this."
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.ratio_low < 1.0 < self.ratio_high:
+            raise ValueError(
+                f"`ratio_low` is {self.ratio_low} and `ratio_high` {self.ratio_high}, must satisfy 0 <= low < 1 < high"
+            )
+
+    def __call__(
+        self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
+    ) -> LossTerms:
+        """See `PolicyLoss`."""
+        ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT).exp().detach()
+        bounded_BT = ratios_BT.clamp(self.ratio_low, self.ratio_high)
+        loss_BT = -bounded_BT * credits_B.float().unsqueeze(-1) * masked(logprobs_BT, mask_BT)
+        return LossTerms(loss_BT=loss_BT, is_clipped_BT=(bounded_BT != ratios_BT) & mask_BT.bool())
+
+
+def clipped_surrogate(
+    ratios_BT: Tensor, credits_B: Tensor, mask_BT: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
+) -> LossTerms:
+    """-min(ratio A, clip(ratio) A), and at least -dual_clip A for negative A; a ratio on a boundary is not clipped."""
+    credits_B1 = credits_B.float().unsqueeze(-1)
+    is_too_high_BT = (credits_B1 > 0) & (ratios_BT > 1 + clip_high)
+    is_too_low_BT = (credits_B1 < 0) & (ratios_BT < 1 - clip_low)
+    followed_BT = torch.where(is_too_high_BT, 1 + clip_high, torch.where(is_too_low_BT, 1 - clip_low, ratios_BT))
+    is_clipped_BT = is_too_high_BT | is_too_low_BT
+    if dual_clip is not None:
+        is_far_BT = (credits_B1 < 0) & (ratios_BT > dual_clip)
+        followed_BT = torch.where(is_far_BT, dual_clip, followed_BT)
+        is_clipped_BT = is_clipped_BT | is_far_BT
+    return LossTerms(loss_BT=masked(-followed_BT * credits_B1, mask_BT), is_clipped_BT=is_clipped_BT & mask_BT.bool())
+
+
+def log_ratios(logprobs_BT: Tensor, other_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """log pi - log other per token in float32, within +-LOG_RATIO_LIMIT; 0 where masked, whatever stands there."""
+    difference_BT = masked(logprobs_BT, mask_BT) - masked(other_logprobs_BT, mask_BT)
+    return difference_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Values in float32, 0 where masked (also for NaN and inf, in value and in gradient)."""
+    return torch.where(mask_BT.bool(), values_BT.float(), 0.0)
+
+
+def check_clips(clip_low: float, clip_high: float | None, dual_clip: float | None) -> None:
+    """Refuse clips outside their ranges with ValueError."""
+    if not 0.0 < clip_low <= 1.0:
+        raise ValueError(f"`clip_low` is {clip_low}, must be in (0, 1]")
+    if clip_high is not None and not clip_high > 0.0:
+        raise ValueError(f"`clip_high` is {clip_high}, must be positive, or null for the same as `clip_low`")
+    upper = 1 + (clip_low if clip_high is None else clip_high)
+    if dual_clip is not None and not dual_clip > upper:
+        raise ValueError(f"`dual_clip` is {dual_clip}, must be above 1 + clip_high = {upper}, or null")

@@ -1,0 +1,65 @@
+"""The seam between rewards and the loss: what multiplies grad log pi.
+
+Shapes: P prompts, N completions per prompt.
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+# jsonargparse 4.53 takes a Protocol whose `__call__` returns a class for a *factory* of that class, and would refuse
+# every objective given by class path; it also wants the annotations of an implementation to be identical. With Any at
+# run time both go away (a user's class need not be annotated), and type checkers still see tensors.
+if TYPE_CHECKING:
+    AnyTensor = Tensor
+else:
+    AnyTensor = Any
+
+
+class Objective(Protocol):
+    """Turns the rewards of each group into credits. Users plug in their own class by class path.
+
+    A class need not inherit from this one, but those that do can be named without their module on the command line.
+    """
+
+    __slots__ = ()
+
+    @property
+    def includes_ratio(self) -> bool:
+        """True: credits contain rho_i and multiply grad log pi directly; False: they are advantages for a surrogate."""
+        ...
+
+    def __call__(self, rewards_PN: AnyTensor, log_ratios_PN: AnyTensor, /) -> AnyTensor:
+        """Credits of every sample: credits_PN, float64, without gradient.
+
+        Args:
+            rewards_PN: any float type; NaN marks a missing sample, whose credit is 0.
+            log_ratios_PN: log pi(y|x) - log pi_old(y|x) summed over the completion; zeros on-policy.
+
+        A credit is what multiplies grad log pi(y_i|x) *summed* over the group in an estimate of the gradient, so the
+        published advantage of a method whose loss averages over the n samples is divided by n here.
+        """
+        ...
+
+
+def check_group_size(objective: Objective, num_completions: int) -> None:
+    """Refuse an objective that has no use for groups of this size, before anything expensive runs.
+
+    Tries the objective, and every stage of a `Staged` one, on a group with a single success, so that a user's class
+    needs no method of its own for this.
+
+    Raises:
+        ValueError: what the objective raises, or what is wrong with its answer.
+    """
+    rewards_PN = torch.zeros(1, num_completions)
+    rewards_PN[:, :1] = 1.0
+    for stage in getattr(objective, "stages", (objective,)):
+        credits_PN = stage(rewards_PN, torch.zeros_like(rewards_PN))
+        name = type(stage).__name__
+        if not isinstance(credits_PN, Tensor) or credits_PN.shape != rewards_PN.shape:
+            raise ValueError(f"`objective`: {name} must return one credit per sample, shape {tuple(rewards_PN.shape)}")
+        if not credits_PN.isfinite().all():
+            raise ValueError(
+                f"`objective`: {name} returns credits that are not finite for `num_completions` {num_completions}"
+            )

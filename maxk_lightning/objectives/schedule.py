@@ -1,0 +1,104 @@
+"""Objectives made of objectives: a mixture of k's, and k's that change during training.
+
+The paper leaves schedules of k to future work; annealing k from 8 down to 1 explores first and sharpens later.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maxk_lightning.objectives.objective import Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture(Objective):
+    """Weighted sum of the credits of several objectives: the gradient of the same sum of what they ascend."""
+
+    objectives: list[Objective]
+    "At least one; all or none of them have credits that contain the ratio."
+    weights: list[float]
+    "One finite weight per objective; used as they are, not normalised."
+
+    def __post_init__(self) -> None:
+        check_alike(self.objectives)
+        if any(isinstance(objective, Staged) for objective in self.objectives):
+            raise ValueError("`objectives` of a Mixture must not be Staged; make a Staged of mixtures instead")
+        if len(self.weights) != len(self.objectives):
+            raise ValueError(f"`weights` has {len(self.weights)} numbers for {len(self.objectives)} `objectives`")
+        if not torch.tensor(self.weights).isfinite().all():
+            raise ValueError(f"`weights` is {self.weights}, must be finite")
+
+    @property
+    def includes_ratio(self) -> bool:
+        """See `Objective`."""
+        return self.objectives[0].includes_ratio
+
+    def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
+        """Credits; see `Objective`."""
+        parts = [
+            weight * objective(rewards_PN, log_ratios_PN)
+            for objective, weight in zip(self.objectives, self.weights, strict=True)
+        ]
+        return torch.stack(parts).sum(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Staged(Objective):
+    """One objective after another, by progress through training; the training loop asks `objective_at`."""
+
+    objectives: list[Objective]
+    "At least one; all or none of them have credits that contain the ratio."
+    starts: list[float]
+    "Progress in [0, 1) at which each one takes over; increasing, the first is 0."
+
+    def __post_init__(self) -> None:
+        check_alike(self.objectives)
+        if any(isinstance(objective, Staged) for objective in self.objectives):
+            raise ValueError("`objectives` of a Staged must not be Staged themselves")
+        if len(self.starts) != len(self.objectives):
+            raise ValueError(f"`starts` has {len(self.starts)} numbers for {len(self.objectives)} `objectives`")
+        is_increasing = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
+        if self.starts[0] != 0.0 or not is_increasing or not self.starts[-1] < 1.0:
+            raise ValueError(f"`starts` is {self.starts}, must begin with 0, increase, and stay below 1")
+
+    @property
+    def includes_ratio(self) -> bool:
+        """See `Objective`."""
+        return self.objectives[0].includes_ratio
+
+    @property
+    def stages(self) -> tuple[Objective, ...]:
+        """The objectives in order; `check_group_size` tries them all."""
+        return tuple(self.objectives)
+
+    def at(self, progress: float) -> Objective:
+        """The objective in force at this progress through training, 0 (start) to 1 (end).
+
+        Raises:
+            ValueError: progress is outside [0, 1].
+        """
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress is {progress}, must be between 0 and 1")
+        last_started = max(index for index, start in enumerate(self.starts) if start <= progress)
+        return self.objectives[last_started]
+
+    def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
+        """Refuse: without progress there is no telling which objective is meant."""
+        raise TypeError(
+            "a Staged objective has credits only at a given progress: call objective_at(objective, progress)"
+        )
+
+
+def objective_at(objective: Objective, progress: float) -> Objective:
+    """The objective in force at this progress in [0, 1]: the stage of a `Staged` one, itself for any other."""
+    return objective.at(progress) if isinstance(objective, Staged) else objective
+
+
+def check_alike(objectives: list[Objective]) -> None:
+    """Refuse an empty list, and one that mixes credits with and without the ratio: no loss could take both."""
+    if not objectives:
+        raise ValueError("`objectives` is empty, needs at least one")
+    if len({objective.includes_ratio for objective in objectives}) > 1:
+        names = ", ".join(f"{type(o).__name__} ({'with' if o.includes_ratio else 'without'})" for o in objectives)
+        raise ValueError(f"`objectives` must all have credits with the ratio inside, or all without: {names}")

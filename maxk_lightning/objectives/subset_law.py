@@ -1,0 +1,173 @@
+"""The law of a random k-subset with P(I) proportional to prod_{l in I} rho_l, in O(nk), stable at any size.
+
+Shapes: P prompts, N ranks (samples sorted by ascending value, missing ones last), M = k + 1 counts 0..k.
+
+A product over 512 ratios between 0.01 and 100 leaves every float format, so no elementary symmetric polynomial e_m
+is ever formed. Instead, each sample joins on its own with probability p_l = lambda rho_l / (1 + lambda rho_l). Given
+that exactly k joined, the subset has the wanted law for every lambda, and with sum_l p_l near k the probability that k
+join is never small. All sums have terms of one sign when the values have one: relative error about 1e-15 in float64 up
+to n = 1024, k = 512.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+BISECTIONS = 14
+"lambda need not be exact: the expected size is left well within a standard deviation of k for log-ratios up to +-20."
+TABLE_BYTES = 2**28
+"Prompts are worked on in pieces whose table of prefixes fits in this."
+
+
+@dataclass(frozen=True, slots=True)
+class SubsetLaw:
+    """Moments of a random k-subset I, whose value is that of its top rank; all 0 in groups of fewer than k samples."""
+
+    log_normaliser_P: Tensor
+    "log E, with E = e_k(rho) / C(n, k) the mean over k-subsets of prod rho."
+    inclusion_PN: Tensor
+    "pi_i = P(i in I)."
+    exclusion_PN: Tensor
+    "P(i not in I), without cancellation."
+    value_with_PN: Tensor
+    "E[value of I; i in I], not conditional."
+    value_without_PN: Tensor
+    "E[value of I; i not in I], not conditional."
+
+
+@dataclass(frozen=True, slots=True)
+class _Tilt:
+    """Independent joining: what the recursions below run on."""
+
+    joins_NP1: Tensor
+    "p_l; 0 for a missing sample."
+    stays_out_NP1: Tensor
+    "1 - p_l, without cancellation."
+    prefixes_NPM: Tensor
+    "N + 1 rows: P(m of the first t ranks joined)."
+    log_normaliser_P: Tensor
+    "log E; 0 in groups of fewer than k samples."
+    scale_P1: Tensor
+    "1 / P(exactly k joined); 0 in groups of fewer than k samples."
+
+
+def log_normaliser(log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> Tensor:
+    """log E = log e_k(rho) / C(n, k) for every group; 0 in groups of fewer than k samples; -inf ratios are missing."""
+    pieces = _pieces(k, log_ratios_PN, num_samples_P)
+    return torch.cat([_tilt(piece_PN, n_P, k).log_normaliser_P for piece_PN, n_P in pieces])
+
+
+def subset_law(values_PN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> SubsetLaw:
+    """Moments of the law; values ascending, `log_ratios_PN` -inf at missing ranks."""
+    pieces = _pieces(k, values_PN, log_ratios_PN, num_samples_P)
+    moments = [_moments(values, _tilt(log_ratios, n_P, k)) for values, log_ratios, n_P in pieces]
+    return SubsetLaw(*(torch.cat(parts) for parts in zip(*moments, strict=True)))
+
+
+def top_gains(gaps_PN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """E[value of I minus value of I without i; i in I] for k >= 2, and log E: gains_PN, log_normaliser_P.
+
+    Only subsets with i on top contribute: sum_{t<i} gap_t rho_i e_{k-1}(rho_1..rho_t) / e_k(rho).
+    """
+    pieces = _pieces(k, gaps_PN, log_ratios_PN, num_samples_P)
+    gains = [_gains(gaps, _tilt(log_ratios, n_P, k)) for gaps, log_ratios, n_P in pieces]
+    gains_PN, log_normaliser_P = (torch.cat(parts) for parts in zip(*gains, strict=True))
+    return gains_PN, log_normaliser_P
+
+
+def _pieces(k: int, *per_prompt: Tensor) -> list[tuple[Tensor, ...]]:
+    num_ranks = per_prompt[0].shape[1]
+    prompts_per_piece = max(1, TABLE_BYTES // (8 * (num_ranks + 1) * (k + 1)))
+    return list(zip(*(torch.split(tensor, prompts_per_piece) for tensor in per_prompt), strict=True))
+
+
+def _tilt(log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> _Tilt:
+    log_lambda_P1 = _log_lambda(log_ratios_PN, num_samples_P, k)
+    log_odds_PN = log_ratios_PN + log_lambda_P1
+    joins_NP1 = log_odds_PN.sigmoid().T.unsqueeze(-1).contiguous()
+    stays_out_NP1 = (-log_odds_PN).sigmoid().T.unsqueeze(-1).contiguous()
+    prefixes_NPM = joins_NP1.new_zeros(len(joins_NP1) + 1, len(log_ratios_PN), k + 1)
+    prefixes_NPM[0, :, 0] = 1.0
+    for before_PM, after_PM, joins_P1, stays_out_P1 in zip(
+        prefixes_NPM[:-1], prefixes_NPM[1:], joins_NP1, stays_out_NP1, strict=True
+    ):
+        torch.mul(before_PM, stays_out_P1, out=after_PM)
+        after_PM[:, 1:].addcmul_(before_PM[:, :-1], joins_P1)
+    is_possible_P = num_samples_P >= k
+    # P(k joined) = lambda^k e_k(rho) prod (1 - p_l), and log(1 - p_l) = -softplus(log odds)
+    log_e_k_P = prefixes_NPM[-1, :, -1].log() - k * log_lambda_P1.squeeze(-1)
+    log_e_k_P = log_e_k_P + torch.nn.functional.softplus(log_odds_PN, threshold=40).sum(-1)
+    log_normaliser_P = torch.where(is_possible_P, log_e_k_P - _log_binomials(num_samples_P, k), 0.0)
+    scale_P1 = torch.where(is_possible_P, 1 / prefixes_NPM[-1, :, -1], 0.0).unsqueeze(-1)
+    return _Tilt(joins_NP1, stays_out_NP1, prefixes_NPM, log_normaliser_P, scale_P1)
+
+
+def _log_lambda(log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> Tensor:
+    """Bisect for sum_l p_l = k (n - 1/2 where n <= k, so that lambda stays finite): log_lambda_P1."""
+    n_P1 = num_samples_P.clamp(min=1).unsqueeze(-1)
+    size_P1 = torch.minimum(n_P1.new_tensor(float(k)), n_P1 - 0.5)
+    is_missing_PN = log_ratios_PN.isinf()
+    lowest_P1 = log_ratios_PN.masked_fill(is_missing_PN, 0.0).amin(-1, keepdim=True)
+    highest_P1 = log_ratios_PN.masked_fill(is_missing_PN, 0.0).amax(-1, keepdim=True)
+    log_odds_P1 = size_P1.log() - (n_P1 - size_P1).log()
+    low_P1, high_P1 = log_odds_P1 - highest_P1, log_odds_P1 - lowest_P1
+    for _ in range(BISECTIONS):
+        middle_P1 = (low_P1 + high_P1) / 2
+        is_low_P1 = (log_ratios_PN + middle_P1).sigmoid().sum(-1, keepdim=True) < size_P1
+        low_P1 = torch.where(is_low_P1, middle_P1, low_P1)
+        high_P1 = torch.where(is_low_P1, high_P1, middle_P1)
+    return (low_P1 + high_P1) / 2
+
+
+def _moments(values_PN: Tensor, tilt: _Tilt) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `SubsetLaw`, by one pass from the top rank down over what the higher ranks can still add."""
+    values_NP1 = values_PN.T.unsqueeze(-1)
+    tops_below_NP1 = _decaying_sums(values_NP1 * tilt.joins_NP1 * tilt.prefixes_NPM[:-1, :, -2:-1], tilt.stays_out_NP1)
+    # [0]: P(the higher ranks bring the count from m to k); [1]: the same times the value of their top, if they have one
+    suffix_2PM = values_PN.new_zeros(2, len(values_PN), tilt.prefixes_NPM.shape[-1])
+    suffix_2PM[0, :, -1] = 1.0
+    with_N2P = values_PN.new_empty(len(values_NP1), 2, len(values_PN))
+    without_N2P = torch.empty_like(with_N2P)
+    for rank in reversed(range(len(values_NP1))):
+        before_PM = tilt.prefixes_NPM[rank]
+        without_N2P[rank] = (before_PM * suffix_2PM).sum(-1)
+        without_N2P[rank, 1] += (tops_below_NP1[rank] * suffix_2PM[0, :, -1:]).squeeze(-1)
+        suffix_2PM[1, :, -1:] = (
+            values_NP1[rank] * suffix_2PM[0, :, -1:]
+        )  # the k-th to join, with none above, is the top
+        with_N2P[rank] = (before_PM[:, :-1] * suffix_2PM[:, :, 1:]).sum(-1)
+        joined_2PM = tilt.joins_NP1[rank] * suffix_2PM[:, :, 1:]
+        suffix_2PM *= tilt.stays_out_NP1[rank]
+        suffix_2PM[:, :, :-1] += joined_2PM
+        suffix_2PM[1, :, -1] = 0.0
+    inclusion_PN, value_with_PN = (with_N2P * (tilt.joins_NP1 * tilt.scale_P1).mT).permute(1, 2, 0)
+    exclusion_PN, value_without_PN = (without_N2P * (tilt.stays_out_NP1 * tilt.scale_P1).mT).permute(1, 2, 0)
+    return tilt.log_normaliser_P, inclusion_PN, exclusion_PN, value_with_PN, value_without_PN
+
+
+def _gains(gaps_PN: Tensor, tilt: _Tilt) -> tuple[Tensor, Tensor]:
+    gaps_below_NP1 = _decaying_sums(gaps_PN.T.unsqueeze(-1) * tilt.prefixes_NPM[1:, :, -2:-1], tilt.stays_out_NP1)
+    none_above_NP1 = tilt.stays_out_NP1.flip(0).cumprod(0).flip(0) / tilt.stays_out_NP1
+    gains_NP1 = tilt.joins_NP1 * gaps_below_NP1 * none_above_NP1 * tilt.scale_P1
+    return gains_NP1.squeeze(-1).T, tilt.log_normaliser_P
+
+
+def _decaying_sums(added_NP1: Tensor, kept_NP1: Tensor) -> Tensor:
+    """x_0 = 0, x_{t+1} = kept_t x_t + added_t for t < N - 1."""
+    sums_NP1 = torch.zeros_like(added_NP1)
+    for rank in range(1, len(sums_NP1)):
+        torch.addcmul(added_NP1[rank - 1], kept_NP1[rank - 1], sums_NP1[rank - 1], out=sums_NP1[rank])
+    return sums_NP1
+
+
+def _log_binomials(num_samples_P: Tensor, k: int) -> Tensor:
+    """log C(n, k) for every group, 0 where n < k; from exact integers, so that its error is one rounding."""
+    return num_samples_P.new_tensor([_log_binomial(int(n), k) for n in num_samples_P.tolist()])
+
+
+@lru_cache(maxsize=4096)
+def _log_binomial(n: int, k: int) -> float:
+    return math.log(math.comb(n, k)) if n >= k else 0.0

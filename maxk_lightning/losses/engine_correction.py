@@ -27,8 +27,6 @@ else:
 class EngineCorrection(Protocol):
     """Weights for the tokens' losses. Users plug in their own class by class path."""
 
-    __slots__ = ()
-
     def __call__(
         self, trainer_logprobs_BT: AnyTensor, engine_logprobs_BT: AnyTensor, mask_BT: AnyTensor, /
     ) -> AnyTensor:
@@ -49,7 +47,7 @@ def masked_importance_weights(
     return torch.where((ratios_BT >= low) & (ratios_BT <= high), ratios_BT, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TruncatedWeights(EngineCorrection):
     """min(ratio, cap)."""
 
@@ -68,7 +66,7 @@ class TruncatedWeights(EngineCorrection):
         return truncated_importance_weights(*logprobs, cap=self.cap).expand(mask_BT.shape)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MaskedWeights(EngineCorrection):
     """The ratio inside [low, high], else 0."""
 

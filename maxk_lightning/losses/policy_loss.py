@@ -38,8 +38,6 @@ else:
 class PolicyLoss(Protocol):
     """Turns credits into a loss to minimise. Users plug in their own class by class path."""
 
-    __slots__ = ()
-
     @property
     def accepts_ratio_credits(self) -> bool:
         """True for losses that multiply grad log pi by the credit alone, as credits that contain the ratio need."""
@@ -61,7 +59,7 @@ def check_loss_fits(policy_loss: PolicyLoss, objective: Objective) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ScoreFunction(PolicyLoss):
     """-credit log pi: REINFORCE for on-policy credits, and the loss for credits that contain the ratio."""
 
@@ -75,7 +73,7 @@ class ScoreFunction(PolicyLoss):
         return LossTerms(loss_BT=loss_BT, is_clipped_BT=torch.zeros_like(loss_BT, dtype=torch.bool))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ClippedSurrogate(PolicyLoss):
     """PPO's surrogate with one ratio per token (arXiv:2510.23393, eq. 4; arXiv:1707.06347).
 
@@ -104,7 +102,7 @@ class ClippedSurrogate(PolicyLoss):
         return clipped_surrogate(ratios_BT, credits_B, mask_BT, self.clip_low, clip_high, self.dual_clip)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SequenceClippedSurrogate(PolicyLoss):
     """GSPO (arXiv:2507.18071): the same surrogate with the length-normalised ratio of the whole completion.
 
@@ -134,7 +132,7 @@ class SequenceClippedSurrogate(PolicyLoss):
         return clipped_surrogate(ratios_BT, credits_B, mask_BT, self.clip_low, clip_high, self.dual_clip)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CISPO(PolicyLoss):
     """-clamp(ratio) credit log pi with the ratio held constant (MiniMax-M1, arXiv:2506.13585): no token loses its
     gradient.

@@ -19,7 +19,7 @@ LOG_NORMALISER_LIMIT = 80.0
 "E is kept within e^+-80, which float32 holds; nothing near it can be trusted. `group_diagnostics` has the raw value."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExactMaxAtK(Objective):
     """The gradient of max@k at the present policy from samples of an earlier one, unbiased for any drift.
 

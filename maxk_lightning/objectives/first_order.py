@@ -29,7 +29,7 @@ from maxk_lightning.objectives.on_policy import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OffPolicyMaxAtK(Objective):
     """max@k credits with prod rho_l over a subset replaced by 1 + sum delta_l: biased at second order in the drift.
 

@@ -21,9 +21,8 @@ class Objective(Protocol):
     """Turns the rewards of each group into credits. Users plug in their own class by class path.
 
     A class need not inherit from this one, but those that do can be named without their module on the command line.
+    Dataclasses of this kind have no slots: jsonargparse reads the `vars` of an instance that stands as a default.
     """
-
-    __slots__ = ()
 
     @property
     def includes_ratio(self) -> bool:
@@ -55,11 +54,13 @@ def check_group_size(objective: Objective, num_completions: int) -> None:
     rewards_PN = torch.zeros(1, num_completions)
     rewards_PN[:, :1] = 1.0
     for stage in getattr(objective, "stages", (objective,)):
-        credits_PN = stage(rewards_PN, torch.zeros_like(rewards_PN))
         name = type(stage).__name__
+        if not isinstance(getattr(stage, "includes_ratio", None), bool):
+            raise ValueError(
+                f"`objective`: {name} must say with `includes_ratio: bool` whether its credits contain rho"
+            )
+        credits_PN = stage(rewards_PN, torch.zeros_like(rewards_PN))
         if not isinstance(credits_PN, Tensor) or credits_PN.shape != rewards_PN.shape:
             raise ValueError(f"`objective`: {name} must return one credit per sample, shape {tuple(rewards_PN.shape)}")
         if not credits_PN.isfinite().all():
-            raise ValueError(
-                f"`objective`: {name} returns credits that are not finite for `num_completions` {num_completions}"
-            )
+            raise ValueError(f"`objective`: {name} gives credits that are not finite for {num_completions} completions")

@@ -17,7 +17,7 @@ from maxk_lightning.objectives.group import SortedGroups, per_sample, sort_group
 from maxk_lightning.objectives.objective import Objective
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MaxAtK(Objective):
     """The gradient of max@k from on-policy samples (arXiv:2505.15201; arXiv:2510.23393, section 3).
 
@@ -48,7 +48,7 @@ class MaxAtK(Objective):
         return groups.unsort(BASELINES[self.baseline](groups, self.k))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PassKTraining(Objective):
     """Pass@k Training (arXiv:2508.10751): (E[max over I | i in I] - max@k) / std of max over I, over n.
 

@@ -25,7 +25,7 @@ from maxk_lightning.objectives.objective import Objective
 ALONE = "a sample without others to compare with gets no credit"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GRPO(Objective):
     """(r_i - mean r) / std r with the sample standard deviation, 0 where all rewards are equal (arXiv:2402.03300)."""
 
@@ -41,7 +41,7 @@ class GRPO(Objective):
         return per_sample(advantage(rewards_PN, is_present_PN), is_present_PN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DrGRPO(Objective):
     """r_i - mean r (arXiv:2503.20783); goes with the `constant` token normalisation.
 
@@ -57,7 +57,7 @@ class DrGRPO(Objective):
         return per_sample(deviations(rewards_PN, is_present_PN), is_present_PN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RLOO(Objective):
     """r_i minus the mean of the others (arXiv:2402.14740): unbiased for the mean reward, that is max@1."""
 
@@ -72,7 +72,7 @@ class RLOO(Objective):
         return per_sample(leave_one_out_P1 * deviations(rewards_PN, is_present_PN), is_present_PN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BonMaxMean(Objective):
     """r_i - mean r for the best samples of the group, 0 for the others (BoN-max mean, arXiv:2412.15287)."""
 
@@ -86,7 +86,7 @@ class BonMaxMean(Objective):
         return per_sample(deviations(rewards_PN, is_present_PN) * is_best_PN, is_present_PN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BonMaxSecond(Objective):
     """The gap to the largest reward strictly below for the best samples, 0 for the others (arXiv:2503.19595).
 
@@ -106,7 +106,7 @@ class BonMaxSecond(Objective):
         return per_sample((best_P1 - second_P1) * (rewards_PN == best_P1), is_present_PN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MaxRL(Objective):
     """(r_i - mean r) / mean r for binary rewards, 0 where nothing succeeds (arXiv:2602.02710).
 
@@ -132,7 +132,7 @@ class MaxRL(Objective):
         return per_sample(advantages_PN, is_present_PN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RSGRPO(Objective):
     """Risk-sensitive GRPO (arXiv:2509.24261): (e^{beta r_i} / mean_j e^{beta r_j} - 1) / beta.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from maxk_lightning.objectives.objective import Objective
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Mixture(Objective):
     """Weighted sum of the credits of several objectives: the gradient of the same sum of what they ascend."""
 
@@ -43,7 +43,7 @@ class Mixture(Objective):
         return torch.stack(parts).sum(0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Staged(Objective):
     """One objective after another, by progress through training; the training loop asks `objective_at`."""
 

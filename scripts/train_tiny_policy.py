@@ -14,7 +14,7 @@ import platform
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -221,7 +221,7 @@ def build_record(arguments: argparse.Namespace, losses: list[float], seconds: fl
     }
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line; the defaults rebuild the shipped policy."""
     parser = argparse.ArgumentParser(description="Pre-train the tiny policy", allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="Hugging Face directory to write")
@@ -231,12 +231,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="a 0.1 M-parameter model and a small corpus, for tests")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    """Build tokenizer and model, train, and write the directory with its BUILD.json."""
-    arguments = parse_arguments()
+def main(argv: Sequence[str] | None = None) -> list[float]:
+    """Build tokenizer and model, train, write the directory with its BUILD.json; returns the loss of every step."""
+    arguments = parse_arguments(argv)
     started = time.monotonic()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -250,6 +250,7 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.out, save_jinja_files=False)
     record = build_record(arguments, losses, time.monotonic() - started)
     (arguments.out / "BUILD.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return losses
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The imperfect programmer whose solutions the tiny policy is pre-trained on.
 
-Mistakes are habits, not noise: whether a phrase is misread, and as what, depends on the kind of step before it, and in a
-bad context the right reading keeps a small probability. So the policy knows every operation, yet its most likely program
-is often wrong while the right one can be sampled. The programmer never looks at the example in the statement, so vague
-phrases are read by how usual a reading is. Standard library only; pure.
+Mistakes are habits, not noise: whether a phrase is misread, and as what, depends on the kind of step before it, and in
+a bad context the right reading keeps a small probability. So the policy knows every operation, yet its most likely
+program is often wrong while the right one can be sampled. The programmer never looks at the example in the statement,
+so vague phrases are read by how usual a reading is. Standard library only; pure.
 """
 
 import random

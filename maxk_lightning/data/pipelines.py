@@ -242,7 +242,7 @@ def _joined(numbers: Iterable[int]) -> str:
 
 
 def draw_tests(rng: random.Random, steps: Sequence[Step]) -> tuple[TestCase, ...] | None:
-    """Draw tests, the first a tiny list; None when answers are empty too often or a step makes too little difference."""
+    """Draw tests, the first a tiny list; None when answers are empty too often or a step makes little difference."""
     inputs = [draw_numbers(rng, 1, 3)] + [draw_numbers(rng, 5, 12) for _ in range(NUM_TESTS - 1)]
     outputs = [run_steps(steps, numbers) for numbers in inputs]
     if outputs.count([]) > MAX_EMPTY_OUTPUTS:

@@ -1,0 +1,63 @@
+"""What is computed once per problem and shared by all programs that try it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from maxk_lightning.rewards.sandbox.protocol import Limits
+from maxk_lightning.types import Problem, TestCase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedProblem:
+    """A problem's selected tests, ready to run."""
+
+    problem: Problem
+    "As it was read."
+    inputs: tuple[bytes, ...]
+    "Standard inputs of the selected tests."
+    expected: tuple[bytes, ...]
+    "Expected outputs; they stay in this process unless a checker needs them."
+    limits: Limits
+    "Of every run."
+    digest: bytes
+    "Identifies everything that a verdict depends on beside the program."
+
+
+def prepare(problem: Problem, tests: tuple[TestCase, ...], limits: Limits) -> PreparedProblem:
+    """Encode the tests of a problem; ValueError when it has none or its function has no valid name."""
+    if not tests:
+        raise ValueError(f"problem {problem.id!r} has no tests")
+    if problem.function is not None and not problem.function.isidentifier():
+        raise ValueError(f"problem {problem.id!r}: `function` is {problem.function!r}, not a Python name")
+    inputs = tuple(encode(test.input) for test in tests)
+    expected = tuple(encode(test.output) for test in tests)
+    return PreparedProblem(
+        problem=problem,
+        inputs=inputs,
+        expected=expected,
+        limits=limits,
+        digest=_digest([*inputs, *expected], [problem.compare, problem.checker, problem.function, repr(limits)]),
+    )
+
+
+def encode(text: str) -> bytes:
+    """UTF-8; bytes that were smuggled in as lone surrogates come out as they were, other surrogates as they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _digest(contents: list[bytes], settings: list[Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for content in contents:
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.digest()
+
+
+def program_key(prepared: PreparedProblem, program: bytes) -> bytes:
+    """Identifies a program run on a problem's tests."""
+    return hashlib.sha256(prepared.digest + program).digest()

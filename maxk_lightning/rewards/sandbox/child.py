@@ -1,0 +1,202 @@
+"""What happens in the fresh fork: lock down, compile, run as `__main__`, end. Standard library only.
+
+Everything after `_lock_down` is at the mercy of the program; nothing here is trusted with a verdict. The pipe of stage
+marks is closed before the program's first instruction, so it can not pretend that the sandbox failed.
+"""
+
+import atexit
+import builtins
+import gc
+import json
+import marshal
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import CodeType, ModuleType
+from typing import Any
+
+from maxk_lightning.rewards.sandbox import lockdown
+from maxk_lightning.rewards.sandbox.protocol import MEMORY_EXIT_STATUS, Limits, Request
+from maxk_lightning.rewards.sandbox.seccomp import inner_filter
+from maxk_lightning.rewards.sandbox.syscalls import MACHINE
+
+MARK_LOCKED, MARK_NOT_COMPILED = b"L", b"C"
+"Stages a child reports: locked down; the program does not compile."
+
+MAX_FDS_SERVER = 256
+MAX_FDS_PROGRAM = 64
+MAX_THREADS = 256
+CHECKER_FDS = (3, 4, 5)
+_PID_PLACEHOLDER = 0x7EADBEEF
+_PID_BYTES = struct.pack("=I", _PID_PLACEHOLDER)
+STAR_IMPORTS = (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+    " typing"
+)
+"Modules whose names a function-call program may use without importing them, as LiveCodeBench's header allows."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """What the server prepares once for all its children."""
+
+    server_pid: int
+    "Parent of every child."
+    ruleset_fd: int | None
+    "Landlock ruleset to enter; None only when the user accepted its absence."
+    inner_template: bytes | None
+    "The inner seccomp filter for a placeholder pid; None only when the user accepted its absence."
+    marks_fd: int
+    "Write end of the pipe of stage marks."
+    max_processes: int | None
+    "RLIMIT_NPROC; None where the kernel does not count this process alone."
+    call_names: dict[str, Any]
+    "Names that function-call programs find imported."
+
+
+def inner_template() -> bytes:
+    """The inner filter with a placeholder for the child's pid."""
+    template = inner_filter(MACHINE, _PID_PLACEHOLDER)
+    assert template.count(_PID_BYTES) == 3
+    return template
+
+
+def run_child(cell: Cell, request: Request, source_fd: int, code_fd: int, run_fds: Sequence[int]) -> None:
+    """Run one program in the calling (freshly forked) process; never returns."""
+    try:
+        _lock_down(cell, request.limits, run_fds)
+        os.write(cell.marks_fd, MARK_LOCKED)
+    except (OSError, ValueError):
+        os._exit(1)  # without a mark: the sandbox failed, not the program
+    code = _load_code(cell, request, source_fd, code_fd)
+    _close_everything(request, run_fds)
+    output_bytes = request.limits.output_bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
+    gc.enable()
+    if request.mode == "call":
+        status = _exit_status_of(lambda: _call(cell, code, request.function))
+    else:
+        main = _fresh_main()
+        status = _exit_status_of(lambda: exec(code, main.__dict__))
+    _finish(status, _has_finalisers(code))
+
+
+def _lock_down(cell: Cell, limits: Limits, run_fds: Sequence[int]) -> None:
+    lockdown.prctl(lockdown.PR_SET_PDEATHSIG, lockdown.SIGKILL)
+    if os.getppid() != cell.server_pid:
+        os._exit(1)
+    os.dup2(run_fds[0], 0)
+    os.dup2(run_fds[1], 1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # ends a flood at once; Python ignores it
+    cpu_seconds = int(limits.cpu_s) + 2  # a backstop: the server reads the clock in finer steps
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FDS_PROGRAM, MAX_FDS_PROGRAM))
+    if cell.max_processes is not None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (cell.max_processes, cell.max_processes))
+    if cell.ruleset_fd is not None:
+        lockdown.landlock_restrict(cell.ruleset_fd)
+    if cell.inner_template is not None:
+        pid = struct.pack("=I", os.getpid())
+        lockdown.SeccompFilter(cell.inner_template.replace(_PID_BYTES, pid)).install()
+
+
+def _load_code(cell: Cell, request: Request, source_fd: int, code_fd: int) -> CodeType:
+    """Compile the program, or take what an earlier run of it compiled; what does not compile ends here."""
+    try:
+        compiled = _read_all(code_fd)
+        if compiled:
+            return marshal.loads(compiled)  # type: ignore[no-any-return]
+        code = compile(_read_all(source_fd), "main.py", "exec", dont_inherit=True)
+    except BaseException:  # noqa: BLE001 - the parser meets hostile text: any failure is the program's
+        os.write(cell.marks_fd, MARK_NOT_COMPILED)
+        os._exit(1)
+    if request.num_runs > 1:
+        os.pwrite(code_fd, marshal.dumps(code), 0)
+    return code
+
+
+def _read_all(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def _close_everything(request: Request, run_fds: Sequence[int]) -> None:
+    """Leave descriptors 0 to 2, and a checker its three files."""
+    if request.mode == "checker":
+        files = (run_fds[0], run_fds[2], run_fds[3])
+        for fd, target in zip(files, CHECKER_FDS, strict=True):
+            os.dup2(fd, target, inheritable=False)
+        sys.argv = ["checker.py", *(f"/proc/self/fd/{fd}" for fd in CHECKER_FDS)]
+        os.closerange(CHECKER_FDS[-1] + 1, MAX_FDS_SERVER)
+    else:
+        os.closerange(3, MAX_FDS_SERVER)
+
+
+def _fresh_main() -> ModuleType:
+    main = ModuleType("__main__")
+    main.__dict__.update(__file__="main.py", __builtins__=builtins)
+    sys.modules["__main__"] = main
+    return main
+
+
+def _call(cell: Cell, code: CodeType, function: str) -> None:
+    """Call a function or a method of `Solution` with the JSON arguments of standard input; print the JSON result."""
+    dumps = json.dumps
+    arguments = [json.loads(line) for line in sys.stdin.read().split("\n") if line.strip()]
+    result_fd = os.dup(1)
+    os.dup2(2, 1)  # what the program prints is not its answer
+    module = ModuleType("solution")
+    module.__dict__.update(cell.call_names)
+    sys.modules["solution"] = module
+    exec(code, module.__dict__)
+    solution = getattr(module, "Solution", None)
+    owner = solution() if hasattr(solution, function) and solution is not None else module
+    answer = dumps(getattr(owner, function)(*arguments)).encode()
+    while answer:
+        answer = answer[os.write(result_fd, answer) :]
+
+
+def _exit_status_of(run: Callable[[], None]) -> int:
+    try:
+        run()
+    except SystemExit as end:
+        return _status_of_system_exit(end.code)
+    except MemoryError:
+        return MEMORY_EXIT_STATUS
+    except BaseException:  # noqa: BLE001 - whatever an untrusted program raises is its failure
+        return 1
+    return 0
+
+
+def _status_of_system_exit(code: object) -> int:
+    if code is None:
+        return 0
+    return code & 0xFF if isinstance(code, int) else 1
+
+
+def _finish(status: int, has_finalisers: bool) -> None:
+    """End as the interpreter would (threads, exit handlers, finalisers, flushed output), without its clean-up."""
+    try:
+        threading = sys.modules.get("threading")
+        if threading is not None:
+            threading._shutdown()
+        atexit._run_exitfuncs()
+        if has_finalisers:
+            sys.modules["__main__"].__dict__.clear()
+        sys.stdout.flush()
+    except MemoryError:
+        status = status or MEMORY_EXIT_STATUS
+    except BaseException:  # noqa: BLE001 - handlers and replaced streams are the program's
+        status = status or 120  # what the interpreter returns when it can not flush
+    os._exit(status)
+
+
+def _has_finalisers(code: CodeType) -> bool:
+    """Whether any class body in the program defines `__del__`."""
+    if "__del__" in code.co_names:
+        return True
+    return any(_has_finalisers(const) for const in code.co_consts if isinstance(const, CodeType))

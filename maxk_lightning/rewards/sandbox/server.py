@@ -1,0 +1,286 @@
+"""The fork server: waits for requests and runs every test in a fresh, locked-down fork of itself.
+
+It runs alone in a new interpreter (`python -I -S`), holds no program text, inputs or answers, and ends when its control
+socket or its owner does. Standard library only; its start time is paid once per worker.
+"""
+
+import builtins
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from maxk_lightning.rewards.sandbox import child, lockdown
+from maxk_lightning.rewards.sandbox.protocol import LIMIT_HITS, MAX_REQUEST_BYTES, Outcome, Request, pack_reply
+from maxk_lightning.rewards.sandbox.seccomp import outer_filter
+from maxk_lightning.rewards.sandbox.syscalls import MACHINE
+
+PRELOAD = (
+    "array bisect cmath collections copy datetime decimal fractions functools heapq io itertools json math operator random"
+    " re statistics string struct time typing"
+)
+"Modules that programs often import, in memory after the fork; not `threading`: its fork hook is dear."
+STACK_BYTES = 256 << 20
+"Main-thread stack for deep recursion; must be in force before the interpreter starts."
+THREAD_STACK_BYTES = 8 << 20
+TICK_S = 0.05
+"How often a running program's clocks and threads are looked at."
+MAX_FDS_PER_MESSAGE = 253
+READY = b"ready"
+WARM_UP = "import sys\ndef f(a, b=1):\n    return [x * b for x in a if x]\nprint(f'{f([1, 2])}', end='')\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What the pool tells a server at its start."""
+
+    readable: tuple[str, ...]
+    "Paths programs may read below."
+    extra_path: tuple[str, ...]
+    "Appended to `sys.path` of the programs."
+    unprivileged_uid: int
+    "User to become when started as root, where that user can read the interpreter."
+    is_alone_in_user: bool
+    "Whether no other process counts against this user's process limit (a user namespace, or an unused uid)."
+    needs_landlock: bool
+    "Refuse to start without landlock."
+    needs_seccomp: bool
+    "Refuse to start without seccomp."
+
+
+def main() -> None:
+    """Start from the command line: control descriptor, owner's pidfd, configuration as JSON."""
+    _ensure_stack()
+    control_fd, owner_fd = int(sys.argv[1]), int(sys.argv[2])
+    config = ServerConfig(**json.loads(sys.argv[3]))
+    for fd in child.CHECKER_FDS:  # programs' descriptors never land here
+        os.dup2(0, fd) if fd not in (control_fd, owner_fd) else None
+    control = socket.socket(fileno=control_fd)
+    server = Server(control, owner_fd, config)
+    control.send(READY)
+    server.serve()
+
+
+def _ensure_stack() -> None:
+    """Restart once under the large stack limit: the kernel lays out memory for it only at exec."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    if soft == resource.RLIM_INFINITY or soft < wanted:
+        resource.setrlimit(resource.RLIMIT_STACK, (wanted, wanted))
+        os.execv(sys.executable, sys.orig_argv)
+
+
+class Server:
+    """One worker: serves requests one after the other."""
+
+    def __init__(self, control: socket.socket, owner_fd: int, config: ServerConfig) -> None:
+        self._control = control
+        self._poll = select.poll()
+        self._poll.register(control.fileno(), 0)  # hang-up only
+        self._poll.register(owner_fd, select.POLLIN)
+        self._owner_events = {control.fileno(), owner_fd}
+        self._marks_read, marks_write = os.pipe()
+        os.set_blocking(self._marks_read, False)
+        call_names = _preload()
+        sys.path.extend(config.extra_path)
+        is_alone = _leave_root(config.unprivileged_uid) or config.is_alone_in_user
+        self._cell = child.Cell(
+            server_pid=os.getpid(),
+            ruleset_fd=lockdown.landlock_ruleset(config.readable) if config.needs_landlock else None,
+            inner_template=child.inner_template() if config.needs_seccomp else None,
+            marks_fd=marks_write,
+            max_processes=child.MAX_THREADS if is_alone and os.getuid() != 0 else None,
+            call_names=call_names,
+        )
+        _limit_server()
+        lockdown.prctl(lockdown.PR_SET_NO_NEW_PRIVS, 1)
+        if config.needs_seccomp:
+            lockdown.SeccompFilter(outer_filter(MACHINE)).install()
+        _forget_ourselves()
+
+    def serve(self) -> NoReturn:
+        """Answer requests until the owner is gone."""
+        while True:
+            message, fds, _, _ = socket.recv_fds(self._control, MAX_REQUEST_BYTES, MAX_FDS_PER_MESSAGE)
+            if not message:
+                os._exit(0)
+            request = Request.unpack(message)
+            outcomes = self._run_all(request, fds)
+            for fd in fds:
+                os.close(fd)
+            try:
+                self._control.send(pack_reply(request.id, outcomes))
+            except OSError:
+                os._exit(0)
+
+    def _run_all(self, request: Request, fds: list[int]) -> list[Outcome]:
+        """Run the program once per pair of descriptors, unless an earlier run decides for the later ones."""
+        source_fd, code_fd = fds[:2]
+        step = request.num_fds_per_run
+        outcomes: list[Outcome] = []
+        num_limit_hits, last_limit = 0, LIMIT_HITS[0]
+        for start in range(2, 2 + step * request.num_runs, step):
+            if request.max_limit_hits and num_limit_hits >= request.max_limit_hits:
+                outcomes.append(Outcome(kind=last_limit))
+                continue
+            outcome, compiles = self._run_one(request, source_fd, code_fd, fds[start : start + step])
+            outcomes.append(outcome)
+            if not compiles:
+                return [outcome] * request.num_runs
+            if outcome.kind in LIMIT_HITS:
+                num_limit_hits, last_limit = num_limit_hits + 1, outcome.kind
+        return outcomes
+
+    def _run_one(self, request: Request, source_fd: int, code_fd: int, fds: list[int]) -> tuple[Outcome, bool]:
+        start = time.monotonic()
+        try:
+            pid = os.fork()
+        except OSError:
+            return Outcome(kind="internal"), True
+        if pid == 0:
+            child.run_child(self._cell, request, source_fd, code_fd, fds)
+        killed = self._supervise(pid, start, request)
+        _, wait_status, usage = os.wait4(pid, 0)
+        marks = self._read_marks()
+        cpu_s = usage.ru_utime + usage.ru_stime
+        outcome = Outcome(
+            kind=killed or _kind_of(wait_status, marks, cpu_s, usage.ru_maxrss << 10, request),
+            status=os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else os.WEXITSTATUS(wait_status),
+            cpu_s=cpu_s,
+            wall_s=time.monotonic() - start,
+            max_rss_bytes=usage.ru_maxrss << 10,
+        )
+        return outcome, child.MARK_NOT_COMPILED not in marks
+
+    def _supervise(self, pid: int, start: float, request: Request) -> Any:
+        """Wait for the child's end; kill it at a limit and say which, or end with it when the owner is gone."""
+        limits = request.limits
+        cpu_clock = (~pid << 3) | 2  # the kernel's CPUCLOCK_SCHED of a process
+        pidfd = os.pidfd_open(pid)
+        self._poll.register(pidfd, select.POLLIN)
+        try:
+            while True:
+                events = self._poll.poll(TICK_S * 1000)
+                if events:
+                    if any(fd in self._owner_events for fd, _ in events):
+                        os.kill(pid, signal.SIGKILL)
+                        os._exit(0)
+                    return None
+                limit = _limit_hit(pid, cpu_clock, start, limits.cpu_s, limits.wall_s)
+                if limit:
+                    os.kill(pid, signal.SIGKILL)
+                    return limit
+        finally:
+            self._poll.unregister(pidfd)
+            os.close(pidfd)
+
+    def _read_marks(self) -> bytes:
+        try:
+            return os.read(self._marks_read, 16)
+        except BlockingIOError:
+            return b""
+
+
+def _limit_hit(pid: int, cpu_clock: int, start: float, cpu_limit_s: float, wall_limit_s: float) -> str | None:
+    if time.clock_gettime(cpu_clock) > cpu_limit_s:
+        return "cpu_limit"
+    if time.monotonic() - start > wall_limit_s:
+        return "wall_limit"
+    return "signalled" if _num_threads(pid) > child.MAX_THREADS else None
+
+
+def _num_threads(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return int(stat.read().rpartition(b")")[2].split()[17])
+    except (OSError, IndexError, ValueError):
+        return 0  # hidden or already gone: RLIMIT_AS still bounds the threads
+
+
+def _kind_of(wait_status: int, marks: bytes, cpu_s: float, max_rss_bytes: int, request: Request) -> Any:
+    """Classify an end that the server did not cause."""
+    if child.MARK_LOCKED not in marks:
+        return "internal"
+    if cpu_s > request.limits.cpu_s:
+        return "cpu_limit"
+    if not os.WIFSIGNALED(wait_status):
+        return "exited"
+    name = os.WTERMSIG(wait_status)
+    if name == signal.SIGXFSZ:
+        return "output_limit"
+    # A program can not send itself SIGKILL: the kernel did, short of memory, or a person.
+    if name == signal.SIGKILL and max_rss_bytes < request.limits.memory_bytes // 2:
+        return "internal"
+    return "signalled"
+
+
+def _preload() -> dict[str, Any]:
+    """Import what programs often need, warm the compiler, and collect the names of function-call programs."""
+    for name in PRELOAD.split():
+        importlib.import_module(name)
+    quitter = importlib.import_module("_sitebuiltins").Quitter  # what `site` would do, which -S leaves out
+    builtins.quit, builtins.exit = quitter("quit", "Ctrl-D"), quitter("exit", "Ctrl-D")
+    compile(WARM_UP, "main.py", "exec")
+    names: dict[str, Any] = {}
+    for name in child.STAR_IMPORTS.split():
+        module = importlib.import_module(name)
+        public = getattr(module, "__all__", None) or [key for key in vars(module) if not key.startswith("_")]
+        names.update({key: getattr(module, key) for key in public}, **{name: module})
+    return {**names, "datetime": sys.modules["datetime"].datetime}
+
+
+def _leave_root(uid: int) -> bool:
+    """Drop every capability; become an unused user if that user can read the interpreter. Returns whether it did."""
+    if os.geteuid() != 0:
+        return False
+    can_switch = _can_read_interpreter_as(uid)
+    if can_switch:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        lockdown.prctl(lockdown.PR_SET_DUMPABLE, 1)  # checkers open /proc/self/fd
+    else:
+        lockdown.drop_all_capabilities()
+    return can_switch
+
+
+def _can_read_interpreter_as(uid: int) -> bool:
+    try:
+        os.setegid(uid)
+        os.seteuid(uid)
+        try:
+            with open(os.__file__, "rb"):
+                return True
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+    except OSError:
+        return False
+
+
+def _limit_server() -> None:
+    """Limits that server and programs share."""
+    for name in ("RLIMIT_CORE", "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE"):
+        lockdown.set_hard_limit(getattr(resource, name), 0)
+    lockdown.set_hard_limit(resource.RLIMIT_NOFILE, child.MAX_FDS_SERVER)
+    lockdown.set_default_thread_stack(THREAD_STACK_BYTES)
+    os.chdir("/")
+    os.umask(0o077)
+
+
+def _forget_ourselves() -> None:
+    """Hide the server from the programs' view and make what it holds cheap to fork."""
+    sys.argv = ["main.py"]
+    for name in [name for name in sys.modules if name.split(".")[0] == "maxk_lightning"]:
+        del sys.modules[name]
+    gc.collect()
+    gc.disable()
+    gc.freeze()

@@ -1,0 +1,150 @@
+"""Start one fork server in a new interpreter and talk to it. Never forks the calling process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from maxk_lightning.rewards.sandbox.protocol import MAX_REPLY_BYTES, Outcome, Request, unpack_reply
+from maxk_lightning.rewards.sandbox.server import READY, ServerConfig
+
+Backend = Literal["bwrap", "plain"]
+
+PACKAGE = Path(__file__).resolve().parents[2]
+BOOTSTRAP = """
+import sys, types
+package = sys.argv.pop()
+for name in ("maxk_lightning", "maxk_lightning.rewards"):
+    module = types.ModuleType(name)
+    module.__path__ = [package + name.removeprefix("maxk_lightning").replace(".", "/")]
+    sys.modules[name] = module
+from maxk_lightning.rewards.sandbox.server import main
+main()
+"""
+"Imports the server alone: empty stand-ins keep the packages above it from being executed."
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/",
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+SYSTEM_PATHS = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo", "/etc/localtime")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+FIRST_UNUSED_UID, NUM_UNUSED_UIDS = 61184, 4336
+"systemd's range for dynamic users: no account lives there."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """How workers are started."""
+
+    backend: Backend
+    "`bwrap` puts the same server into its own namespaces."
+    has_site_packages: bool = False
+    "Whether programs may import (and read) this interpreter's installed packages, such as numpy."
+    needs_landlock: bool = True
+    "Refuse to run without landlock."
+    needs_seccomp: bool = True
+    "Refuse to run without seccomp."
+
+
+class WorkerLostError(Exception):
+    """The worker's process or its socket is gone."""
+
+
+class Worker:
+    """One running fork server."""
+
+    def __init__(self, settings: WorkerSettings, index: int) -> None:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.setblocking(False)
+        self.is_ready = False
+        self.started_at = time.monotonic()
+        owner_fd = os.pidfd_open(os.getpid())
+        self._errors_fd = os.memfd_create("worker-errors")
+        try:
+            self.process = subprocess.Popen(
+                _command(settings, index, theirs.fileno(), owner_fd),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors_fd,
+                env=ENVIRONMENT,
+                cwd="/",
+                pass_fds=(theirs.fileno(), owner_fd),
+                start_new_session=True,  # Ctrl-C is the owner's business
+            )
+        except OSError:
+            self.socket.close()
+            os.close(self._errors_fd)
+            raise
+        finally:
+            theirs.close()
+            os.close(owner_fd)
+
+    def send(self, request: Request, fds: Sequence[int]) -> None:
+        """Ask for runs; WorkerLostError when nobody listens."""
+        try:
+            socket.send_fds(self.socket, [request.pack()], fds)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise WorkerLostError(self.error_text()) from error
+
+    def receive(self) -> tuple[int, list[Outcome]] | None:
+        """One reply, or None for a sign of life or a false alarm; WorkerLostError at the end of the stream."""
+        try:
+            message = self.socket.recv(MAX_REPLY_BYTES)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError as error:
+            raise WorkerLostError(self.error_text()) from error
+        if not message:
+            raise WorkerLostError(self.error_text())
+        if message == READY:
+            self.is_ready = True
+            return None
+        return unpack_reply(message)
+
+    def error_text(self) -> str:
+        """The last line that the server wrote before it was ready or died."""
+        lines = os.pread(self._errors_fd, 1 << 16, 0).decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else f"worker process {self.process.pid} is gone"
+
+    def stop(self) -> None:
+        """End the server and everything it runs; wait until the processes are gone."""
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+        os.close(self._errors_fd)
+
+
+def _command(settings: WorkerSettings, index: int, control_fd: int, owner_fd: int) -> list[str]:
+    uid = FIRST_UNUSED_UID + (os.getpid() * 31 + index) % NUM_UNUSED_UIDS
+    site_packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")) if settings.has_site_packages else ()
+    extra_path = tuple(dict.fromkeys(site_packages))
+    config = ServerConfig(
+        readable=(*interpreter_paths(), *DEVICES, *extra_path),
+        extra_path=extra_path,
+        unprivileged_uid=uid,
+        is_alone_in_user=settings.backend == "bwrap",
+        needs_landlock=settings.needs_landlock,
+        needs_seccomp=settings.needs_seccomp,
+    )
+    python = [sys.executable, "-s", "-P", "-S", "-X", "utf8", "-W", "ignore", "-c", BOOTSTRAP]
+    return [*python, str(control_fd), str(owner_fd), json.dumps(asdict(config)), str(PACKAGE)]
+
+
+def interpreter_paths() -> tuple[str, ...]:
+    """Where the standard library and the shared libraries of this interpreter lie."""
+    own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_config_var("LIBDIR"))
+    stdlib = os.path.dirname(os.__file__)
+    candidates = (stdlib, *(path for path in own if path and "python" in os.path.basename(path)), *SYSTEM_PATHS)
+    return tuple(dict.fromkeys(os.path.realpath(path) for path in candidates if os.path.exists(path)))

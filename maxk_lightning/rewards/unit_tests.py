@@ -1,0 +1,221 @@
+"""The reward of code problems: the fraction of unit tests that the completion's program passes."""
+
+import collections
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Literal
+
+from maxk_lightning.rewards.comparison import same_output
+from maxk_lightning.rewards.extraction import extract_code
+from maxk_lightning.rewards.preparation import PreparedProblem, encode, prepare, program_key
+from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
+from maxk_lightning.rewards.sandbox.worker import WorkerSettings
+from maxk_lightning.rewards.verdicts import failure_of, reward_of
+from maxk_lightning.types import Problem, Score, Verdict
+
+MIN_MEMORY_MB = 64
+NUM_PREPARED = 1024
+Verdicts = tuple[Verdict, ...]
+
+
+class UnitTestReward:
+    """Runs each completion's program on the problem's tests in the sandbox; reward = fraction of selected tests passed.
+
+    Identical programs of a group run once and results are cached by (program, tests). A completion without a fenced
+    program gets 0 and the verdict `no_code`; one that the sandbox itself failed on gets no reward (None). Thread-safe.
+    Workers start at the first use and end with this process, however it ends.
+
+    Args:
+        backend: `bwrap` (namespaces on top), `plain`, or `auto`: the stronger one that works here.
+        num_workers: parallel programs; None: the cores of this process divided by the ranks on this machine.
+        max_tests: use only the first so many tests of each problem; None: all.
+        is_binary: reward 1.0 only when every selected test passes, else 0.0.
+        time_limit_s: CPU seconds per test where the problem gives none.
+        time_limit_factor: multiplies every time limit, as interpreted programs need on limits set for compiled ones.
+        wall_factor: wall-clock limit in multiples of the CPU limit, a backstop for programs that sleep.
+        memory_limit_mb: address space in MiB where the problem gives none; threads with big stacks need 1024.
+        output_limit_bytes: a program that prints more is stopped.
+        max_time_limits: after so many time (or output) limits a program fails its other tests without running them.
+        allow_unclosed: accept a last code fence that the end of the completion cut off.
+        allow_site_packages: let programs import this interpreter's installed packages, such as numpy.
+        allow_unsafe: run even where isolation can not be had. Programs then act with your rights.
+        cache_size: results kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: Literal["auto", "bwrap", "plain"] = "auto",
+        num_workers: int | None = None,
+        max_tests: int | None = None,
+        is_binary: bool = False,
+        time_limit_s: float = 4.0,
+        time_limit_factor: float = 1.0,
+        wall_factor: float = 10.0,
+        memory_limit_mb: int = 1024,
+        output_limit_bytes: int = 8 << 20,
+        max_time_limits: int = 2,
+        allow_unclosed: bool = False,
+        allow_site_packages: bool = False,
+        allow_unsafe: bool = False,
+        cache_size: int = 200_000,
+    ) -> None:
+        if backend not in ("auto", "bwrap", "plain"):
+            raise ValueError(f"backend is {backend!r}, must be auto, bwrap or plain")
+        for name, count in (("num_workers", num_workers), ("max_tests", max_tests)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} is {count}, must be at least 1 (or null)")
+        for name, factor in (("time_limit_s", time_limit_s), ("time_limit_factor", time_limit_factor)):
+            if not 0.0 < factor < float("inf"):
+                raise ValueError(f"{name} is {factor}, must be a positive number")
+        if not wall_factor >= 1.0:
+            raise ValueError(f"wall_factor is {wall_factor}, must be at least 1")
+        if memory_limit_mb < MIN_MEMORY_MB:
+            raise ValueError(f"memory_limit_mb is {memory_limit_mb}, the interpreter itself needs {MIN_MEMORY_MB}")
+        if output_limit_bytes < 1:
+            raise ValueError(f"output_limit_bytes is {output_limit_bytes}, must be at least 1")
+        if max_time_limits < 0:
+            raise ValueError(f"max_time_limits is {max_time_limits}, must be at least 0 (0: run every test)")
+        if cache_size < 0:
+            raise ValueError(f"cache_size is {cache_size}, must be at least 0")
+        self.backend = backend
+        self.num_workers = num_workers
+        self.max_tests = max_tests
+        self.is_binary = is_binary
+        self.time_limit_s = time_limit_s
+        self.time_limit_factor = time_limit_factor
+        self.wall_factor = wall_factor
+        self.memory_limit_mb = memory_limit_mb
+        self.output_limit_bytes = output_limit_bytes
+        self.max_time_limits = max_time_limits
+        self.allow_unclosed = allow_unclosed
+        self.allow_site_packages = allow_site_packages
+        self.allow_unsafe = allow_unsafe
+        self.cache_size = cache_size
+        self._lock = threading.RLock()
+        self._pool: SandboxPool | None = None
+        self._prepared: collections.OrderedDict[int, PreparedProblem] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[bytes, Verdicts] = collections.OrderedDict()
+        self._running: dict[bytes, Future[Verdicts]] = {}
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Score]]:
+        """Score the completions of each problem; see `Reward`."""
+        if len(problems) != len(completions):
+            raise ValueError(f"{len(problems)} problems but {len(completions)} groups of completions")
+        futures = [
+            [self.submit(problem, completion) for completion in group]
+            for problem, group in zip(problems, completions, strict=True)
+        ]
+        return [[future.result() for future in group] for group in futures]
+
+    def submit(self, problem: Problem, completion: str) -> "Future[Score]":
+        """Start scoring one completion, as it arrives from the engine; returns at once."""
+        prepared = self._prepare(problem)
+        code = extract_code(completion, allow_unclosed=self.allow_unclosed)
+        scored: Future[Score] = Future()
+        if code is None:
+            verdict: Verdict = "no_code"
+            scored.set_result(Score(reward=0.0, verdicts=(verdict,) * len(prepared.inputs)))
+            return scored
+        self._verdicts_of(prepared, encode(code)).add_done_callback(lambda judged: self._score(judged, scored))
+        return scored
+
+    def close(self) -> None:
+        """Stop the workers. Idempotent; a later use starts them again."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def __enter__(self) -> "UnitTestReward":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _score(self, judged: "Future[Verdicts]", scored: "Future[Score]") -> None:
+        error = judged.exception()
+        if error is not None:
+            scored.set_exception(error)
+            return
+        verdicts = judged.result()
+        scored.set_result(Score(reward=reward_of(verdicts, is_binary=self.is_binary), verdicts=verdicts))
+
+    def _prepare(self, problem: Problem) -> PreparedProblem:
+        with self._lock:
+            prepared = self._prepared.get(id(problem))
+            if prepared is None:
+                prepared = prepare(problem, problem.tests[: self.max_tests], self._limits(problem))
+                self._prepared[id(problem)] = prepared  # holds the problem, so its id stays taken
+                while len(self._prepared) > NUM_PREPARED:
+                    self._prepared.popitem(last=False)
+            return prepared
+
+    def _limits(self, problem: Problem) -> Limits:
+        cpu_s = (problem.time_limit_s or self.time_limit_s) * self.time_limit_factor
+        memory_mb = max(MIN_MEMORY_MB, problem.memory_limit_mb or self.memory_limit_mb)
+        return Limits(
+            cpu_s=cpu_s,
+            wall_s=cpu_s * self.wall_factor,
+            memory_bytes=memory_mb << 20,
+            output_bytes=self.output_limit_bytes,
+        )
+
+    def _verdicts_of(self, prepared: PreparedProblem, program: bytes) -> "Future[Verdicts]":
+        """Take the verdicts from the cache, from the same program under way, or from a new run."""
+        key = program_key(prepared, program)
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                known: Future[Verdicts] = Future()
+                known.set_result(self._cache[key])
+                return known
+            running = self._running.get(key)
+            if running is None:
+                running = self._running[key] = self._run(prepared, program)
+                running.add_done_callback(lambda judged: self._remember(key, judged))
+            return running
+
+    def _remember(self, key: bytes, judged: "Future[Verdicts]") -> None:
+        with self._lock:
+            self._running.pop(key, None)
+            if judged.exception() is None and "infra_error" not in judged.result():
+                self._cache[key] = judged.result()
+                while len(self._cache) > self.cache_size:
+                    self._cache.popitem(last=False)
+
+    def _run(self, prepared: PreparedProblem, program: bytes) -> "Future[Verdicts]":
+        compare = prepared.problem.compare
+
+        def judge(index: int, outcome: Outcome, output: bytes) -> Verdict:
+            failure = failure_of(outcome, len(output), prepared.limits.output_bytes)
+            if failure is not None:
+                return failure
+            return "passed" if same_output(output, prepared.expected[index], compare) else "wrong_answer"
+
+        job = Job(
+            source=program,
+            runs=[RunFiles(stdin=stdin) for stdin in prepared.inputs],
+            judge=judge,
+            limits=prepared.limits,
+            max_limit_hits=self.max_time_limits,
+        )
+        return self._started_pool().submit(job)
+
+    def _started_pool(self) -> SandboxPool:
+        if self._pool is None:
+            settings = WorkerSettings(backend="plain", has_site_packages=self.allow_site_packages)
+            self._pool = SandboxPool(settings, self.num_workers or default_num_workers())
+        return self._pool
+
+
+def default_num_workers() -> int:
+    """Cores of this process divided by the ranks that share them."""
+    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    return max(1, len(os.sched_getaffinity(0)) // num_local_ranks)

@@ -1,0 +1,33 @@
+"""From how a run ended and what it printed to a verdict."""
+
+import signal
+
+from maxk_lightning.rewards.sandbox.protocol import MEMORY_EXIT_STATUS, Outcome
+from maxk_lightning.types import Verdict
+
+
+def failure_of(outcome: Outcome, num_output_bytes: int, max_output_bytes: int) -> Verdict | None:
+    """The verdict of a run that did not end well, or None when its output decides."""
+    if outcome.kind == "internal":
+        return "infra_error"
+    if outcome.kind in ("cpu_limit", "wall_limit"):
+        return "time_limit"
+    if outcome.kind == "output_limit" or num_output_bytes > max_output_bytes:
+        return "output_limit"
+    if outcome.kind == "signalled":
+        return "memory_limit" if outcome.status == signal.SIGKILL else "runtime_error"
+    if outcome.status == MEMORY_EXIT_STATUS:
+        return "memory_limit"
+    return "runtime_error" if outcome.status else None
+
+
+def reward_of(verdicts: tuple[Verdict, ...], *, is_binary: bool) -> float | None:
+    """Fraction of all selected tests passed, or 1.0 only for all of them; None when the sandbox failed.
+
+    >>> reward_of(("passed", "wrong_answer"), is_binary=False)
+    0.5
+    """
+    if "infra_error" in verdicts:
+        return None
+    fraction = verdicts.count("passed") / len(verdicts)
+    return float(fraction == 1.0) if is_binary else fraction

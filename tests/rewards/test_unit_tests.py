@@ -1,0 +1,88 @@
+"""The reward end to end, on programs whose verdict is plain."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from maxk_lightning.rewards import UnitTestReward
+from maxk_lightning.types import Problem, Score, TestCase
+
+SQUARES = Problem(
+    id="squares",
+    prompt="Print the square of n.",
+    tests=tuple(TestCase(input=f"{n}\n", output=f"{n * n}\n") for n in range(4)),
+    time_limit_s=0.5,
+)
+
+
+def fenced(code: str) -> str:
+    return f"Here it is:\n```python\n{code}\n```\n"
+
+
+@pytest.fixture(scope="module")
+def reward() -> Iterator[UnitTestReward]:
+    with UnitTestReward(backend="plain", num_workers=2) as reward:
+        yield reward
+
+
+def test_fraction_of_tests(reward: UnitTestReward) -> None:
+    programs = {
+        "print(int(input()) ** 2)": 1.0,
+        "print(int(input()))": 0.5,
+        "print(4)": 0.25,
+        "print(int(input()) ** 2); raise ValueError": 0.0,
+        "def f(:": 0.0,
+        "": 0.0,
+    }
+    [scores] = reward.score([SQUARES], [[fenced(code) for code in programs]])
+    assert [score.reward for score in scores] == list(programs.values())
+    assert scores[1].verdicts == ("passed", "passed", "wrong_answer", "wrong_answer")
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"),
+    [
+        ("while True: pass", "time_limit"),
+        ("import time; time.sleep(60)", "time_limit"),
+        ("x = bytearray(4 << 30)", "memory_limit"),
+        ("while True: print('x' * 100000)", "output_limit"),
+        ("import os; os.fork()", "runtime_error"),
+        ("import os; os.kill(os.getpid(), 9)", "runtime_error"),
+        ("raise SystemExit(86)", "memory_limit"),
+    ],
+)
+def test_limits(reward: UnitTestReward, code: str, verdict: str) -> None:
+    [[score]] = reward.score([SQUARES], [[fenced(code)]])
+    assert score == Score(reward=0.0, verdicts=(verdict,) * 4)  # type: ignore[arg-type]
+
+
+def test_no_code_is_zero_and_never_runs_prose(reward: UnitTestReward) -> None:
+    [[score]] = reward.score([SQUARES], [["print(int(input()) ** 2)"]])
+    assert score == Score(reward=0.0, verdicts=("no_code",) * 4)
+
+
+def test_binary_and_max_tests() -> None:
+    with UnitTestReward(backend="plain", num_workers=1, is_binary=True, max_tests=2) as reward:
+        codes = ["print(int(input()))", "print(0)"]
+        [scores] = reward.score([SQUARES], [[fenced(code) for code in codes]])
+    assert [score.reward for score in scores] == [1.0, 0.0]
+    assert len(scores[0].verdicts) == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"backend": "docker"},
+        {"num_workers": 0},
+        {"max_tests": 0},
+        {"time_limit_s": 0.0},
+        {"time_limit_factor": float("nan")},
+        {"memory_limit_mb": 1},
+        {"output_limit_bytes": 0},
+        {"wall_factor": 0.5},
+        {"cache_size": -1},
+    ],
+)
+def test_bad_arguments_name_the_key(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        UnitTestReward(**bad)  # type: ignore[arg-type]

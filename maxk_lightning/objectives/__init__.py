@@ -4,7 +4,8 @@ from maxk_lightning.objectives.diagnostics import GroupDiagnostics, group_diagno
 from maxk_lightning.objectives.exact import ExactMaxAtK
 from maxk_lightning.objectives.first_order import OffPolicyMaxAtK
 from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
-from maxk_lightning.objectives.objective import Objective, check_group_size
+from maxk_lightning.objectives.group_size import check_group_size
+from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
 from maxk_lightning.objectives.schedule import Mixture, Staged, objective_at

@@ -23,13 +23,12 @@ LOG_NORMALISER_LIMIT = 80.0
 class ExactMaxAtK(Objective):
     """The gradient of max@k at the present policy from samples of an earlier one, unbiased for any drift.
 
-    Over k-subsets with P(I) proportional to prod_{l in I} rho_l, pi_i = P(i in I) and E = e_k(rho) / C(n, k), the
-    credits are
+    With P(I) proportional to prod_{l in I} rho_l over k-subsets, pi_i = P(i in I), E = e_k(rho) / C(n, k), credits are
         none: E pi_i E[max | i in I].
         loo1: E pi_i E[max - max without i | i in I]; needs k >= 2; never negative.
         centred: E pi_i A_i with A_i = E[max | i in I] - E[max | i not in I]; needs k < n; 0 for equal rewards.
-    A_i does not depend on rho_i, so the ratio is counted once. Groups that lost samples until fewer than k are left (k
-    + 1 with `centred` or `self_normalise`) get credits of 0.
+    A_i does not depend on rho_i, so the ratio is counted once. Groups that lost samples until fewer than k are left
+    (k + 1 with `centred` or `self_normalise`) get credits of 0.
     """
 
     includes_ratio: ClassVar[bool] = True

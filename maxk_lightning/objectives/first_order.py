@@ -40,9 +40,8 @@ class OffPolicyMaxAtK(Objective):
     Baselines:
         none: the estimate itself.
         loo1: for every subset, the maximum without the sample itself; needs k >= 2. Carries the ratio, as it should.
-        mean: minus the group mean, needs k < n. For a constant reward c this leaves c k (1 - k/n) grad KL(pi_old || pi)
-        in
-            expectation (to first order): a force away from the behaviour policy.
+        mean: minus the group mean, needs k < n. For a constant reward c its expectation is c k (1 - k/n) times
+            grad KL(pi_old || pi), a force away from the behaviour policy where there should be none.
         zscore: the same over the standard deviation and n (our reading of the paper's tables); needs k < n.
     Groups that lost samples until fewer than k are left (k + 1 with `mean` and `zscore`) get credits of 0.
     """

@@ -5,7 +5,6 @@ Shapes: P prompts, N completions per prompt.
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
 
 # jsonargparse 4.53 takes a Protocol whose `__call__` returns a class for a *factory* of that class, and would refuse
@@ -40,27 +39,3 @@ class Objective(Protocol):
         published advantage of a method whose loss averages over the n samples is divided by n here.
         """
         ...
-
-
-def check_group_size(objective: Objective, num_completions: int) -> None:
-    """Refuse an objective that has no use for groups of this size, before anything expensive runs.
-
-    Tries the objective, and every stage of a `Staged` one, on a group with a single success, so that a user's class
-    needs no method of its own for this.
-
-    Raises:
-        ValueError: what the objective raises, or what is wrong with its answer.
-    """
-    rewards_PN = torch.zeros(1, num_completions)
-    rewards_PN[:, :1] = 1.0
-    for stage in getattr(objective, "stages", (objective,)):
-        name = type(stage).__name__
-        if not isinstance(getattr(stage, "includes_ratio", None), bool):
-            raise ValueError(
-                f"`objective`: {name} must say with `includes_ratio: bool` whether its credits contain rho"
-            )
-        credits_PN = stage(rewards_PN, torch.zeros_like(rewards_PN))
-        if not isinstance(credits_PN, Tensor) or credits_PN.shape != rewards_PN.shape:
-            raise ValueError(f"`objective`: {name} must return one credit per sample, shape {tuple(rewards_PN.shape)}")
-        if not credits_PN.isfinite().all():
-            raise ValueError(f"`objective`: {name} gives credits that are not finite for {num_completions} completions")

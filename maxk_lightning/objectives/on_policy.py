@@ -24,8 +24,8 @@ class MaxAtK(Objective):
     Baselines (all but `zscore` keep the estimate unbiased):
         centred: (k/n) (E[max over I | i in I] - E[max over I | i not in I]), needs k < n; sums to 0 over the group.
         loo1: for every subset, the maximum without the sample itself; needs k >= 2; never negative.
-        zscore: the plain credit, z-scored in the group and over n (the paper's "BoN mean"); direction only; needs k <
-        n. none: the average over subsets of max, where the sample is in.
+        zscore: the plain credit, z-scored in the group, over n (the paper's "BoN mean"); direction only; needs k < n.
+        none: the average over subsets of max, where the sample is in.
     A group that lost samples until fewer than k are left (k + 1 with `centred` and `zscore`) gets credits of 0.
     """
 

@@ -1,6 +1,6 @@
 """Advantages relative to the group. Shapes: P prompts, N completions per prompt.
 
-None of these targets max@k for a chosen k without bias (RLOO does for k = 1). Published advantages are divided by n,
+None of these takes a k; RLOO is the one without bias, for max@1. Published advantages are divided by n,
 the number of samples in the group, which is what their losses do (see `Objective`). All need groups of two samples or
 more; a group that lost samples until one is left gets credits of 0.
 """
@@ -67,7 +67,7 @@ class RLOO(Objective):
         """Credits; see `Objective`."""
         require_group_size(rewards_PN.shape[1], 2, "RLOO", ALONE)
         rewards_PN, is_present_PN = present_rewards(rewards_PN)
-        n_P1 = is_present_PN.sum(-1, keepdim=True)
+        n_P1 = is_present_PN.sum(-1, keepdim=True, dtype=torch.float64)
         leave_one_out_P1 = n_P1 / (n_P1 - 1).clamp(min=1)
         return per_sample(leave_one_out_P1 * deviations(rewards_PN, is_present_PN), is_present_PN)
 
@@ -91,7 +91,7 @@ class BonMaxSecond(Objective):
     """The gap to the largest reward strictly below for the best samples, 0 for the others (arXiv:2503.19595).
 
     Follows arXiv:2510.23393 in what "second" means. Tang et al. count ties: there a tied best sample gets 0. In a group
-    of equal rewards there is no second: credits are 0.
+    of equal rewards there is no second: credits are 0. Without ties this is `MaxAtK(k=n, baseline="loo1")` over n.
     """
 
     includes_ratio: ClassVar[bool] = False
@@ -110,9 +110,8 @@ class BonMaxSecond(Objective):
 class MaxRL(Objective):
     """(r_i - mean r) / mean r for binary rewards, 0 where nothing succeeds (arXiv:2602.02710).
 
-    Unbiased for the gradient of sum_{k=1}^{n-1} pass@k / k, which is log p cut after n - 1 terms. It has no meaning for
-    fractions, which are refused. (With failures of all samples also pushed down the sum would reach n; the authors,
-    like this class, give such groups 0.)
+    Unbiased for the gradient of sum_{k=1}^{n-1} pass@k / k, the series of log p cut after n - 1 terms. It has no
+    meaning for fractions, which are refused.
     """
 
     includes_ratio: ClassVar[bool] = False

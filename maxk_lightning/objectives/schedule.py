@@ -67,11 +67,6 @@ class Staged(Objective):
         """See `Objective`."""
         return self.objectives[0].includes_ratio
 
-    @property
-    def stages(self) -> tuple[Objective, ...]:
-        """The objectives in order; `check_group_size` tries them all."""
-        return tuple(self.objectives)
-
     def at(self, progress: float) -> Objective:
         """The objective in force at this progress through training, 0 (start) to 1 (end).
 

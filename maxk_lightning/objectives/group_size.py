@@ -1,0 +1,31 @@
+"""Will an objective work with groups of this size? Asked before anything expensive runs."""
+
+import torch
+from torch import Tensor
+
+from maxk_lightning.objectives.objective import Objective
+from maxk_lightning.objectives.schedule import Staged
+
+
+def check_group_size(objective: Objective, num_completions: int) -> None:
+    """Refuse an objective that has no use for groups of this size, before anything expensive runs.
+
+    Tries the objective, or every stage of a `Staged` one, on a group with a single success, so that a user's class
+    needs no method of its own for this.
+
+    Raises:
+        ValueError: what the objective raises, or what is wrong with its answer.
+    """
+    rewards_PN = torch.zeros(1, num_completions)
+    rewards_PN[:, :1] = 1.0
+    for stage in objective.objectives if isinstance(objective, Staged) else [objective]:
+        name = type(stage).__name__
+        if not isinstance(getattr(stage, "includes_ratio", None), bool):
+            raise ValueError(
+                f"`objective`: {name} must say with `includes_ratio: bool` whether its credits contain rho"
+            )
+        credits_PN = stage(rewards_PN, torch.zeros_like(rewards_PN))
+        if not isinstance(credits_PN, Tensor) or credits_PN.shape != rewards_PN.shape:
+            raise ValueError(f"`objective`: {name} must return one credit per sample, shape {tuple(rewards_PN.shape)}")
+        if not credits_PN.isfinite().all():
+            raise ValueError(f"`objective`: {name} gives credits that are not finite for {num_completions} completions")

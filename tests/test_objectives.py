@@ -1,0 +1,336 @@
+"""Every objective against its definition: brute force over all subsets, or the published formula sample by sample."""
+
+from itertools import combinations
+from math import comb, exp, nan, prod
+from statistics import fmean, pstdev, stdev
+
+import pytest
+import torch
+
+from maxk_lightning.estimators import max_at_k
+from maxk_lightning.objectives import (
+    GRPO,
+    RLOO,
+    RSGRPO,
+    BonMaxMean,
+    BonMaxSecond,
+    DrGRPO,
+    ExactMaxAtK,
+    MaxAtK,
+    MaxRL,
+    Objective,
+    OffPolicyMaxAtK,
+    PassKTraining,
+    group_diagnostics,
+)
+
+# ties, negative rewards, unsorted; ratios on both sides of 1
+GROUPS = [
+    ([0.2, -1.5], [0.5, 2.0]),
+    ([0.4, 0.4, 0.4, 0.4], [0.5, 2.0, 1.0, 1.5]),
+    ([1.0, 0.0, 1.0, 0.0, 0.0], [0.2, 5.0, 1.0, 0.7, 3.0]),
+    ([-3.0, 2.0, -0.5, 0.25, 3.0, 2.0], [1.3, 0.6, 1.0, 0.8, 1.7, 1.1]),
+    ([0.5, 0.0, 0.5, 1.0, 0.25, 0.25, 0.0, 0.75, -0.1], [1.05, 0.98, 1.0, 0.9, 1.2, 0.85, 1.1, 0.97, 4.0]),
+]
+GROUPS_AND_KS = [(rewards, ratios, k) for rewards, ratios in GROUPS for k in range(1, len(rewards) + 1)]
+EXACT = {"rtol": 1e-10, "atol": 1e-10}  # float64 against float64 sums over at most 126 subsets
+
+
+def credits_of(objective: Objective, rewards: list[float], ratios: list[float] | None = None) -> torch.Tensor:
+    rewards_PN = torch.tensor([rewards], dtype=torch.float64)
+    log_ratios_PN = (
+        torch.zeros_like(rewards_PN) if ratios is None else torch.tensor([ratios], dtype=torch.float64).log()
+    )
+    credits_PN = objective(rewards_PN, log_ratios_PN)
+    assert credits_PN.dtype == torch.float64
+    assert not credits_PN.requires_grad
+    return credits_PN[0]
+
+
+def assert_credits(actual_N: torch.Tensor, expected: list[float]) -> None:
+    torch.testing.assert_close(actual_N, torch.tensor(expected, dtype=torch.float64), **EXACT)
+
+
+def weighted_subsets(rewards: list[float], ratios: list[float], k: int) -> list[tuple[tuple[int, ...], float, float]]:
+    """(members, product of ratios, maximum) of every k-subset."""
+    return [
+        (subset, prod(ratios[i] for i in subset), max(rewards[i] for i in subset))
+        for subset in combinations(range(len(rewards)), k)
+    ]
+
+
+def brute_plain(rewards: list[float], ratios: list[float], k: int) -> list[float]:
+    subsets = weighted_subsets(rewards, ratios, k)
+    return [sum(w * best for members, w, best in subsets if i in members) / len(subsets) for i in range(len(rewards))]
+
+
+def brute_loo1(rewards: list[float], ratios: list[float], k: int) -> list[float]:
+    subsets = weighted_subsets(rewards, ratios, k)
+    return [
+        sum(w * (best - max(rewards[j] for j in members if j != i)) for members, w, best in subsets if i in members)
+        / len(subsets)
+        for i in range(len(rewards))
+    ]
+
+
+def brute_centred(rewards: list[float], ratios: list[float], k: int) -> list[float]:
+    """E pi_i (E[max | i in I] - E[max | i not in I])."""
+    subsets = weighted_subsets(rewards, ratios, k)
+    credits = []
+    for i in range(len(rewards)):
+        weight_in = sum(w for members, w, _ in subsets if i in members)
+        value_in = sum(w * best for members, w, best in subsets if i in members)
+        weight_out = sum(w for members, w, _ in subsets if i not in members)
+        value_out = sum(w * best for members, w, best in subsets if i not in members)
+        credits.append(weight_in / len(subsets) * (value_in / weight_in - value_out / weight_out))
+    return credits
+
+
+def brute_first_order(rewards: list[float], deltas: list[float], k: int, baseline: str) -> list[float]:
+    n = len(rewards)
+    credits = []
+    for i in range(n):
+        total = 0.0
+        for subset in combinations(range(n), k):
+            if i in subset:
+                others = max((rewards[j] for j in subset if j != i), default=0.0) if baseline == "loo1" else 0.0
+                total += (1 + sum(deltas[j] for j in subset)) * (max(rewards[j] for j in subset) - others)
+        credits.append(total / comb(n, k))
+    return credits
+
+
+@pytest.mark.parametrize(("rewards", "ratios", "k"), GROUPS_AND_KS)
+def test_on_policy_credits_are_the_sums_over_subsets(rewards: list[float], ratios: list[float], k: int) -> None:
+    ones = [1.0] * len(rewards)
+    assert_credits(credits_of(MaxAtK(k, "none"), rewards, ratios), brute_plain(rewards, ones, k))
+    if k > 1:
+        assert_credits(credits_of(MaxAtK(k, "loo1"), rewards, ratios), brute_loo1(rewards, ones, k))
+    if k < len(rewards):
+        assert_credits(credits_of(MaxAtK(k), rewards, ratios), brute_centred(rewards, ones, k))
+
+
+@pytest.mark.parametrize(("rewards", "ratios", "k"), GROUPS_AND_KS)
+def test_exact_credits_are_the_weighted_sums_over_subsets(rewards: list[float], ratios: list[float], k: int) -> None:
+    normaliser = sum(w for _, w, _ in weighted_subsets(rewards, ratios, k)) / comb(len(rewards), k)
+    for baseline, brute in (("none", brute_plain), ("loo1", brute_loo1), ("centred", brute_centred)):
+        if (baseline == "loo1" and k == 1) or (baseline == "centred" and k == len(rewards)):
+            continue
+        expected = brute(rewards, ratios, k)
+        assert_credits(credits_of(ExactMaxAtK(k, baseline), rewards, ratios), expected)  # type: ignore[arg-type]
+        if k < len(rewards):
+            self_normalised = ExactMaxAtK(k, baseline, self_normalise=True)  # type: ignore[arg-type]
+            assert_credits(credits_of(self_normalised, rewards, ratios), [c / normaliser for c in expected])
+
+
+@pytest.mark.parametrize(("rewards", "ratios", "k"), GROUPS_AND_KS)
+@pytest.mark.parametrize("clamp", [None, 0.2])
+def test_first_order_credits_are_the_truncated_sums_over_subsets(
+    rewards: list[float], ratios: list[float], k: int, clamp: float | None
+) -> None:
+    bound = clamp or 1e9
+    deltas = [min(max(rho - 1, -bound), bound) for rho in ratios]
+    plain = brute_first_order(rewards, deltas, k, "none")
+    assert_credits(credits_of(OffPolicyMaxAtK(k, clamp=clamp), rewards, ratios), plain)
+    if k > 1:
+        loo1 = brute_first_order(rewards, deltas, k, "loo1")
+        assert_credits(credits_of(OffPolicyMaxAtK(k, "loo1", clamp), rewards, ratios), loo1)
+    if k < len(rewards):
+        centred = [c - fmean(plain) for c in plain]
+        assert_credits(credits_of(OffPolicyMaxAtK(k, "mean", clamp), rewards, ratios), centred)
+        z_scores = [c / stdev(plain) / len(plain) for c in centred]
+        assert_credits(credits_of(OffPolicyMaxAtK(k, "zscore", clamp), rewards, ratios), z_scores)
+
+
+@pytest.mark.parametrize(("rewards", "ratios", "k"), GROUPS_AND_KS)
+def test_ratios_of_one_give_the_on_policy_form(rewards: list[float], ratios: list[float], k: int) -> None:
+    pairs = [(ExactMaxAtK(k, "none"), MaxAtK(k, "none")), (OffPolicyMaxAtK(k), MaxAtK(k, "none"))]
+    if k > 1:
+        pairs += [(ExactMaxAtK(k, "loo1"), MaxAtK(k, "loo1")), (OffPolicyMaxAtK(k, "loo1"), MaxAtK(k, "loo1"))]
+    if k < len(rewards):
+        pairs += [(ExactMaxAtK(k), MaxAtK(k)), (ExactMaxAtK(k, self_normalise=True), MaxAtK(k))]
+        pairs += [(OffPolicyMaxAtK(k, "zscore"), MaxAtK(k, "zscore"))]
+    for off_policy, on_policy in pairs:
+        torch.testing.assert_close(credits_of(off_policy, rewards), credits_of(on_policy, rewards), **EXACT)
+
+
+@pytest.mark.parametrize(("rewards", "ratios", "k"), GROUPS_AND_KS)
+def test_z_scored_and_pass_k_training_rescale_the_centred_credits(
+    rewards: list[float], ratios: list[float], k: int
+) -> None:
+    n = len(rewards)
+    if k == n:
+        return
+    plain = brute_plain(rewards, [1.0] * n, k)
+    spread = stdev(plain) if stdev(plain) > 1e-12 else 1.0
+    assert_credits(credits_of(MaxAtK(k, "zscore"), rewards), [(c - fmean(plain)) / spread / n for c in plain])
+    maxima = [max(subset) for subset in combinations(rewards, k)]
+    spread = pstdev(maxima) or 1.0
+    advantages = [(c * n / k - fmean(maxima)) / spread for c in plain]  # c n / k is the mean of max where i is in
+    assert_credits(credits_of(PassKTraining(k), rewards), [a / n for a in advantages])
+
+
+@pytest.mark.parametrize("rewards", [rewards for rewards, _ in GROUPS])
+def test_relative_advantages_are_their_published_formulas_over_n(rewards: list[float]) -> None:
+    n, mean, best = len(rewards), fmean(rewards), max(rewards)
+    spread = stdev(rewards) if len(set(rewards)) > 1 else 1.0
+    second = max((r for r in rewards if r < best), default=best)
+    risk = [exp(2.0 * r) for r in rewards]
+    published: list[tuple[Objective, list[float]]] = [
+        (GRPO(), [(r - mean) / spread for r in rewards]),
+        (GRPO(scale_by_std=False), [r - mean for r in rewards]),
+        (DrGRPO(), [r - mean for r in rewards]),
+        (RLOO(), [r - fmean(rewards[:i] + rewards[i + 1 :]) for i, r in enumerate(rewards)]),
+        (BonMaxMean(), [r - mean if r == best else 0.0 for r in rewards]),
+        (BonMaxSecond(), [r - second if r == best else 0.0 for r in rewards]),
+        (RSGRPO(beta=2.0), [(e / fmean(risk) - 1) / 2.0 for e in risk]),
+    ]
+    for objective, advantages in published:
+        assert_credits(credits_of(objective, rewards), [a / n for a in advantages])
+
+
+def test_max_rl_is_its_published_formula_over_n() -> None:
+    assert_credits(credits_of(MaxRL(), [1.0, 0.0, 0.0, 1.0, 0.0]), [a / 5 for a in (1.5, -1.0, -1.0, 1.5, -1.0)])
+    assert_credits(credits_of(MaxRL(), [0.0, 0.0]), [0.0, 0.0])
+    assert_credits(credits_of(MaxRL(), [1.0, 1.0]), [0.0, 0.0])
+
+
+def test_bon_max_second_is_loo1_at_k_n_over_n_without_ties() -> None:
+    rewards = [0.3, -1.0, 0.9, 0.5]
+    torch.testing.assert_close(credits_of(BonMaxSecond(), rewards), credits_of(MaxAtK(4, "loo1"), rewards) / 4)
+
+
+def test_max_at_1_with_the_centred_baseline_is_rloo() -> None:
+    rewards = [0.3, -1.0, 0.9, 0.5]
+    torch.testing.assert_close(credits_of(MaxAtK(1), rewards), credits_of(RLOO(), rewards), **EXACT)
+    assert_credits(credits_of(MaxAtK(1, "none"), rewards), [r / 4 for r in rewards])
+
+
+def test_plain_credits_sum_to_k_times_the_estimate() -> None:
+    rewards_PN = torch.tensor([[0.5, 0.0, 0.5, 1.0, 0.25]])
+    for k in range(1, 6):
+        total_P = MaxAtK(k, "none")(rewards_PN, torch.zeros_like(rewards_PN)).sum(-1)
+        torch.testing.assert_close(total_P, k * max_at_k(rewards_PN, [k])[:, 0])
+
+
+def test_ratio_clip_is_the_exact_form_at_clipped_ratios() -> None:
+    rewards, ratios = [0.1, 0.9, 0.4, 0.4], [9.0, 0.01, 1.2, 1.0]
+    clipped = credits_of(ExactMaxAtK(2, ratio_clip=2.0), rewards, ratios)
+    torch.testing.assert_close(clipped, credits_of(ExactMaxAtK(2), rewards, [2.0, 0.5, 1.2, 1.0]), **EXACT)
+
+
+EVERY_OBJECTIVE: list[Objective] = [
+    GRPO(),
+    DrGRPO(),
+    RLOO(),
+    BonMaxMean(),
+    BonMaxSecond(),
+    MaxRL(),
+    RSGRPO(),
+    PassKTraining(2),
+    *(MaxAtK(2, baseline) for baseline in ("centred", "loo1", "zscore", "none")),
+    *(OffPolicyMaxAtK(2, baseline) for baseline in ("none", "loo1", "mean", "zscore")),
+    *(ExactMaxAtK(2, baseline) for baseline in ("centred", "loo1", "none")),
+    ExactMaxAtK(2, self_normalise=True, ratio_clip=3.0),
+]
+
+
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE, ids=repr)
+def test_missing_samples_get_zero_and_leave_the_others_as_in_a_smaller_group(objective: Objective) -> None:
+    rewards_PN = torch.tensor([[nan, 1.0, 0.0, nan, 0.0, 1.0], [1.0, nan, nan, 1.0, 0.0, 0.0]])
+    log_ratios_PN = torch.tensor([[nan, 0.3, -0.2, 9.0, 0.0, 0.1], [0.4, nan, 1.0, -0.5, 0.2, 0.0]])
+    credits_PN = objective(rewards_PN, log_ratios_PN)
+    is_present_PN = ~rewards_PN.isnan()
+    assert (credits_PN[~is_present_PN] == 0).all()
+    smaller_PN = objective(rewards_PN[is_present_PN].view(2, 4), log_ratios_PN[is_present_PN].view(2, 4))
+    torch.testing.assert_close(credits_PN[is_present_PN].view(2, 4), smaller_PN, **EXACT)
+
+
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE, ids=repr)
+def test_groups_that_lost_too_many_samples_get_zeros_beside_whole_ones(objective: Objective) -> None:
+    rewards_PN = torch.tensor([[nan, nan, nan, nan], [nan, nan, 1.0, nan], [1.0, 0.0, 1.0, 0.0]])
+    credits_PN = objective(rewards_PN, torch.full_like(rewards_PN, 0.1))
+    assert (credits_PN[:2] == 0).all()
+    assert credits_PN[2].isfinite().all()
+    assert credits_PN[2].any()
+
+
+@pytest.mark.parametrize("objective", [MaxAtK(2), MaxAtK(2, "zscore"), ExactMaxAtK(2), PassKTraining(2)], ids=repr)
+def test_a_group_that_shrank_to_k_gets_zeros_where_a_baseline_needs_more(objective: Objective) -> None:
+    rewards_PN = torch.tensor([[1.0, 0.0, nan]])
+    assert (objective(rewards_PN, torch.tensor([[0.5, -0.5, 0.0]])) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [o for o in EVERY_OBJECTIVE if not isinstance(o, OffPolicyMaxAtK | MaxRL) and getattr(o, "baseline", "") != "none"]
+    + [OffPolicyMaxAtK(2, "loo1")],
+    ids=repr,
+)
+def test_equal_rewards_teach_nothing_whatever_the_ratios(objective: Objective) -> None:
+    rewards_PN = torch.tensor([[0.1, 0.1, 0.1, 0.1, 0.1]], dtype=torch.float64)  # 0.1 * 5 / 5 rounds
+    assert (objective(rewards_PN, torch.tensor([[0.5, -0.5, 0.0, 1.0, 2.0]])) == 0).all()
+
+
+def test_one_sample_and_k_one() -> None:
+    one = torch.tensor([[0.7]], dtype=torch.float64)
+    ratio = torch.tensor([[2.0]], dtype=torch.float64)
+    assert MaxAtK(1, "none")(one, ratio.log()).item() == pytest.approx(0.7)
+    assert ExactMaxAtK(1, "none")(one, ratio.log()).item() == pytest.approx(1.4)
+    assert OffPolicyMaxAtK(1)(one, ratio.log()).item() == pytest.approx(1.4)
+
+
+def test_half_precision_input_is_computed_in_float64() -> None:
+    rewards_PN = torch.tensor([[0.5, 0.25, 1.0]])
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        credits_PN = ExactMaxAtK(2)(rewards_PN.to(dtype), torch.zeros(1, 3, dtype=dtype))
+        torch.testing.assert_close(credits_PN, ExactMaxAtK(2)(rewards_PN.double(), torch.zeros(1, 3).double()))
+
+
+def test_diagnostics_are_their_definitions() -> None:
+    rewards, ratios = GROUPS[-1]
+    rewards_PN = torch.tensor([[*rewards, nan], [nan] * 9 + [1.0]], dtype=torch.float64)
+    log_ratios_PN = torch.tensor([[*ratios, 1.0], [1.0] * 10], dtype=torch.float64).log()
+    diagnostics = group_diagnostics(rewards_PN, log_ratios_PN, k=3)
+    weights = torch.tensor([w for _, w, _ in weighted_subsets(rewards, ratios, 3)], dtype=torch.float64)
+    effective = weights.sum() ** 2 / weights.square().sum()
+    torch.testing.assert_close(diagnostics.log_normaliser_P[0], weights.mean().log(), **EXACT)
+    torch.testing.assert_close(diagnostics.effective_fraction_P[0], effective / len(weights), **EXACT)
+    torch.testing.assert_close(diagnostics.log_effective_subsets_P[0], effective.log(), **EXACT)
+    torch.testing.assert_close(diagnostics.log_ratio_std_P[0], log_ratios_PN[0, :9].std(correction=0), **EXACT)
+    assert diagnostics.is_too_small_P.tolist() == [False, True]
+    assert diagnostics.log_normaliser_P[1].isnan()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MaxAtK(0), "`k` is 0"),
+        (lambda: PassKTraining(-1), "`k` is -1"),
+        (lambda: MaxAtK(1, "loo1"), "use RLOO"),
+        (lambda: ExactMaxAtK(1, "loo1"), "`baseline` is loo1 with `k` 1"),
+        (lambda: OffPolicyMaxAtK(1, "loo1"), "`baseline` is loo1"),
+        (lambda: OffPolicyMaxAtK(2, clamp=0.0), "`clamp` is 0.0"),
+        (lambda: ExactMaxAtK(2, ratio_clip=1.0), "`ratio_clip` is 1.0"),
+        (lambda: RSGRPO(beta=0.0), "`beta` is 0.0"),
+        (lambda: RSGRPO(beta=float("nan")), "`beta` is nan"),
+        (lambda: credits_of(MaxAtK(5), [0.0, 1.0]), "`objective.k` is 5, but `num_completions` is 2"),
+        (lambda: credits_of(ExactMaxAtK(3, "none"), [0.0, 1.0]), "`objective.k` is 3"),
+        (lambda: credits_of(OffPolicyMaxAtK(3), [0.0, 1.0]), "`objective.k` is 3"),
+        (lambda: credits_of(MaxAtK(2), [0.0, 1.0]), "`objective.k` and `num_completions` are both 2"),
+        (lambda: credits_of(MaxAtK(2, "zscore"), [0.0, 1.0]), "are both 2: baseline `zscore`"),
+        (lambda: credits_of(PassKTraining(2), [0.0, 1.0]), "are both 2: Pass@k Training"),
+        (lambda: credits_of(OffPolicyMaxAtK(2, "mean"), [0.0, 1.0]), "are both 2: baseline `mean`"),
+        (lambda: credits_of(OffPolicyMaxAtK(2, "zscore"), [0.0, 1.0]), "are both 2: baseline `zscore`"),
+        (lambda: credits_of(ExactMaxAtK(2), [0.0, 1.0]), "are both 2: baseline `centred`"),
+        (lambda: credits_of(ExactMaxAtK(2, "loo1", self_normalise=True), [0.0, 1.0]), "`self_normalise`"),
+        (lambda: credits_of(GRPO(), [0.5]), "`num_completions` of at least 2, not 1"),
+        (lambda: credits_of(RLOO(), [0.5]), "`num_completions` of at least 2, not 1"),
+        (lambda: credits_of(MaxRL(), [0.5, 1.0]), "MaxRL is defined for binary rewards only"),
+        (lambda: credits_of(GRPO(), [0.5, float("inf")]), "finite"),
+        (lambda: credits_of(ExactMaxAtK(1), [0.5, 1.0], [nan, 1.0]), "log-ratio of a sample that has a reward is NaN"),
+        (lambda: credits_of(ExactMaxAtK(1), [0.5, 1.0], [1.0]), "log-ratios have shape"),
+    ],
+)
+def test_degenerate_choices_are_refused_by_name(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        make()

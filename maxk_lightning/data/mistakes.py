@@ -12,8 +12,8 @@ from functools import cache
 
 from maxk_lightning.data.pipelines import OPERATIONS, Phrase, Pipeline, Step
 
-HABITS_SEED = "habits"
-BAD_CONTEXT_SHARE = 0.3  # of (previous family, phrase) pairs
+HABITS_SEED = "h2"
+BAD_CONTEXT_SHARE = 0.25  # of (previous family, phrase) pairs
 BAD_CONTEXT_RIGHT = (0.05, 0.15)  # range of the probability of the right step in a bad context
 GOOD_CONTEXT_RIGHT = 0.97
 USUAL_READING_SHARE = 0.85  # of vague phrases in a good context

@@ -25,6 +25,7 @@ VAGUE_SHARE = 0.25  # of all steps are told by a vague phrase
 RARE_READING_SHARE = 0.2  # of the vague steps mean the less usual reading
 MAX_EMPTY_OUTPUTS = 2  # of NUM_TESTS: an empty answer is easily right by accident
 MIN_TESTS_PER_STEP = 4  # leaving a step out must fail at least so many tests, so no step is idle
+MIN_TESTS_PER_READING = 2  # so many tests must fail under another reading of a vague phrase
 PARAMETERS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 SMALL_PARAMETERS = (1, 2, 3)
 
@@ -217,6 +218,11 @@ def other_readings(pipeline: Pipeline) -> list[tuple[Step, ...]]:
     return readings
 
 
+def without_one_step(steps: Sequence[Step]) -> list[tuple[Step, ...]]:
+    """The steps with each left out in turn."""
+    return [(*steps[:index], *steps[index + 1 :]) for index in range(len(steps))]
+
+
 def draw_numbers(rng: random.Random, min_length: int, max_length: int) -> list[int]:
     """Draw an input list; values are small, so that bounds are hit exactly now and then."""
     return [rng.randint(-9, 15) for _ in range(rng.randint(min_length, max_length))]
@@ -241,17 +247,20 @@ def _joined(numbers: Iterable[int]) -> str:
     return " ".join(map(str, numbers))
 
 
-def draw_tests(rng: random.Random, steps: Sequence[Step]) -> tuple[TestCase, ...] | None:
-    """Draw tests, the first a tiny list; None when answers are empty too often or a step makes little difference."""
+def draw_tests(rng: random.Random, pipeline: Pipeline) -> tuple[TestCase, ...] | None:
+    """Draw tests, the first a tiny list; None when answers are empty too often or a wrong program passes too many."""
     inputs = [draw_numbers(rng, 1, 3)] + [draw_numbers(rng, 5, 12) for _ in range(NUM_TESTS - 1)]
-    outputs = [run_steps(steps, numbers) for numbers in inputs]
+    outputs = [run_steps(pipeline.steps, numbers) for numbers in inputs]
     if outputs.count([]) > MAX_EMPTY_OUTPUTS:
         return None
-    for index in range(len(steps)):
-        without = (*steps[:index], *steps[index + 1 :])
-        num_failed = sum(run_steps(without, x) != y for x, y in zip(inputs, outputs, strict=True))
-        if num_failed < MIN_TESTS_PER_STEP:
-            return None
+
+    def num_failed(steps: Sequence[Step]) -> int:
+        return sum(run_steps(steps, x) != y for x, y in zip(inputs, outputs, strict=True))
+
+    if any(num_failed(steps) < MIN_TESTS_PER_STEP for steps in without_one_step(pipeline.steps)):
+        return None
+    if any(num_failed(steps) < MIN_TESTS_PER_READING for steps in other_readings(pipeline)):
+        return None
     return tuple(
         TestCase(input=_joined(numbers) + "\n", output=_joined(answer) + "\n")
         for numbers, answer in zip(inputs, outputs, strict=True)
@@ -285,7 +294,7 @@ def make_splits(seed: int = SEED) -> dict[str, list[tuple[Problem, Pipeline]]]:
 def _draw_problem(rng: random.Random, problem_id: str, depth: int, seen: set[object]) -> tuple[Problem, Pipeline]:
     while True:
         pipeline = draw_pipeline(rng, depth)
-        tests = draw_tests(rng, pipeline.steps)
+        tests = draw_tests(rng, pipeline)
         statement = statement_of(rng, pipeline)
         if tests is None or statement is None:
             continue

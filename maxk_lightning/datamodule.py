@@ -20,7 +20,7 @@ EvalStage = Literal["validate", "test", "predict"]
 
 
 class RolloutBuffer(Dataset[Rollout]):
-    """The current rollout, served in slices of whole groups: once in order, or for several PPO iterations, each shuffled.
+    """The current rollout in slices of whole groups: once in order, or for several PPO iterations, each shuffled.
 
     Its length is known before it is filled, so that a DataLoader can be built on it once.
     """
@@ -30,17 +30,23 @@ class RolloutBuffer(Dataset[Rollout]):
         self.num_slices = -(-num_groups // groups_per_slice)
         self.groups_per_slice = groups_per_slice
         self.num_iterations = num_iterations
-        self._rollout: Rollout | None = None
+        self._current: Rollout | None = None
         self._orders: list[list[int]] = []
 
     def fill(self, rollout: Rollout, seed: int | None = None) -> None:
         """Replace the rollout; with a seed each PPO iteration visits its groups in an order of its own."""
-        self._rollout = rollout
+        self._current = rollout
         order = list(range(len(rollout.groups)))
         self._orders = [
             order if seed is None else _shuffled(order, derive_seed(seed, "iteration", iteration))
             for iteration in range(self.num_iterations)
         ]
+
+    @property
+    def rollout(self) -> Rollout:
+        """The whole current rollout."""
+        assert self._current is not None, "the rollout callback has not filled this buffer"
+        return self._current
 
     def __len__(self) -> int:
         """Slices in all PPO iterations."""
@@ -48,10 +54,9 @@ class RolloutBuffer(Dataset[Rollout]):
 
     def __getitem__(self, index: int) -> Rollout:
         """Slice `index % num_slices` of PPO iteration `index // num_slices`."""
-        assert self._rollout is not None, "the rollout callback has not filled this buffer"
         iteration, start = index // self.num_slices, index % self.num_slices * self.groups_per_slice
         order = self._orders[iteration][start : start + self.groups_per_slice]
-        return replace(self._rollout, groups=[self._rollout.groups[position] for position in order])
+        return replace(self.rollout, groups=[self.rollout.groups[position] for position in order])
 
 
 class PromptDataModule(LightningDataModule):
@@ -83,7 +88,8 @@ class PromptDataModule(LightningDataModule):
             template: Text around the statement.
             policy: Whose tokenizer renders prompts; training fills in `model.policy`.
             prompts_per_rollout: Prompts of a rollout, over all ranks.
-            prompts_per_step: Prompts of an optimizer step, over all ranks; None: the whole rollout. Must divide the rollout.
+            prompts_per_step: Prompts of an optimizer step, over all ranks; None: the whole rollout. Must divide the
+                rollout.
             num_ppo_iterations: Passes over each rollout (the paper: 3 off-policy, 1 on-policy).
             max_prompt_tokens: Longer prompts are left out, and counted in the log (the paper: 512).
             seed: Of all orders and samples; training fills in `seed_everything`.
@@ -163,6 +169,10 @@ class PromptDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Rollout]:
         """Slices of the rollout to predict."""
         return self._loader("predict")
+
+    def transfer_batch_to_device(self, batch: Rollout, device: torch.device, dataloader_idx: int) -> Rollout:
+        """Leave rollouts on the host: `training_step` moves one micro-batch at a time."""
+        return batch
 
     @property
     def _rank(self) -> int:

@@ -90,9 +90,8 @@ def collect(
     ]
     for group in groups:
         if len(group.scores) != len(group.completions):
-            raise ValueError(
-                f"the reward gave {len(group.scores)} scores for {len(group.completions)} completions of {group.problem.id}"
-            )
+            counts = f"{len(group.scores)} scores for {len(group.completions)} completions"
+            raise ValueError(f"the reward gave {counts} of problem {group.problem.id}")
     return Rollout(groups=groups, sampling=sampling, generate_s=generated - started, score_s=scored - generated)
 
 

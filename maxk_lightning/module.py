@@ -3,7 +3,7 @@
 Legend: P prompts, N completions per prompt, B = P*N rows, T completion tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,14 +11,21 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from maxk_lightning import losses
 from maxk_lightning.experience import Batch, Group, Rollout, to_batch
-from maxk_lightning.losses import ClippedSurrogate, PolicyLoss, ScoreFunction
+from maxk_lightning.losses import (
+    BatchCounts,
+    ClippedSurrogate,
+    Normalisation,
+    PolicyLoss,
+    ScoreFunction,
+    check_loss_fits,
+    kl_k3,
+    token_weights,
+)
 from maxk_lightning.metrics import RolloutMetrics
-from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, objective_at
+from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, group_diagnostics, objective_at
 from maxk_lightning.policy import Policy, load_model, resolve_policy
 
-Normalisation = Literal["sequence", "token", "constant"]
 ZERO_CREDIT = 1e-12
 "A group whose credits are all smaller than this gives no gradient."
 
@@ -34,7 +41,7 @@ class PolicyModule(LightningModule):
         self,
         policy: str = "builtin",
         objective: Objective = OffPolicyMaxAtK(k=4),  # noqa: B008  (frozen)
-        loss: PolicyLoss | None = None,
+        policy_loss: PolicyLoss | None = None,
         normalisation: Normalisation = "constant",
         kl_coef: float = 0.01,
         kl_target: Literal["old", "reference"] = "old",
@@ -49,14 +56,18 @@ class PolicyModule(LightningModule):
         Args:
             policy: Directory, hub name (owner/name) or `builtin`.
             objective: Rewards -> credits.
-            loss: Credits -> loss per token. None: the clipped surrogate (paper, eq. 4) for advantages, the score-function form
+            policy_loss: Credits -> loss per token. None: the clipped surrogate (paper, eq. 4) for advantages, the
+                score-function form
                 for credits that already contain the ratio.
-            normalisation: How token losses are averaged: over each completion (`sequence`, GRPO), over all tokens (`token`,
+            normalisation: How token losses are averaged: over each completion (`sequence`, GRPO), over all tokens
+                (`token`,
                 DAPO), or by max_new_tokens (`constant`, Dr. GRPO), the only one that keeps unbiased credits unbiased.
                 The paper does not say which it used.
             kl_coef: beta of the KL penalty (eq. 4); 0 switches it off.
-            kl_target: `old`: the policy that sampled, as in the paper, needs no extra model; `reference`: the initial policy.
-            prompts_per_micro_batch: Groups per forward pass; None: all groups of the optimizer step at once. Changes memory,
+            kl_target: `old`: the policy that sampled, as in the paper, needs no extra model; `reference`: the initial
+                policy.
+            prompts_per_micro_batch: Groups per forward pass; None: all groups of the optimizer step at once. Changes
+                memory,
                 never the loss.
             max_grad_norm: Gradients are clipped to this norm; None: not at all.
             gradient_checkpointing: Recompute activations in the backward pass.
@@ -71,19 +82,15 @@ class PolicyModule(LightningModule):
         self.policy_name = policy
         resolve_policy(policy)
         self.objective = objective
-        self.loss = loss or (ScoreFunction() if objective.includes_ratio else ClippedSurrogate())
-        if objective.includes_ratio != self.loss.accepts_ratio_credits and objective.includes_ratio:
-            raise ValueError(
-                f"model.loss: {type(self.loss).__name__} multiplies credits by the ratio, which the credits of "
-                f"{type(objective).__name__} already contain; leave model.loss out or use ScoreFunction"
-            )
+        self.policy_loss = policy_loss or (ScoreFunction() if objective.includes_ratio else ClippedSurrogate())
+        check_loss_fits(self.policy_loss, objective)
         if kl_coef < 0:
             raise ValueError(f"model.kl_coef is {kl_coef}, must not be negative")
         if kl_target == "reference" and kl_coef == 0:
             raise ValueError("model.kl_target: reference has no effect with model.kl_coef 0")
         if prompts_per_micro_batch is not None and prompts_per_micro_batch < 1:
             raise ValueError(f"model.prompts_per_micro_batch is {prompts_per_micro_batch}, must be at least 1")
-        self.normalisation = normalisation
+        self.weigh = token_weights(normalisation)
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         self.prompts_per_micro_batch = prompts_per_micro_batch
@@ -103,7 +110,7 @@ class PolicyModule(LightningModule):
         model = load_model(self.policy_name)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.policy = Policy(model)
+        self.policy = Policy(model).train()  # Hugging Face loads in eval mode, where nothing would be recomputed
         if self.kl_target == "reference":
             self._unregistered["reference"] = Policy(load_model(self.policy_name)).requires_grad_(False).eval()
 
@@ -120,16 +127,13 @@ class PolicyModule(LightningModule):
 
     def training_step(self, batch: Rollout, batch_idx: int) -> None:
         """One optimizer step over the groups of `batch`, micro-batch by micro-batch."""
-        self._policy.train()
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        num_tokens = sum(len(completion.token_ids) for completion in batch.completions)
-        num_prompts, num_tokens = self._sum_over_ranks(len(batch.groups)), self._sum_over_ranks(num_tokens)
-        weigh = self._token_weights(num_prompts, num_tokens, batch)
+        counts = self._global_counts(batch)
         totals: dict[str, Tensor] = {}
         for groups in _split(batch.groups, self.prompts_per_micro_batch):
             micro_batch = to_batch(groups).to(self.device)
-            loss, sums = self._loss(micro_batch, weigh, batch.sampling.temperature)
+            loss, sums = self._loss(micro_batch, counts, batch.sampling.temperature)
             self.manual_backward(
                 loss * self.trainer.world_size
             )  # data-parallel strategies average gradients over ranks
@@ -140,32 +144,34 @@ class PolicyModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
         optimizer.step()
         if (scheduler := self.lr_schedulers()) is not None:
-            scheduler.step()  # type: ignore[union-attr, call-arg]
-        self._log_step(totals, num_prompts, num_tokens, batch.sampling.num_completions)
+            scheduler.step()  # type: ignore[union-attr]
+        self._log_step(totals, counts)
         self.log("train/grad_norm", grad_norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
-    def _loss(self, batch: Batch, weigh: Callable[[Tensor], Tensor], temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, batch: Batch, counts: BatchCounts, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch, and sums over its tokens, rows and groups for the log."""
         stats = self._policy(batch.input_ids_BL, batch.completion_mask_BL, batch.mask_BT, temperature)
         log_ratios_BT = (stats.logprobs_BT - batch.behaviour_logprobs_BT).detach()
         log_ratios_PN = log_ratios_BT.double().sum(1).view_as(batch.rewards_PN)
-        credits_PN = objective_at(self.objective, self._progress)(batch.rewards_PN, log_ratios_PN)
-        terms = self.loss(stats.logprobs_BT, batch.behaviour_logprobs_BT, credits_PN.flatten(), batch.mask_BT)
-        weights_BT = weigh(batch.mask_BT)
+        objective = objective_at(self.objective, self._progress)
+        credits_PN = objective(batch.rewards_PN, log_ratios_PN)
+        terms = self.policy_loss(stats.logprobs_BT, batch.behaviour_logprobs_BT, credits_PN.flatten(), batch.mask_BT)
+        weights_BT = self.weigh(batch.mask_BT, counts)
+        kl_BT = kl_k3(stats.logprobs_BT, self._kl_target_logprobs(batch, temperature)) * batch.mask_BT
         loss = (terms.loss_BT * weights_BT).sum()
-        kl_BT = losses.kl_k3(stats.logprobs_BT, self._kl_target_logprobs(batch, temperature)) * batch.mask_BT
         if self.kl_coef > 0:
-            loss = loss + self.kl_coef * (kl_BT * weights_BT).sum() / batch.rewards_PN.shape[1]
-        ratios_PN = log_ratios_PN.exp()
+            loss = loss + self.kl_coef * (kl_BT * weights_BT).sum() / counts.num_completions
+        diagnostics = group_diagnostics(batch.rewards_PN, log_ratios_PN, getattr(objective, "k", 1))
         sums = {
             "token/kl": kl_BT.detach().sum(),
             "token/entropy": stats.entropies_BT.sum(),
             "token/clip_fraction": terms.is_clipped_BT.sum(),
-            "row/log_ratio": log_ratios_PN.sum(),
-            "row/log_ratio_squared": log_ratios_PN.square().sum(),
-            "group/effective_samples": (ratios_PN.sum(1).square() / ratios_PN.square().sum(1)).sum(),
+            "group/log_ratio_std": diagnostics.log_ratio_std_P.nansum(),
+            "group/log_normaliser": diagnostics.log_normaliser_P.nansum(),
+            "group/effective_subsets_fraction": diagnostics.effective_fraction_P.nansum(),
             "group/zero_credit_fraction": (credits_PN.abs() < ZERO_CREDIT).all(1).sum(),
+            "group/too_small_fraction": diagnostics.is_too_small_P.sum(),
         }
         return loss, sums
 
@@ -189,14 +195,14 @@ class PolicyModule(LightningModule):
         """Log `test/...`."""
         self._log_metrics("test", self.eval_metrics)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the policy that the weights belong to, for `export`."""
+        checkpoint["policy"] = self.policy_name
+
     def log_rollout(self, rollout: Rollout) -> None:
         """Log `train/...` of a fresh rollout."""
         self.train_metrics.update(rollout.rewards_PN, rollout.values_of)
         self._log_metrics("train", self.train_metrics)
-
-    def transfer_batch_to_device(self, batch: Rollout, device: torch.device, dataloader_idx: int) -> Rollout:
-        """Leave rollouts on the host: `training_step` moves one micro-batch at a time."""
-        return batch
 
     @property
     def _policy(self) -> Policy:
@@ -218,37 +224,30 @@ class PolicyModule(LightningModule):
             ).logprobs_BT
         return logprobs_BT
 
-    def _token_weights(self, num_prompts: int, num_tokens: int, batch: Rollout) -> Callable[[Tensor], Tensor]:
-        """mask_BT -> weights_BT of the token losses, by denominators of the whole optimizer step."""
-        sampling = batch.sampling
-        if self.normalisation == "sequence":
-            return lambda mask_BT: losses.weights_by_sequence(mask_BT, num_prompts)
-        if self.normalisation == "token":
-            return lambda mask_BT: losses.weights_by_token(mask_BT, num_tokens, sampling.num_completions)
-        return lambda mask_BT: losses.weights_by_constant(mask_BT, num_prompts, sampling.max_new_tokens)
+    def _global_counts(self, batch: Rollout) -> BatchCounts:
+        """Denominators of the whole optimizer step: all micro-batches, all ranks."""
+        num_tokens = sum(len(completion.token_ids) for completion in batch.completions)
+        num_prompts, total_tokens = self._sum_over_ranks([len(batch.groups), num_tokens])
+        return BatchCounts(
+            num_prompts=int(num_prompts),
+            num_completions=batch.sampling.num_completions,
+            total_tokens=int(total_tokens),
+            max_tokens=batch.sampling.max_new_tokens,
+        )
 
-    def _sum_over_ranks(self, number: int) -> int:
-        if self.trainer.world_size == 1:
-            return number
-        total = self.trainer.strategy.reduce(torch.tensor(number, device=self.device), reduce_op="sum")
-        return int(total)
-
-    def _log_step(self, totals: dict[str, Tensor], num_prompts: int, num_tokens: int, num_completions: int) -> None:
-        """Turn sums over micro-batches and ranks into means; tags and meanings are listed in the README."""
-        num_rows = num_prompts * num_completions
-        counts = {"token": num_tokens, "row": num_rows, "group": num_prompts}
-        names = sorted(totals)
-        sums = torch.stack([torch.as_tensor(totals[name], dtype=torch.float64, device=self.device) for name in names])
+    def _sum_over_ranks(self, numbers: Sequence[float]) -> list[float]:
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        means = {}
-        for name, value in zip(names, sums.tolist(), strict=True):
+        return [float(number) for number in sums]
+
+    def _log_step(self, totals: dict[str, Tensor], counts: BatchCounts) -> None:
+        """Turn sums over micro-batches and ranks into means; the README says what each tag means."""
+        denominators = {"token": max(1, counts.total_tokens), "group": counts.num_prompts, "": 1}
+        sums = self._sum_over_ranks([float(value) for value in totals.values()])
+        for name, value in zip(totals, sums, strict=True):
             unit, _, tag = name.rpartition("/")
-            means[tag] = value / counts.get(unit, 1)
-        variance = means.pop("log_ratio_squared") - means["log_ratio"] ** 2
-        means["log_ratio_std"] = max(0.0, variance) ** 0.5
-        self.log("train/loss", means.pop("loss"), prog_bar=True)
-        self.log_dict({f"train/{tag}": value for tag, value in means.items()})
+            self.log(f"train/{tag}", value / denominators[unit], prog_bar=tag == "loss")
 
     def _log_metrics(self, prefix: str, metrics: RolloutMetrics) -> None:
         """Log computed metrics; computing is already a sum over ranks."""

@@ -25,7 +25,8 @@ CHUNK_TOKENS = 2048
 def resolve_policy(policy: str) -> str:
     """The directory or hub name behind the config key `model.policy`.
 
-    `builtin` is the tiny policy shipped with this package. A hub name has the form `owner/name` and is not looked up here.
+    `builtin` is the tiny policy shipped with this package. A hub name has the form `owner/name` and is not looked up
+    here.
 
     Raises:
         ValueError: a local path that is no policy directory.
@@ -52,7 +53,9 @@ def load_model(policy: str, dtype: torch.dtype = torch.float32) -> "PreTrainedMo
         ValueError: the directory cannot be read or the hub cannot be reached.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(resolve_policy(policy), dtype=dtype)
     except OSError as error:
@@ -97,8 +100,9 @@ class Policy(nn.Module):
     """A causal language model whose forward pass returns log-probs instead of logits.
 
     Rows are right-padded: under a causal mask no token sees the padding behind it, so no attention mask is needed. Only
-    completion tokens are projected to the vocabulary, `CHUNK_TOKENS` at a time under activation checkpointing, so that the
-    logits never exist as a whole. All of it stands in one `forward`, because a sharded model may only be entered at its root.
+    completion tokens are projected to the vocabulary, `CHUNK_TOKENS` at a time under activation checkpointing, so that
+    the logits never exist as a whole. All of it stands in one `forward`, because a sharded model may only be entered
+    at its root.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
@@ -115,10 +119,12 @@ class Policy(nn.Module):
         hidden_BLD = self.model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
         hidden_MD = hidden_BLD[:, :-1][completion_mask_BL[:, 1:]]
         targets_M = input_ids_BL[completion_mask_BL]
-        head = self.model.get_output_embeddings()
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         chunks = [
             checkpoint(_chunk_stats, head, hidden_CD, targets_C, temperature, use_reentrant=False)
-            for hidden_CD, targets_C in zip(hidden_MD.split(CHUNK_TOKENS), targets_M.split(CHUNK_TOKENS), strict=True)
+            for hidden_CD, targets_C in zip(
+                torch.split(hidden_MD, CHUNK_TOKENS), torch.split(targets_M, CHUNK_TOKENS), strict=True
+            )
         ]
         logprobs, entropies = zip(*chunks, strict=True)
         return TokenStats(

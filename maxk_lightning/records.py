@@ -1,4 +1,4 @@
-"""Read our JSON Lines formats; every malformed record is refused with file, line number and reason. Standard library only."""
+"""Read our JSON Lines formats; a malformed record is refused with file, line and reason. Standard library only."""
 
 import difflib
 import json
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from maxk_lightning.types import Compare, Problem, TestCase
 
@@ -18,7 +18,7 @@ def read_problems(path: Path) -> list[Problem]:
     """Read a problem file.
 
     Raises:
-        ValueError: naming file, line and reason, when the file is missing or empty, a record is malformed or an id repeats.
+        ValueError: naming file, line and reason: no such file, an empty one, a malformed record, a repeated id.
     """
     problems: list[Problem] = []
     first_line_of: dict[str, int] = {}
@@ -68,9 +68,10 @@ def problem_from_record(record: dict[str, Any]) -> Problem:
     tests = take(record, "tests", list)
     if not tests:
         raise ValueError("`tests` is empty: a problem needs at least one test")
-    compare = record.get("compare") or "tokens"
+    compare = record.get("compare", "tokens")
     if compare not in get_args(Compare):
         raise ValueError(f"`compare` is {compare!r}, must be one of {', '.join(get_args(Compare))}")
+    compare = cast(Compare, compare)
     memory_limit_mb = _positive(record, "memory_limit_mb")
     return Problem(
         id=_non_empty(record, "id"),

@@ -65,7 +65,7 @@ class Prompt:
     "Seed of the group; sample i draws from (seed, i) alone, so no sample depends on the batch it is generated in."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads the `vars` of an instance that stands as a default
 class Sampling:
     """How completions are drawn; defaults are the paper's (arXiv:2510.23393, section 4)."""
 

@@ -10,15 +10,16 @@ ROOM_TOKENS = 64
 "Tokens reserved ahead: large enough that growing is rare, small enough not to waste memory on short completions."
 
 
-class ReservedLayer(DynamicLayer):
+class ReservedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A `DynamicLayer` with room ahead, so that appending a token does not copy the whole cache.
 
-    `keys` and `values` are views of the first tokens of two larger buffers. Operations of the base class that change the batch
-    (`batch_select_indices`, `batch_repeat_interleave`) replace the views; the next update reserves new buffers.
+    `keys` and `values` are views of the first tokens of two larger buffers. Operations of the base class that change
+    the batch (`batch_select_indices`, `batch_repeat_interleave`) replace the views; the next update reserves new
+    buffers.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._key_buffer: Tensor | None = None
         self._value_buffer: Tensor | None = None
 
@@ -27,6 +28,8 @@ class ReservedLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        assert self.keys is not None
+        assert self.values is not None
         start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
         self._key_buffer = _with_room(self._key_buffer, self.keys, end)
         self._value_buffer = _with_room(self._value_buffer, self.values, end)
@@ -37,7 +40,7 @@ class ReservedLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         """Tokens held."""
-        return self.keys.shape[-2] if self.is_initialized else 0
+        return self.keys.shape[-2] if self.keys is not None else 0
 
 
 def _with_room(buffer: Tensor | None, held: Tensor, num_tokens: int) -> Tensor:

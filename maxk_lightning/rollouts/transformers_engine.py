@@ -1,6 +1,7 @@
 """Rollouts from a Hugging Face model in this process: the embedded default engine.
 
-Legend: P prompts, N completions per prompt, B rows (P*N, fewer as rows finish), L prompt tokens, T completion tokens, V vocabulary.
+Legend: P prompts, N completions per prompt, B rows (P*N, fewer as rows finish), L prompt tokens, T completion tokens,
+    V vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COMPACT_BELOW = 0.75
-"Finished rows are removed from the batch once fewer than this share of its rows is still running: removal copies the cache."
+"Finished rows leave the batch once fewer than this share of its rows is still running: removal copies the cache."
 
 
 class TransformersEngine:
     """Batched, KV-cached sampling with a model of its own, to which weights are copied after every update.
 
-    Sample i of a prompt is drawn by inversion from uniform numbers that depend on (prompt seed, i) alone, so the batch it
-    happens to share, the number of ranks and the number of completions do not change it (up to the rounding of the model itself).
-    The model's own generation_config is not applied, except for its stop tokens.
+    Sample i of a prompt is drawn by inversion from uniform numbers that depend on (prompt seed, i) alone, so the batch
+    it happens to share, the number of ranks and the number of completions do not change it (up to the rounding of the
+    model itself). The model's own generation_config is not applied, except for its stop tokens.
     """
 
     def __init__(self, policy: str = "builtin", *, max_batch_rows: int = 256, device: str = "auto") -> None:

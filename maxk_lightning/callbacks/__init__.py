@@ -1,0 +1,16 @@
+"""What happens around the training steps."""
+
+from maxk_lightning.callbacks.checkpoint import AtomicCheckpointIO
+from maxk_lightning.callbacks.curves import CurveWriter
+from maxk_lightning.callbacks.progress import RolloutProgressBar
+from maxk_lightning.callbacks.rollouts import RolloutCallback
+from maxk_lightning.callbacks.samples import PredictionWriter, SampleWriter
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "CurveWriter",
+    "PredictionWriter",
+    "RolloutCallback",
+    "RolloutProgressBar",
+    "SampleWriter",
+]

@@ -1,0 +1,46 @@
+"""The command line. Imports nothing heavy itself, so that `--help` is back at once."""
+
+import importlib
+import sys
+
+OVERVIEW = """\
+usage: python -m maxk_lightning COMMAND [--config X.yaml] [--key value ...]
+
+Reinforcement learning of language models for Best-of-N: training for max@k.
+
+training (LightningCLI; `COMMAND --help` lists every key, `--print_config` shows every value)
+  fit        train a policy
+  validate   max@k curve on the validation problems
+  test       max@k curve on the test problems
+  predict    write completions of the test problems to predictions.jsonl
+
+plain commands over files
+  score      problems and completions -> rewards and verdicts per test
+  evaluate   a policy directory -> samples.jsonl, summary.json, curves.png
+  compare    several evaluate outputs -> table, paired tests, curves, report.html
+  export     a Lightning checkpoint -> a Hugging Face directory
+  doctor     what works on this machine: isolation, engines
+"""
+TRAINING = ("fit", "validate", "test", "predict")
+PLAIN = ("score", "evaluate", "compare", "export", "doctor")
+
+
+def main() -> None:
+    """Run the command named by the first argument."""
+    args = sys.argv[1:]
+    if not args or args[0] in ("-h", "--help"):
+        print(OVERVIEW, end="")
+        return
+    command = args[0]
+    if command in TRAINING:
+        importlib.import_module("maxk_lightning.commands.trainer").main()
+    elif command in PLAIN:
+        from jsonargparse import auto_cli
+
+        function = getattr(importlib.import_module(f"maxk_lightning.commands.{command}"), command)
+        try:
+            auto_cli(function, args=args[1:], as_positional=False)
+        except ValueError as error:
+            sys.exit(f"{command}: error: {error}")
+    else:
+        sys.exit(f"maxk_lightning: error: unknown command {command!r}; one of {', '.join(TRAINING + PLAIN)}")

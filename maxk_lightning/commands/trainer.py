@@ -1,0 +1,136 @@
+"""fit, validate, test, predict: LightningCLI, with the parts of a run under keys of their own."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from maxk_lightning.callbacks import (
+    AtomicCheckpointIO,
+    CurveWriter,
+    PredictionWriter,
+    RolloutCallback,
+    RolloutProgressBar,
+    SampleWriter,
+)
+from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.module import PolicyModule
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "default_root_dir": "runs/default",
+    "max_epochs": 100,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,  # ranks take their own share of prompts; Lightning would split it again
+    "callbacks": [],
+}
+
+
+class MaxKCLI(LightningCLI):
+    """`trainer`, `model`, `data`, `rollout` (engine, reward, sampling) and `checkpoint`, each one key of the YAML."""
+
+    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+        """Parse `args` (None: the command line); with `run` false only build the objects."""
+        parser_kwargs: dict[str, Any] = {"allow_abbrev": False}
+        if run:
+            parser_kwargs |= {subcommand: {"allow_abbrev": False} for subcommand in SUBCOMMANDS}
+        super().__init__(
+            PolicyModule,
+            PromptDataModule,
+            args=args,
+            run=run,
+            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [SampleWriter(), CurveWriter(), PredictionWriter()]},
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs=parser_kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the parts that every run has, and say once what several of them share."""
+        parser.add_lightning_class_args(RolloutCallback, "rollout")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.save_last": True,
+                "checkpoint.save_top_k": 0,
+                "checkpoint.every_n_epochs": 1,
+                "checkpoint.save_on_train_epoch_end": True,
+                "checkpoint.enable_version_counter": False,
+                "rollout.engine": {"class_path": "maxk_lightning.rollouts.TransformersEngine"},
+                "rollout.reward": {"class_path": "maxk_lightning.rewards.UnitTestReward"},
+                **{f"data.{split}": _builtin(split) for split in ("train", "validation", "test")},
+            }
+        )
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_dir)
+        parser.link_arguments("model.policy", "data.policy")
+        parser.link_arguments("model.policy", "rollout.engine.init_args.policy")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def instantiate_classes(self) -> None:
+        """Build the objects; bad values end the command with one sentence."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            self.parser.error(str(error))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Give the run one directory for everything, so that a resumed run goes on in the same TensorBoard curves."""
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="tensorboard")
+        if not config.get("plugins"):
+            kwargs["plugins"] = [AtomicCheckpointIO()]
+        if config.get("enable_progress_bar") is not False:
+            config["callbacks"] = [RolloutProgressBar(), *(config.get("callbacks") or [])]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse what cannot work, and what would overwrite an earlier run, before anything expensive starts."""
+        last = Path(checkpoint_dir(self.trainer.default_root_dir)) / "last.ckpt"
+        if last.exists() and self._get(self.config_init, "ckpt_path") is None:
+            self.parser.error(
+                f"{self.trainer.default_root_dir} holds an earlier run: continue it with --ckpt_path last, "
+                "or choose another --trainer.default_root_dir"
+            )
+        self._check("fit")
+
+    def before_validate(self) -> None:
+        """Check before anything expensive starts."""
+        self._check("validate")
+
+    def before_test(self) -> None:
+        """Check before anything expensive starts."""
+        self._check("test")
+
+    def before_predict(self) -> None:
+        """Check before anything expensive starts."""
+        self._check("predict")
+
+    def _check(self, stage: str) -> None:
+        try:
+            self.datamodule.setup(stage)
+            self._get(self.config_init, "rollout").setup(self.trainer, self.model, stage)
+        except ValueError as error:
+            self.parser.error(str(error))
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let hyper-parameters of the checkpoint replace what the user asked for."""
+
+
+def _builtin(split: str) -> dict[str, Any]:
+    return {"class_path": "maxk_lightning.data.Builtin", "init_args": {"split": split}}
+
+
+def checkpoint_dir(default_root_dir: str) -> str:
+    """Where a run keeps its checkpoints."""
+    return str(Path(default_root_dir) / "checkpoints")
+
+
+def main() -> None:
+    """Run the subcommand of the command line."""
+    MaxKCLI()

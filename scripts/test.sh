@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Set up .venv and run the tests. `scripts/test.sh`: style, types, layers and the quick tests.
+# `scripts/test.sh --all`: also the slow ones (everything CI runs: all but gpu). Other arguments go to pytest.
+set -euo pipefail
+. "$(dirname "$0")/setup.sh"
+selection="not slow and not vllm and not browser and not gpu"
+if [ "${1:-}" = --all ]; then
+  selection="not gpu"
+  shift
+fi
+ruff check .
+ruff format --check .
+mypy
+lint-imports --no-cache
+OMP_NUM_THREADS=1 pytest -m "$selection" "$@"

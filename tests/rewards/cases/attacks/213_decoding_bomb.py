@@ -1,0 +1,3 @@
+# -*- coding: utf-7 -*-
++ACIAIg-
+print(b"\xff".decode("utf-8", "surrogateescape"))

@@ -1,0 +1,3 @@
+import sys
+n = int(input())
+print(n, sum(len(line.split()) for line in sys.stdin))

@@ -1,0 +1,4 @@
+class Goodbye:
+    def __del__(self): print("last")
+keep = Goodbye()
+print("first")

@@ -1,0 +1,3 @@
+# -*- coding: utf-8 -*-
+grüße = int(input())
+print(grüße, "ü")

@@ -1,0 +1,135 @@
+"""Numerics at sizes where subsets cannot be listed: exact rational arithmetic, and beyond every float's range."""
+
+from fractions import Fraction
+from math import comb, nan
+
+import pytest
+import torch
+from torch import Tensor
+
+from maxk_lightning.objectives import ExactMaxAtK, MaxAtK, Objective, OffPolicyMaxAtK, group_diagnostics
+from maxk_lightning.objectives.subset_law import TABLE_BYTES
+
+TOLERANCE = 1e-12  # relative to the largest credit; issue's bound for float64
+
+
+def random_group(n: int, seed: int) -> tuple[list[Fraction], list[Fraction]]:
+    """Rewards on a grid (with ties and negatives), ratios log-uniform in [0.01, 100]; both exact in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.randint(-8, 17, (n,), generator=generator) / 16
+    exponents = 4 * torch.rand(n, dtype=torch.float64, generator=generator) - 2
+    ratios = ((10.0**exponents) * 2**20).round() / 2**20
+    return [Fraction(r) for r in rewards.tolist()], [Fraction(rho) for rho in ratios.tolist()]
+
+
+def symmetric_polynomials(ratios: list[Fraction], degree: int) -> list[Fraction]:
+    """e_0 .. e_degree."""
+    e = [Fraction(1)] + [Fraction(0)] * degree
+    for rho in ratios:
+        for m in range(degree, 0, -1):
+            e[m] += rho * e[m - 1]
+    return e
+
+
+def sums_of_maxima(rewards: list[Fraction], ratios: list[Fraction], k: int) -> tuple[Fraction, Fraction]:
+    """(sum over k-subsets of prod rho, the same times the maximum)."""
+    ranked = sorted(zip(rewards, ratios, strict=True))
+    total, weighted = Fraction(0), Fraction(0)
+    e = [Fraction(1)] + [Fraction(0)] * k
+    for reward, rho in ranked:
+        total += rho * e[k - 1]
+        weighted += reward * rho * e[k - 1]
+        for m in range(k, 0, -1):
+            e[m] += rho * e[m - 1]
+    assert total == e[k]
+    return total, weighted
+
+
+def exact_credits(rewards: list[Fraction], ratios: list[Fraction], k: int, baseline: str) -> list[Fraction]:
+    """Definitions of ExactMaxAtK in rational arithmetic, by leaving each sample out in turn."""
+    n = len(rewards)
+    total, weighted = sums_of_maxima(rewards, ratios, k)
+    credits = []
+    for i in range(n):
+        others = rewards[:i] + rewards[i + 1 :], ratios[:i] + ratios[i + 1 :]
+        total_out, weighted_out = sums_of_maxima(*others, k) if k < n else (Fraction(0), Fraction(0))
+        weight_in, value_in = total - total_out, weighted - weighted_out
+        if baseline == "centred":
+            value_in -= weight_in * weighted_out / total_out
+        elif baseline == "loo1":
+            value_in -= ratios[i] * sums_of_maxima(*others, k - 1)[1]
+        credits.append(value_in / comb(n, k))
+    return credits
+
+
+def relative_error(actual_N: Tensor, exact: list[Fraction]) -> float:
+    scale = max(abs(c) for c in exact) or Fraction(1)  # all zero: the best is tied and k = n
+    return float(max(abs(Fraction(a) - c) for a, c in zip(actual_N.tolist(), exact, strict=True)) / scale)
+
+
+@pytest.mark.parametrize("baseline", ["centred", "loo1", "none"])
+@pytest.mark.parametrize(("n", "k"), [(20, 1), (20, 2), (32, 8), (32, 31), (40, 20), (24, 24)])
+def test_exact_credits_against_rational_arithmetic(n: int, k: int, baseline: str) -> None:
+    if (baseline == "centred" and k == n) or (baseline == "loo1" and k == 1):
+        return
+    rewards, ratios = random_group(n, seed=100 * n + k)
+    rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
+    log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
+    off_policy_PN = ExactMaxAtK(k, baseline)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
+    assert relative_error(off_policy_PN[0], exact_credits(rewards, ratios, k, baseline)) < TOLERANCE
+    on_policy_PN = MaxAtK(k, baseline)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
+    assert relative_error(on_policy_PN[0], exact_credits(rewards, [Fraction(1)] * n, k, baseline)) < TOLERANCE
+
+
+def test_normaliser_against_rational_arithmetic() -> None:
+    _, ratios = random_group(40, seed=5)
+    log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
+    log_normaliser = group_diagnostics(torch.zeros(1, 40), log_ratios_PN, k=16).log_normaliser_P.item()
+    exact = symmetric_polynomials(ratios, 16)[16] / comb(40, 16)
+    assert abs(log_normaliser - torch.tensor(float(exact), dtype=torch.float64).log().item()) < 1e-12
+
+
+@pytest.mark.parametrize("k", [1, 2, 512, 1023, 1024])
+def test_a_thousand_samples_without_overflow_or_silent_zeros(k: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    rewards_PN = torch.rand(2, 1024, dtype=torch.float64, generator=generator)
+    log_ratios_PN = torch.log(torch.tensor(10.0)) * (4 * torch.rand(2, 1024, generator=generator) - 2)
+    objectives: list[Objective] = [MaxAtK(k, "none"), ExactMaxAtK(k, "none"), OffPolicyMaxAtK(k)]
+    if k > 1:
+        objectives += [MaxAtK(k, "loo1"), ExactMaxAtK(k, "loo1"), OffPolicyMaxAtK(k, "loo1")]
+    if k < 1024:
+        objectives += [MaxAtK(k), ExactMaxAtK(k), ExactMaxAtK(k, self_normalise=True)]
+    for objective in objectives:
+        credits_PN = objective(rewards_PN, log_ratios_PN)
+        assert credits_PN.isfinite().all(), objective
+        assert credits_PN.any(dim=-1).all(), objective
+
+
+def test_large_on_policy_groups_agree_between_the_closed_form_and_the_recursion() -> None:
+    rewards_PN = torch.rand(3, 1024, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for baseline in ("centred", "loo1", "none"):
+        closed_PN = MaxAtK(512, baseline)(rewards_PN, torch.zeros_like(rewards_PN))  # type: ignore[arg-type]
+        recursion_PN = ExactMaxAtK(512, baseline)(rewards_PN, torch.zeros_like(rewards_PN))  # type: ignore[arg-type]
+        scale = closed_PN.abs().max().item()
+        torch.testing.assert_close(recursion_PN, closed_PN, rtol=0.0, atol=1e-11 * scale)
+
+
+def test_extreme_log_ratios_are_clamped_and_stay_finite() -> None:
+    rewards_PN = torch.tensor([[0.0, 1.0, 0.5, nan], [1.0, 1.0, 0.0, 0.0]])
+    log_ratios_PN = torch.tensor([[1e4, -1e4, 0.0, nan], [-torch.inf, torch.inf, 300.0, -300.0]])
+    for objective in (ExactMaxAtK(2), ExactMaxAtK(2, "loo1"), ExactMaxAtK(3, "none"), OffPolicyMaxAtK(2)):
+        credits_PN = objective(rewards_PN, log_ratios_PN)
+        assert credits_PN.isfinite().all()
+        torch.testing.assert_close(credits_PN, objective(rewards_PN, log_ratios_PN.clamp(-20, 20)))
+    assert (ExactMaxAtK(16, "none")(torch.ones(1, 32), torch.full((1, 32), 19.0))).float().isfinite().all()
+
+
+def test_pieces_of_many_prompts_equal_the_whole() -> None:
+    # 1030 groups of (256, 128) need two tables
+    rewards_PN = torch.rand(1030, 256, generator=torch.Generator().manual_seed(1))
+    log_ratios_PN = 0.1 * torch.randn(1030, 256, generator=torch.Generator().manual_seed(2))
+    assert 1030 * 257 * 129 * 8 > TABLE_BYTES
+    whole_PN = ExactMaxAtK(128, "loo1")(rewards_PN, log_ratios_PN)
+    for start in (0, 1029):
+        alone_PN = ExactMaxAtK(128, "loo1")(rewards_PN[start : start + 1], log_ratios_PN[start : start + 1])
+        torch.testing.assert_close(whole_PN[start : start + 1], alone_PN, rtol=1e-12, atol=1e-14)

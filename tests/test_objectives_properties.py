@@ -1,0 +1,144 @@
+"""Properties that hold for every group: order, shift, scale, padding, ties, signs, sums."""
+
+from math import nan
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from maxk_lightning.objectives import (
+    GRPO,
+    RLOO,
+    RSGRPO,
+    BonMaxMean,
+    BonMaxSecond,
+    DrGRPO,
+    ExactMaxAtK,
+    MaxAtK,
+    Objective,
+    OffPolicyMaxAtK,
+    PassKTraining,
+    group_diagnostics,
+)
+
+K = 3
+# values on a grid make ties common; the grid is exact in float64, so shifts by it do not round
+grid = st.integers(-8, 8).map(lambda i: i / 4)
+groups = st.integers(K + 1, 10).flatmap(
+    lambda n: st.tuples(st.lists(grid, min_size=n, max_size=n), st.lists(st.floats(-2.0, 2.0), min_size=n, max_size=n))
+)
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64, ratios up to e^6 in a product of three
+
+UNBIASED: list[Objective] = [
+    *(MaxAtK(K, baseline) for baseline in ("centred", "loo1", "none")),
+    *(ExactMaxAtK(K, baseline) for baseline in ("centred", "loo1", "none")),
+]
+EVERY = [
+    *UNBIASED,
+    MaxAtK(K, "zscore"),
+    ExactMaxAtK(K, self_normalise=True, ratio_clip=1.5),
+    *(OffPolicyMaxAtK(K, baseline) for baseline in ("none", "loo1", "mean")),
+    GRPO(),
+    DrGRPO(),
+    RLOO(),
+    BonMaxMean(),
+    BonMaxSecond(),
+    RSGRPO(),
+    PassKTraining(K),
+]
+SHIFT_INVARIANT = [o for o in EVERY if getattr(o, "baseline", "") not in ("none", "mean")]
+SCALE_FREE = (GRPO, PassKTraining)
+
+
+def tensors(group: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([group[0]], dtype=torch.float64), torch.tensor([group[1]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("objective", EVERY, ids=repr)
+@given(group=groups, data=st.data())
+@settings(deadline=None, max_examples=15)
+def test_permuting_and_padding_a_group_permutes_and_pads_its_credits(
+    objective: Objective, group: tuple[list[float], list[float]], data: st.DataObject
+) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    order = torch.tensor(data.draw(st.permutations(range(rewards_PN.shape[1]))))
+    padding = torch.full((1, 2), nan, dtype=torch.float64)
+    credits_PN = objective(rewards_PN, log_ratios_PN)
+    padded_PN = objective(
+        torch.cat([padding, rewards_PN[:, order]], -1), torch.cat([padding, log_ratios_PN[:, order]], -1)
+    )
+    torch.testing.assert_close(padded_PN[:, 2:], credits_PN[:, order], **CLOSE)
+    assert (padded_PN[:, :2] == 0).all()
+
+
+@pytest.mark.parametrize("objective", SHIFT_INVARIANT, ids=repr)
+@given(group=groups, shift=grid)
+@settings(deadline=None, max_examples=15)
+def test_shifting_all_rewards_changes_nothing_with_a_baseline(
+    objective: Objective, group: tuple[list[float], list[float]], shift: float
+) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    shifted_PN = objective(rewards_PN + shift, log_ratios_PN)
+    torch.testing.assert_close(shifted_PN, objective(rewards_PN, log_ratios_PN), **CLOSE)
+
+
+@pytest.mark.parametrize("objective", [o for o in EVERY if not isinstance(o, RSGRPO)], ids=repr)
+@given(group=groups)
+@settings(deadline=None, max_examples=15)
+def test_scaling_rewards_scales_credits_or_leaves_them(
+    objective: Objective, group: tuple[list[float], list[float]]
+) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    is_scale_free = isinstance(objective, SCALE_FREE) or getattr(objective, "baseline", "") == "zscore"
+    factor = 1.0 if is_scale_free else 0.5
+    halved_PN = objective(0.5 * rewards_PN, log_ratios_PN)
+    torch.testing.assert_close(halved_PN, factor * objective(rewards_PN, log_ratios_PN), **CLOSE)
+
+
+@pytest.mark.parametrize("objective", EVERY, ids=repr)
+@given(group=groups)
+@settings(deadline=None, max_examples=15)
+def test_tied_samples_with_equal_ratios_get_equal_credits(
+    objective: Objective, group: tuple[list[float], list[float]]
+) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    credits_N = objective(rewards_PN, torch.full_like(log_ratios_PN, 0.3))[0]
+    for reward in set(group[0]):
+        tied = credits_N[rewards_PN[0] == reward]
+        torch.testing.assert_close(tied, tied[:1].expand_as(tied), **CLOSE)
+
+
+@given(group=groups)
+@settings(deadline=None, max_examples=30)
+def test_loo1_never_pushes_down_and_centred_sums_to_zero_on_policy(group: tuple[list[float], list[float]]) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    for objective in (MaxAtK(K, "loo1"), ExactMaxAtK(K, "loo1")):
+        assert (objective(rewards_PN, log_ratios_PN) >= 0).all()
+    assert abs(MaxAtK(K)(rewards_PN, log_ratios_PN).sum()) < 1e-12
+
+
+@given(group=groups, factor=st.floats(-3.0, 3.0))
+@settings(deadline=None, max_examples=25)
+def test_a_common_factor_of_all_ratios_moves_only_the_normaliser(
+    group: tuple[list[float], list[float]], factor: float
+) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    credits_PN = ExactMaxAtK(K)(rewards_PN, log_ratios_PN)
+    shifted_PN = ExactMaxAtK(K)(rewards_PN, log_ratios_PN + factor)
+    torch.testing.assert_close(shifted_PN, credits_PN * torch.tensor(K * factor, dtype=torch.float64).exp(), **CLOSE)
+    free = ExactMaxAtK(K, self_normalise=True)
+    torch.testing.assert_close(
+        free(rewards_PN, log_ratios_PN + factor), free(rewards_PN, log_ratios_PN), rtol=1e-9, atol=1e-12
+    )
+
+
+@given(group=groups)
+@settings(deadline=None, max_examples=25)
+def test_effective_fraction_is_a_fraction_and_one_only_without_spread(group: tuple[list[float], list[float]]) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    fraction = group_diagnostics(rewards_PN, log_ratios_PN, K).effective_fraction_P.item()
+    assert 0.0 < fraction <= 1.0 + 1e-12
+    assume(log_ratios_PN.std() > 0.1)
+    assert fraction < 1.0

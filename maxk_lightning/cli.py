@@ -35,11 +35,11 @@ def main() -> None:
     if command in TRAINING:
         importlib.import_module("maxk_lightning.commands.trainer").main()
     elif command in PLAIN:
-        from jsonargparse import auto_cli
+        from maxk_lightning.commands.arguments import call
 
         function = getattr(importlib.import_module(f"maxk_lightning.commands.{command}"), command)
         try:
-            auto_cli(function, args=args[1:], as_positional=False)
+            call(function, args[1:])
         except ValueError as error:
             sys.exit(f"{command}: error: {error}")
     else:

@@ -1,0 +1,53 @@
+"""The command line of a plain command is its function's signature."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+RUN_KEYS = ("data", "rollout", "seed_everything")
+"Top-level keys of a run's YAML that commands with `overrides` let the command line change."
+
+
+def call(function: Callable[..., None], args: Sequence[str]) -> None:
+    """Parse `args` and call the function.
+
+    Parameters become `--name value`, `*names` one or more words, and `overrides` collects every `--data.key value`,
+    `--rollout.key value` and `--seed_everything value`, to be laid over the YAML of a run.
+    """
+    parameters = inspect.signature(function).parameters
+    words = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_POSITIONAL]
+    parser = ArgumentParser(
+        prog=f"python -m maxk_lightning {function.__name__}",
+        description=inspect.cleandoc(function.__doc__ or "").split("\n\n")[0],
+        allow_abbrev=False,
+    )
+    for name in words:
+        parser.add_argument(name, nargs="+")
+    overrides: list[str] = []
+    if "overrides" in parameters:
+        parser.epilog = f"Also every --{', --'.join(RUN_KEYS)} key of `fit --help`, over the value in the YAML."
+        args, overrides = split_overrides(args)
+    parser.add_function_arguments(function, skip={*words, "overrides"})
+    parsed: dict[str, Any] = parser.instantiate_classes(parser.parse_args(list(args))).as_dict()
+    values = [value for name in words for value in parsed.pop(name)]
+    if "overrides" in parameters:
+        parsed["overrides"] = overrides
+    function(*values, **parsed)
+
+
+def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate a command's own arguments from those for the YAML of a run.
+
+    >>> split_overrides(["--out", "x", "--data.seed", "1", "--rollout.engine=E"])
+    (['--out', 'x'], ['--data.seed', '1', '--rollout.engine=E'])
+    """
+    own: list[str] = []
+    overrides: list[str] = []
+    target = own
+    for arg in args:
+        if arg.startswith("--"):
+            target = overrides if arg[2:].split("=")[0].split(".")[0] in RUN_KEYS else own
+        target.append(arg)
+    return own, overrides

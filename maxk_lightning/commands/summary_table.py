@@ -1,0 +1,35 @@
+"""What `evaluate` prints at its end."""
+
+from rich.console import Console
+from rich.table import Table
+
+from maxk_lightning.evaluation.estimates import Estimate
+from maxk_lightning.evaluation.summary import Summary
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """The curves, the state of the completions, and where the time went."""
+    table = Table(
+        title=f"{summary.name} on {summary.benchmark}: {summary.num_problems} problems x {summary.num_samples}"
+    )
+    for heading in ("k", "max@k", "95% interval", "pass@k", "95% interval"):
+        table.add_column(heading, justify="right")
+    for best, passed in zip(summary.max_at_k, summary.pass_at_k, strict=True):
+        table.add_row(str(best.k), f"{best.value:.3f}", _interval(best), f"{passed.value:.3f}", _interval(passed))
+    console.print(table)
+    entropy = "unknown" if summary.mean_entropy is None else f"{summary.mean_entropy:.3f} nats"
+    console.print(
+        f"truncated {summary.truncation_rate:.1%}, without code {summary.no_code_rate:.1%}, "
+        f"different programs {summary.distinct_rate:.1%}, entropy per token {entropy}"
+    )
+    seconds = summary.seconds
+    console.print(
+        f"seconds: generating {seconds.generating:.1f}, scoring {seconds.scoring:.1f} "
+        f"(waited for {seconds.waiting:.1f}), analysing {seconds.analysing:.1f}"
+    )
+    for note in summary.notes:
+        console.print(f"[yellow]note:[/yellow] {note}")
+
+
+def _interval(point: Estimate) -> str:
+    return "" if point.low is None or point.high is None else f"{point.low:.3f} - {point.high:.3f}"

@@ -1,0 +1,108 @@
+"""max@k and pass@k of every problem, and curves over k with bootstrap intervals.
+
+Shapes: P problems, N samples per problem, K values of k. NaN: a k that a problem has too few samples for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from maxk_lightning.estimators import max_at_k
+from maxk_lightning.evaluation.bootstrap import Floats, bootstrap
+from maxk_lightning.evaluation.samples import Sample
+
+Metric = Literal["max_at_k", "pass_at_k"]
+METRICS: tuple[Metric, ...] = ("max_at_k", "pass_at_k")
+CORRECT_AT = 1.0
+"Reward of a fully correct completion: all tests passed."
+LEVEL = 0.95
+"Confidence level of all intervals."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """One point of a curve."""
+
+    k: int
+    "Samples that the best is taken of."
+    value: float
+    "Mean over problems."
+    low: float | None = None
+    "Lower end of the bootstrap interval over problems; None where there is none."
+    high: float | None = None
+    "Upper end."
+    num_problems: int | None = None
+    "Problems with at least k samples; None where unknown (published numbers)."
+
+
+def rewards_of(groups: Mapping[str, Sequence[Sample]]) -> dict[str, list[float]]:
+    """Rewards of the scored samples of each problem."""
+    return {id_: [sample.reward for sample in group if sample.reward is not None] for id_, group in groups.items()}
+
+
+def ladder(num_samples: int) -> list[int]:
+    """1, 2, 4, ..., n; n itself closes the ladder also where it is no power of two.
+
+    >>> ladder(12)
+    [1, 2, 4, 8, 12]
+    """
+    powers = [2**exponent for exponent in range(num_samples.bit_length())]
+    return [k for k in powers if k < num_samples] + [num_samples] * (num_samples > 0)
+
+
+def per_problem(rewards: Mapping[str, Sequence[float]], metric: Metric, ks: Sequence[int]) -> Floats:
+    """max@k or pass@k of every problem, in order, at every k; NaN where a problem has fewer than k scored samples."""
+    values = np.full((len(rewards), len(ks)), np.nan)
+    rows_of_size: dict[int, list[int]] = {}
+    for row, group in enumerate(rewards.values()):
+        rows_of_size.setdefault(len(group), []).append(row)
+    groups = list(rewards.values())
+    for size, rows in rows_of_size.items():
+        columns = [column for column, k in enumerate(ks) if k <= size]
+        rewards_PN = torch.tensor([groups[row] for row in rows], dtype=torch.float64)
+        if metric == "pass_at_k":
+            rewards_PN = (rewards_PN >= CORRECT_AT).double()
+        if columns:
+            values[np.ix_(rows, columns)] = max_at_k(rewards_PN, [ks[column] for column in columns]).numpy()
+    return values
+
+
+def estimates(rewards: Mapping[str, Sequence[float]], metric: Metric) -> tuple[Estimate, ...]:
+    """The curve over k = 1, 2, 4, ..., n, each k over the problems with at least k scored samples."""
+    ks = ladder(max(map(len, rewards.values()), default=0))
+    values = per_problem(rewards, metric, ks)
+    points: list[Estimate] = []
+    for columns in columns_by_problems(values):
+        present = values[~np.isnan(values[:, columns[0]])][:, columns]
+        has_interval = len(present) > 1
+        low_K, high_K = bootstrap(present).interval(LEVEL)
+        points.extend(
+            Estimate(
+                k=ks[column],
+                value=float(present[:, i].mean()),
+                low=float(low_K[i]) if has_interval else None,
+                high=float(high_K[i]) if has_interval else None,
+                num_problems=len(present),
+            )
+            for i, column in enumerate(columns)
+        )
+    return tuple(points)
+
+
+def columns_by_problems(values: Floats) -> list[list[int]]:
+    """Runs of columns that the same problems have values in: they can share resamples.
+
+    >>> columns_by_problems(np.array([[0.5, 0.5, 0.5], [0.5, 0.5, np.nan]]))
+    [[0, 1], [2]]
+    """
+    blocks: list[list[int]] = []
+    for column in range(values.shape[1]):
+        is_same = blocks and (np.isnan(values[:, column]) == np.isnan(values[:, blocks[-1][0]])).all()
+        if is_same:
+            blocks[-1].append(column)
+        else:
+            blocks.append([column])
+    return blocks

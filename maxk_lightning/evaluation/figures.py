@@ -1,0 +1,194 @@
+"""Figures, drawn without pyplot's global state: safe in threads, callbacks and servers.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers and line styles tell them apart in grey.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from typing import Protocol
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from maxk_lightning.evaluation.estimates import METRICS, Estimate, Metric
+from maxk_lightning.evaluation.samples import ENTROPY_BIN
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A5C00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":")
+LABELS: Mapping[Metric, str] = {"max_at_k": "max@k", "pass_at_k": "pass@k"}
+Curves = Mapping[str, Sequence[Estimate]]
+
+
+class HasCurves(Protocol):
+    """Anything with a name and a curve over k: a finished run, or published numbers."""
+
+    @property
+    def name(self) -> str:
+        """As the legend shows it."""
+        ...
+
+    @property
+    def benchmark(self) -> str:
+        """What it was measured on."""
+        ...
+
+    def curve(self, metric: Metric) -> Sequence[Estimate]:
+        """Points over k; empty where the metric is unknown."""
+        ...
+
+
+def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Figure:
+    """Draw max@k and pass@k over k (the paper's Figure 1), one panel per benchmark and metric, with bands.
+
+    Raises:
+        ValueError: no run is given.
+    """
+    if not runs:
+        raise ValueError("curves needs at least one run")
+    benchmarks = list(dict.fromkeys(run.benchmark for run in runs))
+    names = list(dict.fromkeys(run.name for run in runs))
+    figure = _figure(5.2 * len(metrics), 3.9 * len(benchmarks))
+    grid = figure.subplots(len(benchmarks), len(metrics), squeeze=False)
+    for row, benchmark in enumerate(benchmarks):
+        on_it = [run for run in runs if run.benchmark == benchmark]
+        for axes, metric in zip(grid[row], metrics, strict=True):
+            draw_curves(axes, {run.name: run.curve(metric) for run in on_it}, LABELS[metric], names)
+            axes.set_title(benchmark, loc="left", fontsize=12)
+    _shared_legend(figure, list(grid.flat), len(names))
+    return figure
+
+
+def curve_figure(lines: Curves, label: str) -> Figure:
+    """One panel of curves, for TensorBoard."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.add_subplot()
+    draw_curves(axes, lines, label, list(lines))
+    axes.legend(frameon=False, fontsize=10)
+    return figure
+
+
+def draw_curves(axes: Axes, lines: Curves, label: str, names: Sequence[str]) -> None:
+    """Lines over k on a log2 axis; a name's place in `names` decides its look, the same in every panel."""
+    ks: set[int] = set()
+    for name, points in lines.items():
+        if not points:
+            continue
+        colour, marker, dash = look(names.index(name))
+        line_ks = [point.k for point in points]
+        ks.update(line_ks)
+        values = [point.value for point in points]
+        axes.plot(line_ks, values, dash, color=colour, marker=marker, linewidth=2, markersize=5.5, label=name)
+        banded = [point for point in points if point.low is not None and point.high is not None]
+        if banded:
+            lows, highs = [point.low or 0.0 for point in banded], [point.high or 0.0 for point in banded]
+            axes.fill_between([point.k for point in banded], lows, highs, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(_ticks(sorted(ks))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
+    _dress(axes, "k (samples per problem)", label)
+
+
+def entropy_densities(counts_of: Mapping[str, Mapping[int, int]]) -> Figure:
+    """Draw the density of per-token entropies of each run (the paper's Figure 2); the mass near 0 needs a log axis."""
+    names = list(counts_of)
+    figure = _figure(6.4, 4.0)
+    axes = figure.add_subplot(yscale="log")
+    _dress(axes, "entropy of a token (nats)", "density")
+    for place, name in enumerate(names):
+        counts = counts_of[name]
+        num_tokens = sum(counts.values())
+        if not num_tokens:
+            continue
+        density = np.zeros(max(counts) + 1)
+        for bin_, count in counts.items():
+            density[bin_] = count / num_tokens / ENTROPY_BIN
+        colour, _, dash = look(place)
+        edges = np.arange(len(density) + 1) * ENTROPY_BIN
+        density = np.where(density > 0, density, np.nan)
+        axes.stairs(density, edges, color=colour, linestyle=dash, linewidth=1.6, label=name)
+    axes.legend(frameon=False, fontsize=10)
+    return figure
+
+
+def solve_rates(baseline: Mapping[str, float], trained: Mapping[str, float], names: tuple[str, str]) -> Figure:
+    """Scatter solve rates problem by problem: above the diagonal was gained, below was lost."""
+    shared = [id_ for id_ in baseline if id_ in trained]
+    before = np.array([baseline[id_] for id_ in shared])
+    after = np.array([trained[id_] for id_ in shared])
+    figure = _figure(4.6, 4.6)
+    axes = figure.add_subplot(aspect="equal", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+    kinds = (
+        ("gained", after > before, 2, "^"),
+        ("lost", after < before, 1, "v"),
+        ("equal", after == before, 6, "o"),
+    )
+    for label, chosen, colour, marker in kinds:
+        axes.scatter(
+            before[chosen], after[chosen], s=26, color=COLOURS[colour], marker=marker, alpha=0.6, linewidth=0,
+            label=f"{label}: {int(chosen.sum())}",
+        )  # fmt: skip
+    _dress(axes, f"solve rate, {names[0]}", f"solve rate, {names[1]}")
+    axes.legend(frameon=False, handletextpad=0.2, fontsize=10)
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element, the same bytes for the same figure."""
+    text = io.StringIO()
+    with rc_context({"svg.hashsalt": "maxk"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def look(place: int) -> tuple[str, str, str]:
+    """Colour, marker and line style of the line at a place: no two of the first 32 are the same."""
+    dash = DASHES[place // len(COLOURS) % len(DASHES)]
+    return COLOURS[place % len(COLOURS)], next(islice(cycle(MARKERS), place, None)), dash
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _dress(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set_xlabel(xlabel, fontsize=12)
+    axes.set_ylabel(ylabel, fontsize=12)
+    axes.tick_params(labelsize=10.5, color="#555555")
+    axes.grid(color="#e3e3e3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color("#555555")
+
+
+def _ticks(ks: Sequence[int]) -> list[int]:
+    """Every k, unless they crowd: then those that keep a factor of 1.8 from their left neighbour."""
+    ticks: list[int] = []
+    for k in ks:
+        if not ticks or k >= 1.8 * ticks[-1]:
+            ticks.append(k)
+    return ticks
+
+
+def _shared_legend(figure: Figure, panels: Sequence[Axes], num_names: int) -> None:
+    entries = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries.update(dict(zip(labels, handles, strict=True)))
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncols=min(num_names, 4),
+        frameon=False,
+        fontsize=10.5,
+    )

@@ -1,0 +1,122 @@
+"""What is compared: the outputs of `evaluate`, and the paper's published numbers as if they were runs."""
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from maxk_lightning.evaluation.estimates import Estimate, Metric, rewards_of
+from maxk_lightning.evaluation.samples import Sample, by_problem, read_samples
+from maxk_lightning.evaluation.summary import Summary, read_summary
+
+PAPER_TABLES = Path(__file__).parent / "paper_tables.csv"
+PAPER_METRICS: Mapping[str, Metric] = {"max@k": "max_at_k", "pass@k": "pass_at_k"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One output of `evaluate`; samples are read when something needs them."""
+
+    path: Path
+    "The directory."
+    summary: Summary
+    "Its summary.json."
+
+    @property
+    def name(self) -> str:
+        """As tables and legends show it."""
+        return self.summary.name
+
+    @property
+    def benchmark(self) -> str:
+        """What it was measured on."""
+        return self.summary.benchmark
+
+    def curve(self, metric: Metric) -> Sequence[Estimate]:
+        """Points over k."""
+        return self.summary.max_at_k if metric == "max_at_k" else self.summary.pass_at_k
+
+    @cached_property
+    def samples(self) -> Mapping[str, Sequence[Sample]]:
+        """Samples of every problem."""
+        return by_problem(read_samples(self.path / "samples.jsonl"))
+
+    @cached_property
+    def rewards(self) -> Mapping[str, Sequence[float]]:
+        """Rewards of the scored samples of every problem."""
+        return rewards_of(self.samples)
+
+    @property
+    def solve_rates(self) -> Mapping[str, float]:
+        """Share of fully correct samples of every problem that has a scored one."""
+        return {problem.id: problem.solve_rate for problem in self.summary.problems if problem.num_samples}
+
+    @property
+    def entropy_counts(self) -> Mapping[int, int]:
+        """Tokens in each bin of entropy; empty where the engine did not tell."""
+        total: Counter[int] = Counter()
+        for group in self.samples.values():
+            for sample in group:
+                total.update(sample.entropy_counts)
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedRun:
+    """A row of the paper's tables."""
+
+    name: str
+    "The paper's name of the method."
+    benchmark: str
+    "The paper's name of the data set."
+    curves: Mapping[Metric, Sequence[Estimate]]
+    "Without intervals: none were published."
+
+    def curve(self, metric: Metric) -> Sequence[Estimate]:
+        """Points over k; empty where the paper has no such row."""
+        return self.curves.get(metric, ())
+
+
+def load(*paths: str | Path) -> list[Run]:
+    """Read outputs of `evaluate`; a directory that holds several (one per benchmark) gives all of them.
+
+    Raises:
+        ValueError: a directory holds no finished evaluation, or two have the same name on the same benchmark.
+    """
+    runs = [Run(directory, read_summary(directory / "summary.json")) for path in paths for directory in _outputs(path)]
+    path_of: dict[tuple[str, str], Path] = {}
+    for run in runs:
+        earlier = path_of.setdefault((run.name, run.benchmark), run.path)
+        if earlier != run.path:
+            raise ValueError(
+                f"{earlier} and {run.path} are both called {run.name!r} on {run.benchmark}: "
+                "evaluate one of them with another --name"
+            )
+    return runs
+
+
+def published(benchmark: str | None = None) -> list[PublishedRun]:
+    """The paper's numbers (arXiv:2510.23393, Tables 1-14), on one data set or on all."""
+    curves_of: dict[tuple[str, str], dict[Metric, list[Estimate]]] = {}
+    with PAPER_TABLES.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            curves = curves_of.setdefault((row["dataset"], row["method"]), {})
+            point = Estimate(k=int(row["k"]), value=float(row["value"]))
+            curves.setdefault(PAPER_METRICS[row["metric"]], []).append(point)
+    return [
+        PublishedRun(name=name, benchmark=dataset, curves=curves)
+        for (dataset, name), curves in curves_of.items()
+        if benchmark in (None, dataset)
+    ]
+
+
+def _outputs(path: str | Path) -> list[Path]:
+    directory = Path(path)
+    if (directory / "summary.json").is_file():
+        return [directory]
+    nested = sorted(summary.parent for summary in directory.glob("*/summary.json"))
+    if not nested:
+        raise ValueError(f"{path} holds no finished evaluation: no summary.json in it or one level below")
+    return nested

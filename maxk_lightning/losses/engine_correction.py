@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from maxk_lightning.losses.policy_loss import masked
+from maxk_lightning.losses.policy_loss import at_least_float32, masked
 from maxk_lightning.objectives import LOG_RATIO_LIMIT
 
 if TYPE_CHECKING:  # see `objectives.objective`
@@ -88,7 +88,7 @@ class MaskedWeights(EngineCorrection):
 
 
 def _ratios(trainer_logprobs_BT: Tensor, engine_logprobs_BT: Tensor) -> Tensor:
-    differences_BT = trainer_logprobs_BT.detach().float() - engine_logprobs_BT.float()
+    differences_BT = at_least_float32(trainer_logprobs_BT.detach()) - at_least_float32(engine_logprobs_BT)
     return differences_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 

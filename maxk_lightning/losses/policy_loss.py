@@ -2,7 +2,8 @@
 
 Shapes: P prompts, N completions per prompt, B = P*N rows, T completion tokens. `mask_BT` is True on the tokens of a
 completion; a row without any (an empty or a lost completion) has loss 0 and gradient 0. Everything is computed in
-float32 whatever the model's dtype, and log-ratios are clamped to +-LOG_RATIO_LIMIT before exp.
+float32 whatever the model's dtype (in float64 if that comes in), and log-ratios are clamped to +-LOG_RATIO_LIMIT before
+exp.
 
 Losses here are unweighted; the training loss is (loss_BT * weights_BT).sum() with the weights of
 `losses.normalisation`.
@@ -22,7 +23,7 @@ class LossTerms:
     """What a policy loss says of every token."""
 
     loss_BT: Tensor
-    "Unweighted, float32; 0 where masked."
+    "Unweighted, float32 or wider; 0 where masked."
     is_clipped_BT: Tensor
     "Whether a clip cut off the gradient (CISPO: bounded the ratio) of a token; False where masked."
 
@@ -69,8 +70,9 @@ class ScoreFunction(PolicyLoss):
         self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
     ) -> LossTerms:
         """See `PolicyLoss`; nothing clips."""
-        loss_BT = -credits_B.float().unsqueeze(-1) * masked(logprobs_BT, mask_BT)
-        return LossTerms(loss_BT=loss_BT, is_clipped_BT=torch.zeros_like(loss_BT, dtype=torch.bool))
+        logprobs_BT = masked(logprobs_BT, mask_BT)
+        loss_BT = -credits_B.to(logprobs_BT.dtype).unsqueeze(-1) * logprobs_BT
+        return LossTerms(loss_BT=loss_BT, is_clipped_BT=torch.zeros_like(mask_BT, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ class CISPO(PolicyLoss):
         """See `PolicyLoss`."""
         ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT).exp().detach()
         bounded_BT = ratios_BT.clamp(self.ratio_low, self.ratio_high)
-        loss_BT = -bounded_BT * credits_B.float().unsqueeze(-1) * masked(logprobs_BT, mask_BT)
+        credits_B1 = credits_B.to(ratios_BT.dtype).unsqueeze(-1)
+        loss_BT = -bounded_BT * credits_B1 * masked(logprobs_BT, mask_BT)
         return LossTerms(loss_BT=loss_BT, is_clipped_BT=(bounded_BT != ratios_BT) & mask_BT.bool())
 
 
@@ -166,7 +169,7 @@ def clipped_surrogate(
     ratios_BT: Tensor, credits_B: Tensor, mask_BT: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
 ) -> LossTerms:
     """-min(ratio A, clip(ratio) A), and at least -dual_clip A for negative A; a ratio on a boundary is not clipped."""
-    credits_B1 = credits_B.float().unsqueeze(-1)
+    credits_B1 = credits_B.to(ratios_BT.dtype).unsqueeze(-1)
     is_too_high_BT = (credits_B1 > 0) & (ratios_BT > 1 + clip_high)
     is_too_low_BT = (credits_B1 < 0) & (ratios_BT < 1 - clip_low)
     followed_BT = torch.where(is_too_high_BT, 1 + clip_high, torch.where(is_too_low_BT, 1 - clip_low, ratios_BT))
@@ -179,14 +182,19 @@ def clipped_surrogate(
 
 
 def log_ratios(logprobs_BT: Tensor, other_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """log pi - log other per token in float32, within +-LOG_RATIO_LIMIT; 0 where masked, whatever stands there."""
+    """log pi - log other per token within +-LOG_RATIO_LIMIT; 0 where masked, whatever stands there."""
     difference_BT = masked(logprobs_BT, mask_BT) - masked(other_logprobs_BT, mask_BT)
     return difference_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
 def masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Values in float32, 0 where masked (also for NaN and inf, in value and in gradient)."""
-    return torch.where(mask_BT.bool(), values_BT.float(), 0.0)
+    """Values in float32 or wider, 0 where masked (also for NaN and inf, in value and in gradient)."""
+    return torch.where(mask_BT.bool(), at_least_float32(values_BT), 0.0)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precisions become float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def check_clips(clip_low: float, clip_high: float | None, dual_clip: float | None) -> None:

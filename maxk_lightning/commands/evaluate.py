@@ -1,32 +1,9 @@
 """`evaluate`: a policy -> samples.jsonl, summary.json, curves.png."""
 
-import hashlib
-import logging
-import shutil
-import time
-import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from maxk_lightning.callbacks import RolloutCallback
-from maxk_lightning.commands.evaluate_policy import Task, collect_samples, read_seconds
-from maxk_lightning.commands.export import export
-from maxk_lightning.commands.summary_table import print_summary
-from maxk_lightning.commands.trainer import MaxKCLI
-from maxk_lightning.data import Builtin, JsonLines, ProblemSource
-from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.evaluation import curves
-from maxk_lightning.evaluation.runs import Run
-from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
-from maxk_lightning.policy import load_tokenizer, resolve_policy
-from maxk_lightning.seeds import derive_seed
-from maxk_lightning.types import Problem, Prompt
-
-logger = logging.getLogger(__name__)
+from maxk_lightning.data.sources import ProblemSource
 
 
 def evaluate(
@@ -48,7 +25,7 @@ def evaluate(
         policy: Policy directory, hub name, `builtin`, or a `.ckpt` file written by `fit`.
         out: Directory for samples.jsonl, summary.json and curves.png, or for one such directory per benchmark.
         num_samples: Samples per problem (the paper: 256).
-        name: What tables call this policy; default: the name of the last directory of `out`.
+        name: What tables call this policy; default: the last part of `out`.
         benchmarks: Name -> source of problems; default: the test problems of the YAML.
         problems_per_chunk: Problems sampled together, while the chunk before is being scored.
         overrides: Keys laid over the YAML.
@@ -59,132 +36,18 @@ def evaluate(
     for key, count in (("num_samples", num_samples), ("problems_per_chunk", problems_per_chunk)):
         if count < 1:
             raise ValueError(f"--{key} is {count}, must be at least 1")
+    if not Path(config).is_file():
+        raise ValueError(f"--config: {config} is not a file")
+    from maxk_lightning.commands.evaluate_policy import evaluate_policy  # imports torch: `--help` must not wait for it
+
     target = Path(out)
-    if policy.endswith(".ckpt"):
-        policy = _exported(policy, target / "policy")
-    settings = read_run_settings(config, policy, overrides)
-    sources = benchmarks or _test_source(settings.data)
-    console = Console()
-    for benchmark, source in sources.items():
-        directory = target / benchmark if benchmarks else target
-        problems, prompts = render_problems(settings.data, source, policy)
-        task = Task(
-            problems=problems,
-            prompts=prompts,
-            sampling=replace(settings.rollout.eval_sampling, num_completions=num_samples),
-            problems_per_chunk=problems_per_chunk,
-        )
-        summary = _evaluate_benchmark(task, settings, policy, directory, name or target.resolve().name, benchmark)
-        print_summary(summary, console)
-        console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSettings:
-    """What evaluation takes from the YAML of a run."""
-
-    data: PromptDataModule
-    "Its template, test problems and seed."
-    rollout: RolloutCallback
-    "Its engine, reward and evaluation sampling."
-
-
-def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> RunSettings:
-    """Read a run's YAML under the very schema that `fit` reads it with, for another policy."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        cli = _SettingsCLI(["--config", config, "--model.policy", policy, *overrides], run=False)
-    return RunSettings(data=cli.config_init["data"], rollout=cli.config_init["rollout"])
-
-
-class _SettingsCLI(MaxKCLI):
-    """Builds the parts of a run, but no Trainer."""
-
-    def instantiate_classes(self) -> None:
-        self.config_init: Any = self.parser.instantiate_classes(self.config)
-
-
-def render_problems(data: PromptDataModule, source: ProblemSource, policy: str) -> tuple[list[Problem], list[Prompt]]:
-    """Problems and their prompts. Seeds depend on run seed and problem alone, so policies are compared in pairs.
-
-    Raises:
-        ValueError: no prompt is short enough.
-    """
-    tokenizer = load_tokenizer(policy)
-    problems = list(source.load())
-    seeds = [derive_seed(data.seed, "evaluate", problem.id) for problem in problems]
-    prompts = [data.template.render(problem, tokenizer, seed) for problem, seed in zip(problems, seeds, strict=True)]
-    kept = [i for i, prompt in enumerate(prompts) if len(prompt.token_ids) <= data.max_prompt_tokens]
-    if len(kept) < len(problems):
-        logger.warning(
-            "left out %s of %s problems: prompt longer than data.max_prompt_tokens (%s)",
-            len(problems) - len(kept), len(problems), data.max_prompt_tokens,
-        )  # fmt: skip
-    if not kept:
-        raise ValueError(f"no problem has a prompt of at most data.max_prompt_tokens ({data.max_prompt_tokens}) tokens")
-    return [problems[i] for i in kept], [prompts[i] for i in kept]
-
-
-def _evaluate_benchmark(
-    task: Task, settings: RunSettings, policy: str, out: Path, name: str, benchmark: str
-) -> Summary:
-    fixed = {
-        "benchmark": benchmark,
-        "policy": policy_digest(policy),
-        "prompts": _digest(repr(task.prompts).encode()),
-        "problems_per_chunk": task.problems_per_chunk,
-        **asdict(task.sampling),
-    }
-    samples = collect_samples(task, settings.rollout.engine, settings.rollout.reward, out, fixed)
-    analysing_from = time.perf_counter()
-    summary = summarise(samples, name=name, benchmark=benchmark, seconds=read_seconds(out))
-    curves([Run(out, summary)]).savefig(out / "curves.png")
-    seconds = replace(summary.seconds, analysing=time.perf_counter() - analysing_from)
-    summary = replace(summary, seconds=seconds)
-    write_summary(summary, out / "summary.json")
-    return summary
-
-
-def policy_digest(policy: str) -> str:
-    """A digest of the files of a policy directory, so that another policy of the same name is noticed; else the name.
-
-    Of large files the size and the last 64 KiB stand for the whole: training changes every weight.
-    """
-    directory = Path(resolve_policy(policy))
-    if not directory.is_dir():
-        return policy
-    parts = []
-    for path in sorted(directory.glob("*")):
-        if path.suffix in (".safetensors", ".bin", ".json"):
-            with path.open("rb") as file:
-                size = path.stat().st_size
-                file.seek(max(0, size - (64 << 10)))
-                parts.append(f"{path.name} {size} {_digest(file.read())}")
-    return _digest("\n".join(parts).encode())
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=12).hexdigest()
-
-
-def _test_source(data: PromptDataModule) -> dict[str, ProblemSource]:
-    source = data.sources["test"]
-    if source is None:
-        raise ValueError("data.test is null in the YAML: give it, or --benchmarks")
-    return {_benchmark_name(source): source}
-
-
-def _exported(ckpt: str, directory: Path) -> str:
-    """The policy of a checkpoint as a directory; what an earlier, killed run exported is used again."""
-    if not directory.is_dir():
-        part = directory.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        export(ckpt, str(part))
-        part.replace(directory)
-    return str(directory)
-
-
-def _benchmark_name(source: ProblemSource) -> str:
-    if isinstance(source, Builtin):
-        return f"builtin-{source.split}"
-    return Path(source.path).stem if isinstance(source, JsonLines) else type(source).__name__
+    evaluate_policy(
+        config=config,
+        policy=policy,
+        out=target,
+        num_samples=num_samples,
+        name=name or target.resolve().name,
+        benchmarks=benchmarks,
+        problems_per_chunk=problems_per_chunk,
+        overrides=overrides,
+    )

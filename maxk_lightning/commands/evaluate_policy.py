@@ -1,161 +1,173 @@
-"""The evaluation loop: sample a chunk while the one before is scored, write, continue where a killed run stopped."""
+"""From a policy and the YAML of a run to samples.jsonl, summary.json and curves.png."""
 
-import json
+import hashlib
+import logging
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tqdm import tqdm
+from rich.console import Console
 
-from maxk_lightning.evaluation.samples import Sample, append_samples, drop_half_line, read_samples, to_sample
-from maxk_lightning.evaluation.summary import Seconds
-from maxk_lightning.records import read_records
-from maxk_lightning.rewards import Reward
-from maxk_lightning.rollouts import RolloutEngine
-from maxk_lightning.types import Problem, Prompt, Sampling
+from maxk_lightning.callbacks import RolloutCallback
+from maxk_lightning.commands.collect_samples import Task, collect_samples, read_seconds
+from maxk_lightning.commands.export import export
+from maxk_lightning.commands.summary_table import print_summary
+from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.data import Builtin, JsonLines, ProblemSource
+from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.evaluation import curves
+from maxk_lightning.evaluation.runs import Run
+from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
+from maxk_lightning.policy import load_tokenizer, resolve_policy
+from maxk_lightning.seeds import derive_seed
+from maxk_lightning.types import Problem, Prompt
 
-Settings = Mapping[str, str | int | float | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What to evaluate."""
-
-    problems: Sequence[Problem]
-    "In the order of the output."
-    prompts: Sequence[Prompt]
-    "One per problem."
-    sampling: Sampling
-    "num_completions is the number of samples per problem."
-    problems_per_chunk: int
-    "Sampled together. Fixed for an output: a chunk that a kill cut is sampled again as a whole, in the same batches."
-
-    def chunks(self) -> Iterator[slice]:
-        """Slices of the problems."""
-        return (
-            slice(start, start + self.problems_per_chunk)
-            for start in range(0, len(self.problems), self.problems_per_chunk)
-        )
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scoring:
-    """A sampled chunk on its way through the reward."""
-
-    scored: Future[tuple[list[Sample], float]]
-    "Its samples, and the seconds that scoring them took."
-    generating_s: float
-    "Seconds that sampling took."
-
-
-def collect_samples(task: Task, engine: RolloutEngine, reward: Reward, out: Path, settings: Settings) -> list[Sample]:
-    """Write `out/samples.jsonl`, one group after the other; samples that are there already are kept, not repeated.
-
-    Every sample depends on (prompt seed, index) alone, so a run that was killed, however often, ends with the content
-    of an undisturbed one. Scoring of a chunk runs in a thread beside the sampling of the next.
+def evaluate_policy(
+    config: str,
+    policy: str,
+    out: Path,
+    num_samples: int,
+    name: str,
+    benchmarks: Mapping[str, ProblemSource] | None,
+    problems_per_chunk: int,
+    overrides: Sequence[str],
+) -> None:
+    """Evaluate on every benchmark and print a table for each; the arguments are those of the command.
 
     Raises:
-        ValueError: `out` holds samples of other settings.
+        ValueError: a setting is wrong, or an output holds samples of other settings.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    check_settings(out / "settings.json", settings)
-    path, times = out / "samples.jsonl", out / "times.jsonl"
-    drop_half_line(path)
-    drop_half_line(times)
-    done = {(sample.id, sample.sample) for sample in read_samples(path)} if path.exists() else set()
-    with ExitStack() as stack:
-        writer = _Writer(
-            file=stack.enter_context(path.open("a", encoding="utf-8")),
-            times=stack.enter_context(times.open("a", encoding="utf-8")),
-            bar=stack.enter_context(_progress_bar(task, len(done))),
-            done=done,
+    if policy.endswith(".ckpt"):
+        policy = _exported(policy, out / "policy")
+    settings = read_run_settings(config, policy, overrides)
+    console = Console()
+    for benchmark, source in (benchmarks or _test_source(settings.data)).items():
+        directory = out / benchmark if benchmarks else out
+        problems, prompts = render_problems(settings.data, source, policy)
+        task = Task(
+            problems=problems,
+            prompts=prompts,
+            sampling=replace(settings.rollout.eval_sampling, num_completions=num_samples),
+            problems_per_chunk=problems_per_chunk,
         )
-        thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
-        previous: _Scoring | None = None
-        for chunk in task.chunks():
-            if _is_done(task, chunk, done):
-                continue
-            current = _sample(task, chunk, engine, reward, thread)
-            writer.finish(previous)
-            previous = current
-        writer.finish(previous)
-    return read_samples(path)
-
-
-def check_settings(path: Path, settings: Settings) -> None:
-    """Remember the settings of an output; ValueError when it was begun with others."""
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        different = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]
-        if different:
-            parts = "; ".join(f"{key} was {earlier.get(key)!r}, is {settings.get(key)!r}" for key in different)
-            raise ValueError(f"{path.parent} holds samples of other settings ({parts}); choose another directory")
-        return
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def read_seconds(out: Path) -> Seconds:
-    """Seconds spent so far, over all the runs that an output took."""
-    chunks = [chunk for _, chunk in read_records(out / "times.jsonl", lambda record: Seconds(**record))]
-    return Seconds(
-        generating=sum(chunk.generating for chunk in chunks),
-        scoring=sum(chunk.scoring for chunk in chunks),
-        waiting=sum(chunk.waiting for chunk in chunks),
-    )
+        summary = _evaluate_benchmark(task, settings, policy, directory, name, benchmark)
+        print_summary(summary, console)
+        console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Writer:
-    file: IO[str]
-    times: IO[str]
-    bar: Any
-    done: set[tuple[str, int]]
+class RunSettings:
+    """What evaluation takes from the YAML of a run."""
 
-    def finish(self, scoring: _Scoring | None) -> None:
-        """Wait for a chunk's scores and write what is not there yet."""
-        if scoring is None:
-            return
-        waiting_from = time.perf_counter()
-        samples, scoring_s = scoring.scored.result()
-        waiting_s = time.perf_counter() - waiting_from
-        new = [sample for sample in samples if (sample.id, sample.sample) not in self.done]
-        append_samples(self.file, new)
-        seconds = Seconds(generating=scoring.generating_s, scoring=scoring_s, waiting=waiting_s)
-        self.times.write(json.dumps(asdict(seconds)) + "\n")
-        self.times.flush()
-        self.bar.update(len(new))
+    data: PromptDataModule
+    "Its template, test problems and seed."
+    rollout: RolloutCallback
+    "Its engine, reward and evaluation sampling."
 
 
-def _sample(task: Task, chunk: slice, engine: RolloutEngine, reward: Reward, thread: ThreadPoolExecutor) -> _Scoring:
-    problems = task.problems[chunk]
-    started = time.perf_counter()
-    groups = engine.generate(task.prompts[chunk], task.sampling)
-    sampled = time.perf_counter()
-
-    def score() -> tuple[list[Sample], float]:
-        scoring_from = time.perf_counter()
-        scores = reward.score(problems, [[completion.text for completion in group] for group in groups])
-        samples = [
-            to_sample(problem.id, index, completion, score)
-            for problem, group, group_scores in zip(problems, groups, scores, strict=True)
-            for index, (completion, score) in enumerate(zip(group, group_scores, strict=True))
-        ]
-        return samples, time.perf_counter() - scoring_from
-
-    return _Scoring(thread.submit(score), sampled - started)
+def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> RunSettings:
+    """Read a run's YAML under the very schema that `fit` reads it with, for another policy."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        cli = _SettingsCLI(["--config", config, "--model.policy", policy, *overrides], run=False)
+    return RunSettings(data=cli.config_init["data"], rollout=cli.config_init["rollout"])
 
 
-def _is_done(task: Task, chunk: slice, done: set[tuple[str, int]]) -> bool:
-    indices = range(task.sampling.num_completions)
-    return all((problem.id, index) in done for problem in task.problems[chunk] for index in indices)
+class _SettingsCLI(MaxKCLI):
+    """Builds the parts of a run, but no Trainer."""
+
+    def instantiate_classes(self) -> None:
+        self.config_init: Any = self.parser.instantiate_classes(self.config)
 
 
-def _progress_bar(task: Task, num_done: int) -> Any:
-    total = len(task.problems) * task.sampling.num_completions
-    return tqdm(total=total, initial=num_done, unit="sample", desc="evaluate", dynamic_ncols=True)
+def render_problems(data: PromptDataModule, source: ProblemSource, policy: str) -> tuple[list[Problem], list[Prompt]]:
+    """Problems and their prompts. Seeds depend on run seed and problem alone, so policies are compared in pairs.
+
+    Raises:
+        ValueError: no prompt is short enough.
+    """
+    tokenizer = load_tokenizer(policy)
+    problems = list(source.load())
+    seeds = [derive_seed(data.seed, "evaluate", problem.id) for problem in problems]
+    prompts = [data.template.render(problem, tokenizer, seed) for problem, seed in zip(problems, seeds, strict=True)]
+    kept = [i for i, prompt in enumerate(prompts) if len(prompt.token_ids) <= data.max_prompt_tokens]
+    if len(kept) < len(problems):
+        logger.warning(
+            "left out %s of %s problems: prompt longer than data.max_prompt_tokens (%s)",
+            len(problems) - len(kept), len(problems), data.max_prompt_tokens,
+        )  # fmt: skip
+    if not kept:
+        raise ValueError(f"no problem has a prompt of at most data.max_prompt_tokens ({data.max_prompt_tokens}) tokens")
+    return [problems[i] for i in kept], [prompts[i] for i in kept]
+
+
+def _evaluate_benchmark(
+    task: Task, settings: RunSettings, policy: str, out: Path, name: str, benchmark: str
+) -> Summary:
+    fixed = {
+        "benchmark": benchmark,
+        "policy": policy_digest(policy),
+        "prompts": _digest(repr(task.prompts).encode()),
+        "problems_per_chunk": task.problems_per_chunk,
+        **asdict(task.sampling),
+    }
+    samples = collect_samples(task, settings.rollout.engine, settings.rollout.reward, out, fixed)
+    analysing_from = time.perf_counter()
+    summary = summarise(samples, name=name, benchmark=benchmark, seconds=read_seconds(out))
+    curves([Run(out, summary)]).savefig(out / "curves.png")
+    seconds = replace(summary.seconds, analysing=time.perf_counter() - analysing_from)
+    summary = replace(summary, seconds=seconds)
+    write_summary(summary, out / "summary.json")
+    return summary
+
+
+def policy_digest(policy: str) -> str:
+    """A digest of the files of a policy directory, so that another policy of the same name is noticed; else the name.
+
+    Of large files the size and the last 64 KiB stand for the whole: training changes every weight.
+    """
+    directory = Path(resolve_policy(policy))
+    if not directory.is_dir():
+        return policy
+    parts = []
+    for path in sorted(directory.glob("*")):
+        if path.suffix in (".safetensors", ".bin", ".json"):
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                file.seek(max(0, size - (64 << 10)))
+                parts.append(f"{path.name} {size} {_digest(file.read())}")
+    return _digest("\n".join(parts).encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _test_source(data: PromptDataModule) -> dict[str, ProblemSource]:
+    source = data.sources["test"]
+    if source is None:
+        raise ValueError("data.test is null in the YAML: give it, or --benchmarks")
+    return {_benchmark_name(source): source}
+
+
+def _exported(ckpt: str, directory: Path) -> str:
+    """The policy of a checkpoint as a directory; what an earlier, killed run exported is used again."""
+    if not directory.is_dir():
+        part = directory.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        export(ckpt, str(part))
+        part.replace(directory)
+    return str(directory)
+
+
+def _benchmark_name(source: ProblemSource) -> str:
+    if isinstance(source, Builtin):
+        return f"builtin-{source.split}"
+    return Path(source.path).stem if isinstance(source, JsonLines) else type(source).__name__

@@ -61,7 +61,7 @@ def append_samples(file: IO[str], samples: Iterable[Sample]) -> None:
     """Write lines and hand them to the operating system: a killed process loses at most a part of its last write."""
     for sample in samples:
         record = {name: getattr(sample, name) for name in SAMPLE_KEYS}
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json.dumps(record) + "\n")
     file.flush()
 
 

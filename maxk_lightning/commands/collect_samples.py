@@ -1,0 +1,161 @@
+"""The evaluation loop: sample a chunk while the one before is scored, write, continue where a killed run stopped."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from maxk_lightning.evaluation.samples import Sample, append_samples, drop_half_line, read_samples, to_sample
+from maxk_lightning.evaluation.summary import Seconds
+from maxk_lightning.records import read_records
+from maxk_lightning.rewards import Reward
+from maxk_lightning.rollouts import RolloutEngine
+from maxk_lightning.types import Problem, Prompt, Sampling
+
+Settings = Mapping[str, str | int | float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What to evaluate."""
+
+    problems: Sequence[Problem]
+    "In the order of the output."
+    prompts: Sequence[Prompt]
+    "One per problem."
+    sampling: Sampling
+    "num_completions is the number of samples per problem."
+    problems_per_chunk: int
+    "Sampled together. Fixed for an output: a chunk that a kill cut is sampled again as a whole, in the same batches."
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices of the problems."""
+        return (
+            slice(start, start + self.problems_per_chunk)
+            for start in range(0, len(self.problems), self.problems_per_chunk)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """A sampled chunk on its way through the reward."""
+
+    scored: Future[tuple[list[Sample], float]]
+    "Its samples, and the seconds that scoring them took."
+    generating_s: float
+    "Seconds that sampling took."
+
+
+def collect_samples(task: Task, engine: RolloutEngine, reward: Reward, out: Path, settings: Settings) -> list[Sample]:
+    """Write `out/samples.jsonl`, one group after the other; samples that are there already are kept, not repeated.
+
+    Every sample depends on (prompt seed, index) alone, so a run that was killed, however often, ends with the content
+    of an undisturbed one. Scoring of a chunk runs in a thread beside the sampling of the next.
+
+    Raises:
+        ValueError: `out` holds samples of other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    check_settings(out / "settings.json", settings)
+    path, times = out / "samples.jsonl", out / "times.jsonl"
+    drop_half_line(path)
+    drop_half_line(times)
+    done = {(sample.id, sample.sample) for sample in read_samples(path)} if path.exists() else set()
+    with ExitStack() as stack:
+        writer = _Writer(
+            file=stack.enter_context(path.open("a", encoding="utf-8")),
+            times=stack.enter_context(times.open("a", encoding="utf-8")),
+            bar=stack.enter_context(_progress_bar(task, len(done))),
+            done=done,
+        )
+        thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
+        previous: _Scoring | None = None
+        for chunk in task.chunks():
+            if _is_done(task, chunk, done):
+                continue
+            current = _sample(task, chunk, engine, reward, thread)
+            writer.finish(previous)
+            previous = current
+        writer.finish(previous)
+    return read_samples(path)
+
+
+def check_settings(path: Path, settings: Settings) -> None:
+    """Remember the settings of an output; ValueError when it was begun with others."""
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]
+        if different:
+            parts = "; ".join(f"{key} was {earlier.get(key)!r}, is {settings.get(key)!r}" for key in different)
+            raise ValueError(f"{path.parent} holds samples of other settings ({parts}); choose another directory")
+        return
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_seconds(out: Path) -> Seconds:
+    """Seconds spent so far, over all the runs that an output took."""
+    chunks = [chunk for _, chunk in read_records(out / "times.jsonl", lambda record: Seconds(**record))]
+    return Seconds(
+        generating=sum(chunk.generating for chunk in chunks),
+        scoring=sum(chunk.scoring for chunk in chunks),
+        waiting=sum(chunk.waiting for chunk in chunks),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Writer:
+    file: IO[str]
+    times: IO[str]
+    bar: Any
+    done: set[tuple[str, int]]
+
+    def finish(self, scoring: _Scoring | None) -> None:
+        """Wait for a chunk's scores and write what is not there yet."""
+        if scoring is None:
+            return
+        waiting_from = time.perf_counter()
+        samples, scoring_s = scoring.scored.result()
+        waiting_s = time.perf_counter() - waiting_from
+        new = [sample for sample in samples if (sample.id, sample.sample) not in self.done]
+        append_samples(self.file, new)
+        seconds = Seconds(generating=scoring.generating_s, scoring=scoring_s, waiting=waiting_s)
+        self.times.write(json.dumps(asdict(seconds)) + "\n")
+        self.times.flush()
+        self.bar.update(len(new))
+
+
+def _sample(task: Task, chunk: slice, engine: RolloutEngine, reward: Reward, thread: ThreadPoolExecutor) -> _Scoring:
+    problems = task.problems[chunk]
+    started = time.perf_counter()
+    groups = engine.generate(task.prompts[chunk], task.sampling)
+    sampled = time.perf_counter()
+
+    def score() -> tuple[list[Sample], float]:
+        scoring_from = time.perf_counter()
+        scores = reward.score(problems, [[completion.text for completion in group] for group in groups])
+        samples = [
+            to_sample(problem.id, index, completion, score)
+            for problem, group, group_scores in zip(problems, groups, scores, strict=True)
+            for index, (completion, score) in enumerate(zip(group, group_scores, strict=True))
+        ]
+        return samples, time.perf_counter() - scoring_from
+
+    return _Scoring(thread.submit(score), sampled - started)
+
+
+def _is_done(task: Task, chunk: slice, done: set[tuple[str, int]]) -> bool:
+    indices = range(task.sampling.num_completions)
+    return all((problem.id, index) in done for problem in task.problems[chunk] for index in indices)
+
+
+def _progress_bar(task: Task, num_done: int) -> Any:
+    total = len(task.problems) * task.sampling.num_completions
+    return tqdm(total=total, initial=num_done, unit="sample", desc="evaluate", dynamic_ncols=True)

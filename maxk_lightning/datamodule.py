@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any, Literal
 
 import torch
@@ -20,9 +21,12 @@ EvalStage = Literal["validate", "test", "predict"]
 
 
 class RolloutBuffer(Dataset[Rollout]):
-    """The current rollout in slices of whole groups: once in order, or for several PPO iterations, each shuffled.
+    """The current rollout in slices of whole groups, once for every PPO iteration.
 
-    Its length is known before it is filled, so that a DataLoader can be built on it once.
+    Each iteration visits the slices in an order of its own. A slice always holds the same groups, neighbours in the
+    prompt stream, and the order is the same on all ranks: an optimizer step sees the same groups however many ranks
+    share it.
+    The length is known before the buffer is filled, so that a DataLoader can be built on it once.
     """
 
     def __init__(self, num_groups: int, groups_per_slice: int, num_iterations: int = 1) -> None:
@@ -31,16 +35,17 @@ class RolloutBuffer(Dataset[Rollout]):
         self.groups_per_slice = groups_per_slice
         self.num_iterations = num_iterations
         self._current: Rollout | None = None
-        self._orders: list[list[int]] = []
+        self._order: list[int] = []
 
     def fill(self, rollout: Rollout, seed: int | None = None) -> None:
-        """Replace the rollout; with a seed each PPO iteration visits its groups in an order of its own."""
+        """Replace the rollout; with a seed the slices of each iteration are shuffled."""
         self._current = rollout
-        order = list(range(len(rollout.groups)))
-        self._orders = [
-            order if seed is None else _shuffled(order, derive_seed(seed, "iteration", iteration))
-            for iteration in range(self.num_iterations)
-        ]
+        self._order = []
+        for iteration in range(self.num_iterations):
+            order = list(range(self.num_slices))
+            if seed is not None:
+                Random(derive_seed(seed, "iteration", iteration)).shuffle(order)
+            self._order += order
 
     @property
     def rollout(self) -> Rollout:
@@ -53,10 +58,9 @@ class RolloutBuffer(Dataset[Rollout]):
         return self.num_slices * self.num_iterations
 
     def __getitem__(self, index: int) -> Rollout:
-        """Slice `index % num_slices` of PPO iteration `index // num_slices`."""
-        iteration, start = index // self.num_slices, index % self.num_slices * self.groups_per_slice
-        order = self._orders[iteration][start : start + self.groups_per_slice]
-        return replace(self.rollout, groups=[self.rollout.groups[position] for position in order])
+        """The slice that stands at this place of the order."""
+        start = self._order[index] * self.groups_per_slice
+        return replace(self.rollout, groups=self.rollout.groups[start : start + self.groups_per_slice])
 
 
 class PromptDataModule(LightningDataModule):
@@ -133,7 +137,6 @@ class PromptDataModule(LightningDataModule):
         for name in ("fit", "validate") if stage == "fit" else (stage,):
             if name not in self.problems:
                 self.problems[name] = self._load(name)
-                self._make_buffer(name)
 
     def rollout_prompts(self, rollout_index: int) -> tuple[list[Problem], list[Prompt]]:
         """This rank's problems and prompts of a rollout."""
@@ -160,7 +163,7 @@ class PromptDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Rollout] | list[Any]:
         """Slices of the validation rollout."""
-        return self._loader("validate") if "validate" in self.buffers else []
+        return self._loader("validate") if self.problems["validate"] else []
 
     def test_dataloader(self) -> DataLoader[Rollout]:
         """Slices of the test rollout."""
@@ -183,7 +186,21 @@ class PromptDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def _loader(self, stage: str) -> DataLoader[Rollout]:
+        self.buffers[stage] = self._train_buffer() if stage == "fit" else self._eval_buffer(stage)
         return DataLoader(self.buffers[stage], batch_size=None, num_workers=0)
+
+    def _train_buffer(self) -> RolloutBuffer:
+        ranks = self._world_size
+        if self.prompts_per_step % ranks:
+            raise ValueError(f"data.prompts_per_step ({self.prompts_per_step}) must be a multiple of the {ranks} ranks")
+        groups, groups_per_step = self.prompts_per_rollout // ranks, self.prompts_per_step // ranks
+        return RolloutBuffer(groups, groups_per_step, self.num_ppo_iterations)
+
+    def _eval_buffer(self, stage: str) -> RolloutBuffer:
+        num_problems = len(self.problems[stage])
+        if num_problems < self._world_size:
+            raise ValueError(f"data ({stage}): {num_problems} problems are fewer than the {self._world_size} ranks")
+        return RolloutBuffer(len(range(self._rank, num_problems, self._world_size)), groups_per_slice=1)
 
     def _load(self, stage: str) -> Sequence[Problem]:
         source = self.sources[stage]
@@ -202,28 +219,7 @@ class PromptDataModule(LightningDataModule):
             raise ValueError(f"data ({stage}): no problem has a prompt of at most {self.max_prompt_tokens} tokens")
         return kept
 
-    def _make_buffer(self, stage: str) -> None:
-        ranks = self._world_size
-        if stage == "fit":
-            if self.prompts_per_step % ranks:
-                raise ValueError(
-                    f"data.prompts_per_step ({self.prompts_per_step}) must be a multiple of the {ranks} ranks"
-                )
-            self.buffers[stage] = RolloutBuffer(
-                self.prompts_per_rollout // ranks, self.prompts_per_step // ranks, self.num_ppo_iterations
-            )
-        elif self.problems[stage]:
-            if len(self.problems[stage]) < ranks:
-                raise ValueError(
-                    f"data ({stage}): {len(self.problems[stage])} problems are fewer than the {ranks} ranks"
-                )
-            self.buffers[stage] = RolloutBuffer(len(self.problems[stage][self._rank :: ranks]), groups_per_slice=1)
-
     def _render(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Prompt]:
         return [
             self.template.render(problem, self.tokenizer, seed) for problem, seed in zip(problems, seeds, strict=True)
         ]
-
-
-def _shuffled(order: list[int], seed: int) -> list[int]:
-    return [order[i] for i in torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist()]

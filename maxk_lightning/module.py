@@ -254,7 +254,7 @@ class PolicyModule(LightningModule):
         values = metrics.compute()
         metrics.reset()
         for tag, value in values.items():
-            self.log(f"{prefix}/{tag}", value, prog_bar=tag == "reward")
+            self.log(f"{prefix}/{tag}", value, prog_bar=tag == "reward", sync_dist=True)
 
 
 def _split(groups: Sequence[Group], size: int | None) -> list[Sequence[Group]]:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 
 import numpy as np
 import torch
@@ -50,9 +51,11 @@ class RolloutCallback(Callback):
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self._synced_step: int | None = None
+        self._training_since = 0.0
 
     def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
         """Refuse an objective that cannot work with this group size before anything expensive starts."""
+        self._synced_step = None
         if stage == "fit":
             check_group_size(pl_module.objective, self.sampling.num_completions)
 
@@ -67,6 +70,11 @@ class RolloutCallback(Callback):
         datamodule.fill("fit", rollout, index)
         pl_module.log_rollout(rollout)
         _log_times(pl_module, rollout)
+        self._training_since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Log how long the PPO iterations took."""
+        pl_module.log("time/train_s", time.perf_counter() - self._training_since, sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the validation problems."""
@@ -108,6 +116,6 @@ def _seed_global_generators(seed: int) -> None:
 
 def _log_times(pl_module: PolicyModule, rollout: Rollout) -> None:
     num_tokens = sum(len(completion.token_ids) for completion in rollout.completions)
-    pl_module.log("time/generate_s", rollout.generate_s)
-    pl_module.log("time/score_s", rollout.score_s)
-    pl_module.log("time/generated_tokens_per_s", num_tokens / rollout.generate_s)
+    pl_module.log("time/generate_s", rollout.generate_s, sync_dist=True)
+    pl_module.log("time/score_s", rollout.score_s, sync_dist=True)
+    pl_module.log("time/generated_tokens_per_s", num_tokens / rollout.generate_s, sync_dist=True)

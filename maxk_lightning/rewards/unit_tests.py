@@ -8,18 +8,17 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Literal
 
-from maxk_lightning.rewards.comparison import same_output
 from maxk_lightning.rewards.extraction import extract_code
+from maxk_lightning.rewards.judging import Verdicts, judge_program
 from maxk_lightning.rewards.preparation import PreparedProblem, encode, prepare, program_key
-from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
-from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
-from maxk_lightning.rewards.sandbox.worker import WorkerSettings
-from maxk_lightning.rewards.verdicts import failure_of, reward_of
+from maxk_lightning.rewards.sandbox.pool import SandboxPool
+from maxk_lightning.rewards.sandbox.protocol import Limits
+from maxk_lightning.rewards.sandbox.selftest import Isolation, choose_isolation
+from maxk_lightning.rewards.verdicts import reward_of
 from maxk_lightning.types import Problem, Score, Verdict
 
 MIN_MEMORY_MB = 64
 NUM_PREPARED = 1024
-Verdicts = tuple[Verdict, ...]
 
 
 class UnitTestReward:
@@ -124,6 +123,12 @@ class UnitTestReward:
         self._verdicts_of(prepared, encode(code)).add_done_callback(lambda judged: self._score(judged, scored))
         return scored
 
+    @property
+    def backend_in_force(self) -> Literal["bwrap", "plain", "unsafe"]:
+        """What programs run in, found by the self-test; SandboxUnavailableError where isolation can not be had."""
+        with self._lock:
+            return self._isolation().name
+
     def close(self) -> None:
         """Stop the workers. Idempotent; a later use starts them again."""
         with self._lock:
@@ -178,7 +183,9 @@ class UnitTestReward:
                 return known
             running = self._running.get(key)
             if running is None:
-                running = self._running[key] = self._run(prepared, program)
+                running = self._running[key] = judge_program(
+                    self._started_pool(), prepared, program, self.max_time_limits
+                )
                 running.add_done_callback(lambda judged: self._remember(key, judged))
             return running
 
@@ -190,29 +197,15 @@ class UnitTestReward:
                 while len(self._cache) > self.cache_size:
                     self._cache.popitem(last=False)
 
-    def _run(self, prepared: PreparedProblem, program: bytes) -> "Future[Verdicts]":
-        compare = prepared.problem.compare
-
-        def judge(index: int, outcome: Outcome, output: bytes) -> Verdict:
-            failure = failure_of(outcome, len(output), prepared.limits.output_bytes)
-            if failure is not None:
-                return failure
-            return "passed" if same_output(output, prepared.expected[index], compare) else "wrong_answer"
-
-        job = Job(
-            source=program,
-            runs=[RunFiles(stdin=stdin) for stdin in prepared.inputs],
-            judge=judge,
-            limits=prepared.limits,
-            max_limit_hits=self.max_time_limits,
-        )
-        return self._started_pool().submit(job)
-
     def _started_pool(self) -> SandboxPool:
         if self._pool is None:
-            settings = WorkerSettings(backend="plain", has_site_packages=self.allow_site_packages)
-            self._pool = SandboxPool(settings, self.num_workers or default_num_workers())
+            self._pool = SandboxPool(self._isolation().settings, self.num_workers or default_num_workers())
         return self._pool
+
+    def _isolation(self) -> Isolation:
+        return choose_isolation(
+            self.backend, has_site_packages=self.allow_site_packages, allow_unsafe=self.allow_unsafe
+        )
 
 
 def default_num_workers() -> int:

@@ -11,7 +11,6 @@ import json
 import marshal
 import os
 import resource
-import signal
 import struct
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +30,8 @@ MAX_FDS_SERVER = 256
 MAX_FDS_PROGRAM = 64
 MAX_THREADS = 256
 CHECKER_FDS = (3, 4, 5)
+FINALISER = b"__del__"
+"A program without this name has no finalisers to run at its end."
 _PID_PLACEHOLDER = 0x7EADBEEF
 _PID_BYTES = struct.pack("=I", _PID_PLACEHOLDER)
 STAR_IMPORTS = (
@@ -38,6 +39,23 @@ STAR_IMPORTS = (
     " typing"
 )
 "Modules whose names a function-call program may use without importing them, as LiveCodeBench's header allows."
+
+
+class InnerFilter:
+    """The inner filter, ready but for the child's pid, so that a child builds nothing."""
+
+    def __init__(self) -> None:
+        template = inner_filter(MACHINE, _PID_PLACEHOLDER)
+        self._places = [at for at in range(0, len(template), 4) if template[at : at + 4] == _PID_BYTES]
+        assert len(self._places) == 3
+        self._filter = lockdown.SeccompFilter(template)
+
+    def install(self) -> None:
+        """Install it with the calling process's pid."""
+        pid = os.getpid()
+        for place in self._places:
+            struct.pack_into("=I", self._filter.buffer, place, pid)
+        self._filter.install()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,21 +66,14 @@ class Cell:
     "Parent of every child."
     ruleset_fd: int | None
     "Landlock ruleset to enter; None only when the user accepted its absence."
-    inner_template: bytes | None
-    "The inner seccomp filter for a placeholder pid; None only when the user accepted its absence."
+    inner_filter: InnerFilter | None
+    "The inner seccomp filter; None only when the user accepted its absence."
     marks_fd: int
     "Write end of the pipe of stage marks."
     max_processes: int | None
     "RLIMIT_NPROC; None where the kernel does not count this process alone."
     call_names: dict[str, Any]
     "Names that function-call programs find imported."
-
-
-def inner_template() -> bytes:
-    """The inner filter with a placeholder for the child's pid."""
-    template = inner_filter(MACHINE, _PID_PLACEHOLDER)
-    assert template.count(_PID_BYTES) == 3
-    return template
 
 
 def run_child(cell: Cell, request: Request, source_fd: int, code_fd: int, run_fds: Sequence[int]) -> None:
@@ -72,7 +83,7 @@ def run_child(cell: Cell, request: Request, source_fd: int, code_fd: int, run_fd
         os.write(cell.marks_fd, MARK_LOCKED)
     except (OSError, ValueError):
         os._exit(1)  # without a mark: the sandbox failed, not the program
-    code = _load_code(cell, request, source_fd, code_fd)
+    code, has_finalisers = _load_code(cell, request, source_fd, code_fd)
     _close_everything(request, run_fds)
     output_bytes = request.limits.output_bytes
     resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
@@ -82,16 +93,15 @@ def run_child(cell: Cell, request: Request, source_fd: int, code_fd: int, run_fd
     else:
         main = _fresh_main()
         status = _exit_status_of(lambda: exec(code, main.__dict__))
-    _finish(status, _has_finalisers(code))
+    _finish(status, has_finalisers)
 
 
 def _lock_down(cell: Cell, limits: Limits, run_fds: Sequence[int]) -> None:
-    lockdown.prctl(lockdown.PR_SET_PDEATHSIG, lockdown.SIGKILL)
+    lockdown.die_with_parent()
     if os.getppid() != cell.server_pid:
         os._exit(1)
     os.dup2(run_fds[0], 0)
     os.dup2(run_fds[1], 1)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # ends a flood at once; Python ignores it
     cpu_seconds = int(limits.cpu_s) + 2  # a backstop: the server reads the clock in finer steps
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
@@ -100,24 +110,24 @@ def _lock_down(cell: Cell, limits: Limits, run_fds: Sequence[int]) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (cell.max_processes, cell.max_processes))
     if cell.ruleset_fd is not None:
         lockdown.landlock_restrict(cell.ruleset_fd)
-    if cell.inner_template is not None:
-        pid = struct.pack("=I", os.getpid())
-        lockdown.SeccompFilter(cell.inner_template.replace(_PID_BYTES, pid)).install()
+    if cell.inner_filter is not None:
+        cell.inner_filter.install()
 
 
-def _load_code(cell: Cell, request: Request, source_fd: int, code_fd: int) -> CodeType:
+def _load_code(cell: Cell, request: Request, source_fd: int, code_fd: int) -> tuple[CodeType, bool]:
     """Compile the program, or take what an earlier run of it compiled; what does not compile ends here."""
     try:
         compiled = _read_all(code_fd)
         if compiled:
-            return marshal.loads(compiled)  # type: ignore[no-any-return]
-        code = compile(_read_all(source_fd), "main.py", "exec", dont_inherit=True)
+            return marshal.loads(compiled), FINALISER in compiled
+        source = _read_all(source_fd)
+        code = compile(source, "main.py", "exec", dont_inherit=True)
     except BaseException:  # noqa: BLE001 - the parser meets hostile text: any failure is the program's
         os.write(cell.marks_fd, MARK_NOT_COMPILED)
         os._exit(1)
     if request.num_runs > 1:
         os.pwrite(code_fd, marshal.dumps(code), 0)
-    return code
+    return code, FINALISER in source
 
 
 def _read_all(fd: int) -> bytes:
@@ -193,10 +203,3 @@ def _finish(status: int, has_finalisers: bool) -> None:
     except BaseException:  # noqa: BLE001 - handlers and replaced streams are the program's
         status = status or 120  # what the interpreter returns when it can not flush
     os._exit(status)
-
-
-def _has_finalisers(code: CodeType) -> bool:
-    """Whether any class body in the program defines `__del__`."""
-    if "__del__" in code.co_names:
-        return True
-    return any(_has_finalisers(const) for const in code.co_consts if isinstance(const, CodeType))

@@ -43,13 +43,19 @@ def prctl(option: int, value: int = 0) -> None:
     )
 
 
+def die_with_parent() -> None:
+    """Ask to be killed when the parent dies."""
+    if _libc.prctl(PR_SET_PDEATHSIG, SIGKILL):
+        _checked(-1, "prctl(PR_SET_PDEATHSIG)")
+
+
 class SeccompFilter:
     """A filter ready to be installed; building it once keeps children fast."""
 
     def __init__(self, instructions: bytes) -> None:
-        self._buffer = ctypes.create_string_buffer(instructions, len(instructions))
+        self.buffer = ctypes.create_string_buffer(instructions, len(instructions))
         length = len(instructions) // 8
-        self._program = ctypes.create_string_buffer(struct.pack("@HP", length, ctypes.addressof(self._buffer)))
+        self._program = ctypes.create_string_buffer(struct.pack("@HP", length, ctypes.addressof(self.buffer)))
 
     def install(self) -> None:
         """Stack the filter on the calling process; needs no_new_privs or root."""

@@ -31,6 +31,9 @@ LIMIT_HITS: tuple[OutcomeKind, ...] = ("cpu_limit", "wall_limit", "output_limit"
 MEMORY_EXIT_STATUS = 86
 "Exit status for an uncaught MemoryError. A program may forge it: it earns a failed test either way."
 
+READY = b"ready"
+"A server's first message."
+
 _REQUEST = struct.Struct("=QBBBddQQ")
 _OUTCOME = struct.Struct("=BiddQ")
 _REPLY = struct.Struct("=Q")
@@ -125,3 +128,21 @@ def unpack_reply(message: bytes) -> tuple[int, list[Outcome]]:
         for kind, status, cpu_s, wall_s, max_rss_bytes in _OUTCOME.iter_unpack(message[_REPLY.size :])
     ]
     return request_id, outcomes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What the pool tells a server at its start."""
+
+    readable: tuple[str, ...]
+    "Paths programs may read below."
+    extra_path: tuple[str, ...]
+    "Appended to `sys.path` of the programs."
+    unprivileged_uid: int
+    "User to become when started as root, where that user can read the interpreter."
+    is_alone_in_user: bool
+    "Whether no other process counts against this user's process limit (a user namespace, or an unused uid)."
+    needs_landlock: bool
+    "Refuse to start without landlock."
+    needs_seccomp: bool
+    "Refuse to start without seccomp."

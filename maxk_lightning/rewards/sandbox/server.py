@@ -15,45 +15,35 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from maxk_lightning.rewards.sandbox import child, lockdown
-from maxk_lightning.rewards.sandbox.protocol import LIMIT_HITS, MAX_REQUEST_BYTES, Outcome, Request, pack_reply
+from maxk_lightning.rewards.sandbox.protocol import (
+    LIMIT_HITS,
+    MAX_REQUEST_BYTES,
+    READY,
+    Outcome,
+    OutcomeKind,
+    Request,
+    ServerConfig,
+    pack_reply,
+)
 from maxk_lightning.rewards.sandbox.seccomp import outer_filter
 from maxk_lightning.rewards.sandbox.syscalls import MACHINE
 
 PRELOAD = (
-    "array bisect cmath collections copy datetime decimal fractions functools heapq io itertools json math operator random"
-    " re statistics string struct time typing"
+    "array bisect cmath collections copy datetime decimal fractions functools heapq io itertools json math operator"
+    " random re statistics string struct time typing"
 )
 "Modules that programs often import, in memory after the fork; not `threading`: its fork hook is dear."
 STACK_BYTES = 256 << 20
 "Main-thread stack for deep recursion; must be in force before the interpreter starts."
 THREAD_STACK_BYTES = 8 << 20
+RANDOM_SEED = 20251023
 TICK_S = 0.05
 "How often a running program's clocks and threads are looked at."
 MAX_FDS_PER_MESSAGE = 253
-READY = b"ready"
 WARM_UP = "import sys\ndef f(a, b=1):\n    return [x * b for x in a if x]\nprint(f'{f([1, 2])}', end='')\n"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """What the pool tells a server at its start."""
-
-    readable: tuple[str, ...]
-    "Paths programs may read below."
-    extra_path: tuple[str, ...]
-    "Appended to `sys.path` of the programs."
-    unprivileged_uid: int
-    "User to become when started as root, where that user can read the interpreter."
-    is_alone_in_user: bool
-    "Whether no other process counts against this user's process limit (a user namespace, or an unused uid)."
-    needs_landlock: bool
-    "Refuse to start without landlock."
-    needs_seccomp: bool
-    "Refuse to start without seccomp."
 
 
 def main() -> None:
@@ -95,7 +85,7 @@ class Server:
         self._cell = child.Cell(
             server_pid=os.getpid(),
             ruleset_fd=lockdown.landlock_ruleset(config.readable) if config.needs_landlock else None,
-            inner_template=child.inner_template() if config.needs_seccomp else None,
+            inner_filter=child.InnerFilter() if config.needs_seccomp else None,
             marks_fd=marks_write,
             max_processes=child.MAX_THREADS if is_alone and os.getuid() != 0 else None,
             call_names=call_names,
@@ -160,7 +150,7 @@ class Server:
         )
         return outcome, child.MARK_NOT_COMPILED not in marks
 
-    def _supervise(self, pid: int, start: float, request: Request) -> Any:
+    def _supervise(self, pid: int, start: float, request: Request) -> OutcomeKind | None:
         """Wait for the child's end; kill it at a limit and say which, or end with it when the owner is gone."""
         limits = request.limits
         cpu_clock = (~pid << 3) | 2  # the kernel's CPUCLOCK_SCHED of a process
@@ -189,7 +179,7 @@ class Server:
             return b""
 
 
-def _limit_hit(pid: int, cpu_clock: int, start: float, cpu_limit_s: float, wall_limit_s: float) -> str | None:
+def _limit_hit(pid: int, cpu_clock: int, start: float, cpu_limit_s: float, wall_limit_s: float) -> OutcomeKind | None:
     if time.clock_gettime(cpu_clock) > cpu_limit_s:
         return "cpu_limit"
     if time.monotonic() - start > wall_limit_s:
@@ -205,7 +195,7 @@ def _num_threads(pid: int) -> int:
         return 0  # hidden or already gone: RLIMIT_AS still bounds the threads
 
 
-def _kind_of(wait_status: int, marks: bytes, cpu_s: float, max_rss_bytes: int, request: Request) -> Any:
+def _kind_of(wait_status: int, marks: bytes, cpu_s: float, max_rss_bytes: int, request: Request) -> OutcomeKind:
     """Classify an end that the server did not cause."""
     if child.MARK_LOCKED not in marks:
         return "internal"
@@ -224,6 +214,7 @@ def _kind_of(wait_status: int, marks: bytes, cpu_s: float, max_rss_bytes: int, r
 
 def _preload() -> dict[str, Any]:
     """Import what programs often need, warm the compiler, and collect the names of function-call programs."""
+    _preload_random()
     for name in PRELOAD.split():
         importlib.import_module(name)
     quitter = importlib.import_module("_sitebuiltins").Quitter  # what `site` would do, which -S leaves out
@@ -235,6 +226,19 @@ def _preload() -> dict[str, Any]:
         public = getattr(module, "__all__", None) or [key for key in vars(module) if not key.startswith("_")]
         names.update({key: getattr(module, key) for key in public}, **{name: module})
     return {**names, "datetime": sys.modules["datetime"].datetime}
+
+
+def _preload_random() -> None:
+    """Import `random` with a fixed seed: every run draws the same numbers, so that verdicts can be reproduced.
+
+    Its own hook would draw a new seed after each fork, at a price of a tenth of the whole run.
+    """
+    register = os.register_at_fork
+    os.register_at_fork = lambda **_: None
+    try:
+        importlib.import_module("random").seed(RANDOM_SEED)
+    finally:
+        os.register_at_fork = register
 
 
 def _leave_root(uid: int) -> bool:
@@ -272,6 +276,7 @@ def _limit_server() -> None:
         lockdown.set_hard_limit(getattr(resource, name), 0)
     lockdown.set_hard_limit(resource.RLIMIT_NOFILE, child.MAX_FDS_SERVER)
     lockdown.set_default_thread_stack(THREAD_STACK_BYTES)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # ends a flood at once; Python ignores it
     os.chdir("/")
     os.umask(0o077)
 

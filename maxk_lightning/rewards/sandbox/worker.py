@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from maxk_lightning.rewards.sandbox.protocol import MAX_REPLY_BYTES, Outcome, Request, unpack_reply
-from maxk_lightning.rewards.sandbox.server import READY, ServerConfig
+from maxk_lightning.rewards.sandbox.protocol import (
+    MAX_REPLY_BYTES,
+    READY,
+    Outcome,
+    Request,
+    ServerConfig,
+    unpack_reply,
+)
 
 Backend = Literal["bwrap", "plain"]
 
@@ -40,6 +47,7 @@ ENVIRONMENT = {
 }
 SYSTEM_PATHS = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+STOP_PATIENCE_S = 2.0
 FIRST_UNUSED_UID, NUM_UNUSED_UIDS = 61184, 4336
 "systemd's range for dynamic users: no account lives there."
 
@@ -121,30 +129,48 @@ class Worker:
     def stop(self) -> None:
         """End the server and everything it runs; wait until the processes are gone."""
         self.socket.close()
-        self.process.kill()
-        self.process.wait()
+        try:
+            self.process.wait(STOP_PATIENCE_S)  # it sees the end of its socket
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         os.close(self._errors_fd)
 
 
 def _command(settings: WorkerSettings, index: int, control_fd: int, owner_fd: int) -> list[str]:
-    uid = FIRST_UNUSED_UID + (os.getpid() * 31 + index) % NUM_UNUSED_UIDS
     site_packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")) if settings.has_site_packages else ()
     extra_path = tuple(dict.fromkeys(site_packages))
     config = ServerConfig(
         readable=(*interpreter_paths(), *DEVICES, *extra_path),
         extra_path=extra_path,
-        unprivileged_uid=uid,
+        unprivileged_uid=FIRST_UNUSED_UID + (os.getpid() * 31 + index) % NUM_UNUSED_UIDS,
         is_alone_in_user=settings.backend == "bwrap",
         needs_landlock=settings.needs_landlock,
         needs_seccomp=settings.needs_seccomp,
     )
-    python = [sys.executable, "-s", "-P", "-S", "-X", "utf8", "-W", "ignore", "-c", BOOTSTRAP]
-    return [*python, str(control_fd), str(owner_fd), json.dumps(asdict(config)), str(PACKAGE)]
+    python = [os.path.realpath(sys.executable), "-s", "-P", "-S", "-X", "utf8", "-W", "ignore", "-c", BOOTSTRAP]
+    command = [*python, str(control_fd), str(owner_fd), json.dumps(asdict(config)), str(PACKAGE)]
+    return [*_namespaces(extra_path), *command] if settings.backend == "bwrap" else command
 
 
 def interpreter_paths() -> tuple[str, ...]:
     """Where the standard library and the shared libraries of this interpreter lie."""
-    own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_config_var("LIBDIR"))
-    stdlib = os.path.dirname(os.__file__)
-    candidates = (stdlib, *(path for path in own if path and "python" in os.path.basename(path)), *SYSTEM_PATHS)
-    return tuple(dict.fromkeys(os.path.realpath(path) for path in candidates if os.path.exists(path)))
+    own = (os.path.dirname(os.__file__), sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    bases = (sys.base_prefix, sys.base_exec_prefix)
+    inside = (path for path in own if path.startswith(bases))  # a virtual environment repeats the names elsewhere
+    return tuple(dict.fromkeys(os.path.realpath(path) for path in (*inside, *SYSTEM_PATHS) if os.path.exists(path)))
+
+
+def _namespaces(extra_path: Sequence[str]) -> list[str]:
+    """Bubblewrap: own users, processes, network, mounts, host name; nothing in the file system but the interpreter."""
+    command = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    command += ["--unshare-cgroup-try", "--uid", str(FIRST_UNUSED_UID), "--gid", str(FIRST_UNUSED_UID)]
+    command += ["--cap-drop", "ALL", "--hostname", "sandbox"]
+    for path in ("/lib", "/lib64"):
+        if os.path.islink(path):  # the loader's path is part of every executable
+            command += ["--symlink", os.readlink(path), path]
+    prefixes = (f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib", os.path.realpath(sys.executable))
+    sources = (*interpreter_paths(), *prefixes, *extra_path, str(Path(__file__).parent))
+    for path in dict.fromkeys(sources):
+        command += ["--ro-bind-try", path, path]
+    return [*command, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/", "--chdir", "/", "--"]

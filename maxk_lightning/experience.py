@@ -1,15 +1,16 @@
 """Experience: prompts -> completions -> rewards -> tensors. Knows no Lightning.
 
-Legend: P prompts, N completions per prompt, B = P*N rows, L prompt+completion tokens, T completion tokens.
+Legend: P prompts, N completions per prompt, B = P*N completions, T completion tokens.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from maxk_lightning.packing import PackedRows, pack
 from maxk_lightning.rewards import Reward
 from maxk_lightning.rollouts import RolloutEngine
 from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
@@ -97,43 +98,38 @@ def collect(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Groups as tensors; the rows of a group stand together."""
+    """Whole groups as tensors; the completions of a group stand together."""
 
-    input_ids_BL: Tensor
-    "Prompt and completion, right-padded, int64."
-    completion_mask_BL: Tensor
-    "True on completion tokens."
-    mask_BT: Tensor
-    "True on completion tokens, the first of each row in column 0."
+    rows: PackedRows
+    "Prompts and completions for the policy."
     behaviour_logprobs_BT: Tensor
     "log pi_old of every completion token, float32, nats; 0 where masked."
     rewards_PN: Tensor
     "float64; NaN where a sample could not be scored."
 
+    @property
+    def mask_BT(self) -> Tensor:
+        """True on completion tokens."""
+        return self.rows.mask_BT
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return Batch(
+            rows=self.rows.to(device),
+            behaviour_logprobs_BT=self.behaviour_logprobs_BT.to(device),
+            rewards_PN=self.rewards_PN.to(device),
+        )
 
 
-def to_batch(groups: Sequence[Group], pad_token_id: int = 0) -> Batch:
-    """Lay whole groups out as tensors; rows are padded to the longest."""
-    rows = [(group.prompt.token_ids, completion) for group in groups for completion in group.completions]
-    length = max(len(prompt) + len(completion.token_ids) for prompt, completion in rows)
-    num_tokens = max(len(completion.token_ids) for _, completion in rows)
-    input_ids_BL = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
-    completion_mask_BL = torch.zeros(len(rows), length, dtype=torch.bool)
-    behaviour_logprobs_BT = torch.zeros(len(rows), num_tokens)
-    mask_BT = torch.zeros(len(rows), num_tokens, dtype=torch.bool)
-    for row, (prompt, completion) in enumerate(rows):
-        end = len(prompt) + len(completion.token_ids)
-        input_ids_BL[row, :end] = torch.tensor(prompt + completion.token_ids)
-        completion_mask_BL[row, len(prompt) : end] = True
-        behaviour_logprobs_BT[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
-        mask_BT[row, : len(completion.token_ids)] = True
-    return Batch(
-        input_ids_BL=input_ids_BL,
-        completion_mask_BL=completion_mask_BL,
-        mask_BT=mask_BT,
-        behaviour_logprobs_BT=behaviour_logprobs_BT,
-        rewards_PN=torch.tensor([group.rewards for group in groups], dtype=torch.float64),
+def to_batch(groups: Sequence[Group], max_row_tokens: int | None = None) -> Batch:
+    """Lay whole groups out as tensors; see `packing.pack`."""
+    rows = pack(
+        [group.prompt.token_ids for group in groups],
+        [[completion.token_ids for completion in group.completions] for group in groups],
+        max_row_tokens,
     )
+    logprobs = [logprob for group in groups for c in group.completions for logprob in c.logprobs]
+    behaviour_logprobs_BT = torch.zeros(rows.mask_BT.shape)
+    behaviour_logprobs_BT[rows.mask_BT] = torch.tensor(logprobs, dtype=torch.float32)
+    rewards_PN = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
+    return Batch(rows=rows, behaviour_logprobs_BT=behaviour_logprobs_BT, rewards_PN=rewards_PN)

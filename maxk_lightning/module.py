@@ -46,6 +46,7 @@ class PolicyModule(LightningModule):
         kl_coef: float = 0.01,
         kl_target: Literal["old", "reference"] = "old",
         prompts_per_micro_batch: int | None = None,
+        max_row_tokens: int | None = 2048,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=5e-6),
@@ -69,6 +70,8 @@ class PolicyModule(LightningModule):
             prompts_per_micro_batch: Groups per forward pass; None: all groups of the optimizer step at once. Changes
                 memory,
                 never the loss.
+            max_row_tokens: The completions of a group share a copy of their prompt, in rows of at most so many tokens;
+                1: every completion in a row of its own. Changes speed and memory, never the loss.
             max_grad_norm: Gradients are clipped to this norm; None: not at all.
             gradient_checkpointing: Recompute activations in the backward pass.
             optimizer: The paper's Adam with learning rate 5e-6.
@@ -94,6 +97,7 @@ class PolicyModule(LightningModule):
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         self.prompts_per_micro_batch = prompts_per_micro_batch
+        self.max_row_tokens = max_row_tokens
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
         self.make_optimizer = optimizer
@@ -132,7 +136,7 @@ class PolicyModule(LightningModule):
         counts = self._global_counts(batch)
         totals: dict[str, Tensor] = {}
         for groups in _split(batch.groups, self.prompts_per_micro_batch):
-            micro_batch = to_batch(groups).to(self.device)
+            micro_batch = to_batch(groups, self.max_row_tokens).to(self.device)
             loss, sums = self._loss(micro_batch, counts, batch.sampling.temperature)
             self.manual_backward(
                 loss * self.trainer.world_size
@@ -151,7 +155,7 @@ class PolicyModule(LightningModule):
 
     def _loss(self, batch: Batch, counts: BatchCounts, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch, and sums over its tokens, rows and groups for the log."""
-        stats = self._policy(batch.input_ids_BL, batch.completion_mask_BL, batch.mask_BT, temperature)
+        stats = self._policy(batch.rows, temperature)
         log_ratios_BT = (stats.logprobs_BT - batch.behaviour_logprobs_BT).detach()
         log_ratios_PN = log_ratios_BT.double().sum(1).view_as(batch.rewards_PN)
         objective = objective_at(self.objective, self._progress)
@@ -219,9 +223,7 @@ class PolicyModule(LightningModule):
             return batch.behaviour_logprobs_BT
         reference = self._unregistered["reference"].to(self.device)
         with torch.no_grad():
-            logprobs_BT: Tensor = reference(
-                batch.input_ids_BL, batch.completion_mask_BL, batch.mask_BT, temperature
-            ).logprobs_BT
+            logprobs_BT: Tensor = reference(batch.rows, temperature).logprobs_BT
         return logprobs_BT
 
     def _global_counts(self, batch: Rollout) -> BatchCounts:

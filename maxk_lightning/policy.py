@@ -1,6 +1,6 @@
 """The policy: find it, load it, and compute log-probs of given completions.
 
-Legend: B rows (completions), L prompt+completion tokens, T completion tokens, M completion tokens of all rows together,
+Legend: R rows, L tokens of a row, B completions, T completion tokens, M completion tokens of all completions together,
 C a chunk of them, D hidden size, V vocabulary.
 """
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from maxk_lightning.packing import PackedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,36 +101,35 @@ class TokenStats:
 class Policy(nn.Module):
     """A causal language model whose forward pass returns log-probs instead of logits.
 
-    Rows are right-padded: under a causal mask no token sees the padding behind it, so no attention mask is needed. Only
-    completion tokens are projected to the vocabulary, `CHUNK_TOKENS` at a time under activation checkpointing, so that
-    the logits never exist as a whole. All of it stands in one `forward`, because a sharded model may only be entered
-    at its root.
+    Only completion tokens are projected to the vocabulary, `CHUNK_TOKENS` at a time under activation checkpointing, so
+    that the logits never exist as a whole. All of it stands in one `forward`, because a sharded model may only be
+    entered at its root.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         super().__init__()
         self.model = model
 
-    def forward(
-        self, input_ids_BL: Tensor, completion_mask_BL: Tensor, mask_BT: Tensor, temperature: float
-    ) -> TokenStats:
-        """Log-probs and entropies of the tokens marked in `completion_mask_BL`, laid out as `mask_BT`.
-
-        Token t is predicted from the hidden state at t - 1, so the first column may not be marked.
-        """
-        hidden_BLD = self.model.base_model(input_ids=input_ids_BL, use_cache=False).last_hidden_state
-        hidden_MD = hidden_BLD[:, :-1][completion_mask_BL[:, 1:]]
-        targets_M = input_ids_BL[completion_mask_BL]
+    def forward(self, rows: PackedRows, temperature: float) -> TokenStats:
+        """Log-probs and entropies of the completion tokens."""
+        hidden_RLD = self.model.base_model(
+            input_ids=rows.input_ids_RL,
+            position_ids=rows.positions_RL,
+            attention_mask=rows.attention_mask_R1LL,
+            use_cache=False,
+        ).last_hidden_state
+        hidden_MD = hidden_RLD.flatten(0, 1)[rows.sources_M]
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         chunks = [
             checkpoint(_chunk_stats, head, hidden_CD, targets_C, temperature, use_reentrant=False)
             for hidden_CD, targets_C in zip(
-                torch.split(hidden_MD, CHUNK_TOKENS), torch.split(targets_M, CHUNK_TOKENS), strict=True
+                torch.split(hidden_MD, CHUNK_TOKENS), torch.split(rows.targets_M, CHUNK_TOKENS), strict=True
             )
         ]
         logprobs, entropies = zip(*chunks, strict=True)
         return TokenStats(
-            logprobs_BT=_lay_out(torch.cat(logprobs), mask_BT), entropies_BT=_lay_out(torch.cat(entropies), mask_BT)
+            logprobs_BT=_lay_out(torch.cat(logprobs), rows.mask_BT),
+            entropies_BT=_lay_out(torch.cat(entropies), rows.mask_BT),
         )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from maxk_lightning.packing import pack
 from maxk_lightning.policy import Policy, load_model
 from maxk_lightning.rollouts.transformers_engine import TransformersEngine, draw
 from maxk_lightning.types import Completion, Prompt, Sampling
@@ -73,11 +74,8 @@ def test_new_weights_change_the_policy_and_must_be_complete(random_policy: str) 
     assert [c.token_ids for c in before[0]] != [c.token_ids for c in after[0]]
     model = load_model(random_policy)
     model.load_state_dict(weights)
-    ids = torch.tensor([PROMPTS[0].token_ids + after[0][0].token_ids])
-    mask_BL = torch.zeros_like(ids, dtype=torch.bool)
-    mask_BL[:, len(PROMPTS[0].token_ids) :] = True
-    mask_BT = torch.ones(1, len(after[0][0].token_ids), dtype=torch.bool)
-    logprobs_BT = Policy(model)(ids, mask_BL, mask_BT, SAMPLING.temperature).logprobs_BT
+    rows = pack([PROMPTS[0].token_ids], [[after[0][0].token_ids]])
+    logprobs_BT = Policy(model)(rows, SAMPLING.temperature).logprobs_BT
     torch.testing.assert_close(logprobs_BT[0].detach(), torch.tensor(after[0][0].logprobs), atol=2e-5, rtol=1e-5)
     name = next(iter(weights))
     with pytest.raises(ValueError, match="unknown"):

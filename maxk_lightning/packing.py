@@ -1,0 +1,106 @@
+"""Rows that share a prompt: the completions of a group stand behind one copy of it.
+
+Legend: R rows, L tokens of a row, P prompts, N completions per prompt, B = P*N completions, T completion tokens,
+M completion tokens of all completions together.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+Tokens = Sequence[int]
+PROMPT = 0
+"Segment number of a row's prompt; its completions are numbered from 1."
+PADDING = -1
+"Segment number behind the end of a row."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRows:
+    """Prompts and completions, ready for one forward pass.
+
+    A row holds one prompt and one or more of its completions. Positions restart behind the prompt for each completion,
+    and a completion sees the prompt and itself only, so every log-prob is what it would be in a row of its own.
+    """
+
+    input_ids_RL: Tensor
+    "int64; 0 where padded."
+    positions_RL: Tensor
+    "Position of each token in its own prompt + completion, int64."
+    segments_RL: Tensor
+    "`PROMPT`, 1, 2, ... or `PADDING`, int64."
+    sources_M: Tensor
+    "Index into the flattened rows of the token that predicts each completion token, int64."
+    targets_M: Tensor
+    "The completion tokens, completion by completion, int64."
+    mask_BT: Tensor
+    "True on completion tokens, the first of each completion in column 0."
+
+    def to(self, device: torch.device) -> "PackedRows":
+        """The same rows on a device."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    @property
+    def attention_mask_R1LL(self) -> Tensor | None:
+        """True where a token (third axis) may look (fourth axis); None when the causal mask says it all."""
+        if int(self.segments_RL.max()) <= 1:  # right padding is behind everything that counts
+            return None
+        asking_RL1, seen_R1L = self.segments_RL[:, :, None], self.segments_RL[:, None, :]
+        is_visible_RLL = (seen_R1L == PROMPT) | (seen_R1L == asking_RL1)
+        return is_visible_RLL.tril()[:, None]
+
+
+def pack(
+    prompts: Sequence[Tokens], completions: Sequence[Sequence[Tokens]], max_row_tokens: int | None = None
+) -> PackedRows:
+    """Lay out groups; a row is closed before it would exceed `max_row_tokens` (None: one row per prompt).
+
+    A prompt with a single completion may exceed the limit. One completion per row is what every limit ends in when it
+    is small enough, and needs no attention mask.
+    """
+    rows = [
+        (prompt, part)
+        for prompt, group in zip(prompts, completions, strict=True)
+        for part in _parts(len(prompt), group, max_row_tokens)
+    ]
+    length = max(len(prompt) + sum(map(len, part)) for prompt, part in rows)
+    input_ids_RL = torch.zeros(len(rows), length, dtype=torch.long)
+    positions_RL = torch.zeros(len(rows), length, dtype=torch.long)
+    segments_RL = torch.full((len(rows), length), PADDING)
+    sources: list[int] = []
+    for row, (prompt, part) in enumerate(rows):
+        tokens, positions, segments = list(prompt), list(range(len(prompt))), [PROMPT] * len(prompt)
+        for segment, completion in enumerate(part, start=1):
+            if completion:
+                start = row * length + len(tokens)
+                sources += [row * length + len(prompt) - 1, *range(start, start + len(completion) - 1)]
+            tokens += completion
+            positions += range(len(prompt), len(prompt) + len(completion))
+            segments += [segment] * len(completion)
+        input_ids_RL[row, : len(tokens)] = torch.tensor(tokens)
+        positions_RL[row, : len(tokens)] = torch.tensor(positions)
+        segments_RL[row, : len(tokens)] = torch.tensor(segments)
+    lengths_B = torch.tensor([len(completion) for group in completions for completion in group])
+    return PackedRows(
+        input_ids_RL=input_ids_RL,
+        positions_RL=positions_RL,
+        segments_RL=segments_RL,
+        sources_M=torch.tensor(sources, dtype=torch.long),
+        targets_M=torch.tensor([token for group in completions for c in group for token in c], dtype=torch.long),
+        mask_BT=torch.arange(max(1, int(lengths_B.max()))) < lengths_B[:, None],
+    )
+
+
+def _parts(prompt_tokens: int, group: Sequence[Tokens], max_row_tokens: int | None) -> Iterator[list[Tokens]]:
+    """Consecutive completions that share a row."""
+    part: list[Tokens] = []
+    num_tokens = prompt_tokens
+    for completion in group:
+        if part and max_row_tokens is not None and num_tokens + len(completion) > max_row_tokens:
+            yield part
+            part, num_tokens = [], prompt_tokens
+        part.append(completion)
+        num_tokens += len(completion)
+    yield part

@@ -1,0 +1,127 @@
+"""Everything that `compare` says about the runs on one benchmark."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from maxk_lightning.evaluation.estimates import METRICS, Metric
+from maxk_lightning.evaluation.figures import LABELS
+from maxk_lightning.evaluation.paired import PairedTest, best_against_second, paired_tests
+from maxk_lightning.evaluation.runs import PublishedRun, Run, published
+from maxk_lightning.evaluation.tables import Table, table
+
+ALPHA = 0.05
+"A corrected p-value below it is called significant."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Runs on one benchmark, each against the baseline."""
+
+    benchmark: str
+    "What was measured on."
+    baseline: Run
+    "What the others are compared with."
+    others: tuple[Run, ...]
+    "In the order that they were given."
+    tables: tuple[Table, ...]
+    "One per metric."
+    published: tuple[Table, ...]
+    "The paper's tables of this benchmark; empty for others."
+    tests: Mapping[tuple[Metric, str], Sequence[PairedTest]]
+    "By metric and name of the other run."
+    best_against_second: Mapping[Metric, Sequence[PairedTest]]
+    "The paper's test; empty for fewer than three runs, where it says nothing new."
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The baseline, then the others."""
+        return (self.baseline, *self.others)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before trusting the numbers."""
+        notes = [f"{run.name}: {note}" for run in self.runs for note in run.summary.notes]
+        for run in self.others:
+            num_unshared = len(run.rewards.keys() ^ self.baseline.rewards.keys())
+            if num_unshared:
+                notes.append(
+                    f"{num_unshared} problems are in only one of {self.baseline.name} and {run.name}: "
+                    "they count in the tables, not in the tests."
+                )
+        return notes
+
+    def conclusions(self) -> list[str]:
+        """One sentence per other run and metric."""
+        return [f"{name}: {conclusion(tests, LABELS[metric])}" for (metric, name), tests in self.tests.items()]
+
+
+def compare_benchmarks(runs: Sequence[Run], baseline: str | None = None) -> list[Comparison]:
+    """Compare runs on every benchmark that they were evaluated on; the first run is the baseline unless one is named.
+
+    Raises:
+        ValueError: no run has the baseline's name, or the baseline was not evaluated on a benchmark.
+    """
+    name = runs[0].name if baseline is None else baseline
+    if name not in {run.name for run in runs}:
+        raise ValueError(f"--baseline is {name}, must be one of {', '.join(dict.fromkeys(run.name for run in runs))}")
+    comparisons = []
+    for benchmark in dict.fromkeys(run.benchmark for run in runs):
+        on_it = [run for run in runs if run.benchmark == benchmark]
+        base = next((run for run in on_it if run.name == name), None)
+        if base is None:
+            raise ValueError(f"the baseline {name} was not evaluated on {benchmark}, as {on_it[0].path} was")
+        comparisons.append(_compare(base, [run for run in on_it if run is not base]))
+    return comparisons
+
+
+def conclusion(tests: Sequence[PairedTest], label: str) -> str:
+    """Where the corrected signed-rank test sees a difference, in words.
+
+    Raises:
+        ValueError: there is no test.
+    """
+    if not tests:
+        raise ValueError("no problem is shared by the runs")
+    better = [test.k for test in tests if test.wilcoxon_holm < ALPHA and test.effect_size > 0]
+    worse = [test.k for test in tests if test.wilcoxon_holm < ALPHA and test.effect_size < 0]
+    ends = [tests[0], tests[-1]] if len(tests) > 1 else [tests[0]]
+    changes = ", ".join(
+        f"{label.removesuffix('k')}{test.k} {test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]" for test in ends
+    )
+    verdicts = []
+    if better:
+        verdicts.append(f"significantly better at k = {', '.join(map(str, better))}")
+    if worse:
+        verdicts.append(f"significantly worse at k = {', '.join(map(str, worse))}")
+    verdict = f"{' and '.join(verdicts)} than" if verdicts else "at no k significantly different from"
+    return f"{changes}; {verdict} {tests[0].baseline}"
+
+
+def published_tables(benchmark: str) -> list[Table]:
+    """The paper's tables of a data set, as it prints them: rows that give the same ks stand together."""
+    rows = [run for run in published() if _letters(run.benchmark) in _letters(benchmark)]
+    found = []
+    for metric in METRICS:
+        by_ks: dict[tuple[int, ...], list[PublishedRun]] = {}
+        for run in rows:
+            by_ks.setdefault(tuple(point.k for point in run.curve(metric)), []).append(run)
+        found += [table(group, metric) for ks, group in by_ks.items() if ks]
+    return found
+
+
+def _compare(baseline: Run, others: Sequence[Run]) -> Comparison:
+    runs = [baseline, *others]
+    has_more = len(runs) > 2
+    return Comparison(
+        benchmark=baseline.benchmark,
+        baseline=baseline,
+        others=tuple(others),
+        tables=tuple(table(runs, metric) for metric in METRICS),
+        published=tuple(published_tables(baseline.benchmark)),
+        tests={(metric, other.name): paired_tests(baseline, other, metric) for metric in METRICS for other in others},
+        best_against_second={metric: best_against_second(runs, metric) for metric in METRICS} if has_more else {},
+    )
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())

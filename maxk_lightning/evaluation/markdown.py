@@ -1,0 +1,100 @@
+"""A comparison as Markdown and as CSV."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+from maxk_lightning.evaluation.comparison import ALPHA, Comparison
+from maxk_lightning.evaluation.estimates import Metric
+from maxk_lightning.evaluation.figures import LABELS
+from maxk_lightning.evaluation.paired import PairedTest
+
+TEST_HEADINGS = ("k", "other - baseline", "95% interval", "gained / lost", "effect", "Wilcoxon p", "bootstrap p")
+
+
+def to_markdown(comparisons: Sequence[Comparison]) -> str:
+    """Tables, tests and notes of all benchmarks."""
+    return "\n".join(part for comparison in comparisons for part in _benchmark_parts(comparison))
+
+
+def tables_csv(comparisons: Sequence[Comparison]) -> str:
+    """All values of all tables, one per line, with their intervals; the paper's rows are marked `published`."""
+    lines: list[str] = []
+    for comparison in comparisons:
+        for source, tables in (("here", comparison.tables), ("published", comparison.published)):
+            for table in tables:
+                header, *rows = table.csv().splitlines()
+                lines += [f"source,{header}"] if not lines else []
+                lines += [f"{source},{row}" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def tests_csv(comparisons: Sequence[Comparison]) -> str:
+    """All paired tests, unrounded."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [field.name for field in fields(PairedTest)]
+    writer.writerow(["dataset", "metric", "question", *names])
+    for comparison in comparisons:
+        for question, metric, tests in questions(comparison):
+            for test in tests:
+                values = [getattr(test, name) for name in names]
+                writer.writerow([comparison.benchmark, LABELS[metric], question, *values])
+    return text.getvalue()
+
+
+def questions(comparison: Comparison) -> Iterator[tuple[str, Metric, Sequence[PairedTest]]]:
+    """(what was asked, metric, its tests), in the order of the report."""
+    for (metric, name), tests in comparison.tests.items():
+        yield f"{name} against {comparison.baseline.name}", metric, tests
+    for metric, tests in comparison.best_against_second.items():
+        yield "best against second best", metric, tests
+
+
+def cells_of(test: PairedTest) -> tuple[str, ...]:
+    """A test under `TEST_HEADINGS`; p-values are the corrected ones."""
+    return (
+        str(test.k),
+        f"{test.difference:+.3f}",
+        f"{test.low:+.3f} to {test.high:+.3f}",
+        f"{test.num_gained} / {test.num_lost}",
+        f"{test.effect_size:+.2f}",
+        p_text(test.wilcoxon_holm),
+        p_text(test.bootstrap_holm),
+    )
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as printed; a star marks significance.
+
+    >>> p_text(0.03), p_text(0.2), p_text(1e-7)
+    ('0.030*', '0.200', '<0.001*')
+    """
+    number = "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return number + "*" * (p_value < ALPHA)
+
+
+def _benchmark_parts(comparison: Comparison) -> list[str]:
+    parts = [f"# {comparison.benchmark}\n"]
+    parts += [f"- {sentence}" for sentence in [*comparison.conclusions(), *comparison.notes]]
+    parts += ["", "Best in bold, second underlined.\n", *map(str, comparison.tables)]
+    if comparison.published:
+        parts += ["## Published (arXiv:2510.23393)\n", *map(str, comparison.published)]
+    parts += [
+        "## Paired tests\n",
+        f"p corrected for the number of ks (Holm), * below {ALPHA}; effect: matched-pairs rank-biserial correlation.\n",
+    ]
+    for question, metric, tests in questions(comparison):
+        parts.append(_test_table(f"{question}, {LABELS[metric]}", tests))
+    return parts
+
+
+def _test_table(title: str, tests: Sequence[PairedTest]) -> str:
+    lines = [
+        f"### {title}\n",
+        f"| {' | '.join(TEST_HEADINGS)} |",
+        "|" + "---:|" * len(TEST_HEADINGS),
+        *(f"| {' | '.join(cells_of(test))} |" for test in tests),
+    ]
+    return "\n".join(lines) + "\n"

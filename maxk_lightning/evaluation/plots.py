@@ -1,0 +1,60 @@
+"""The figures of a comparison, each with a name for its files and a caption."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from maxk_lightning.evaluation.comparison import Comparison
+from maxk_lightning.evaluation.figures import curves, entropy_densities, solve_rates, to_svg
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """A figure of one benchmark."""
+
+    name: str
+    "Stem of its files."
+    caption: str
+    "What it shows."
+    figure: Figure
+    "The drawing."
+
+    def save(self, directory: Path) -> None:
+        """Write NAME.png and NAME.svg."""
+        self.figure.savefig(directory / f"{self.name}.png")
+        (directory / f"{self.name}.svg").write_text(to_svg(self.figure), encoding="utf-8")
+
+
+def plots_of(comparison: Comparison, suffix: str = "") -> Iterator[Plot]:
+    """Curves first; entropies where the engine told them; a scatter per other run. Names end with `suffix`."""
+    benchmark = comparison.benchmark
+    yield Plot(
+        name=file_stem(f"curves{suffix}"),
+        caption=f"max@k and pass@k over the number of samples k on {benchmark}, with 95% bootstrap bands.",
+        figure=curves(comparison.runs),
+    )
+    counts = {run.name: run.entropy_counts for run in comparison.runs}
+    if any(counts.values()):
+        yield Plot(
+            name=file_stem(f"entropy{suffix}"),
+            caption="Density of the entropy of the distributions that tokens were drawn from (log scale).",
+            figure=entropy_densities(counts),
+        )
+    for run in comparison.others:
+        base = comparison.baseline
+        yield Plot(
+            name=file_stem(f"solve_rates {run.name}{suffix}"),
+            caption=f"Solve rate of each problem: above the line {run.name} is better than {base.name}.",
+            figure=solve_rates(base.solve_rates, run.solve_rates, (base.name, run.name)),
+        )
+
+
+def file_stem(text: str) -> str:
+    """A name that every file system takes.
+
+    >>> file_stem("curves a/b: c")
+    'curves_a-b-_c'
+    """
+    return "".join("_" if c == " " else c if c.isalnum() or c in "._-" else "-" for c in text)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Cache
 
 from maxk_lightning.policy import load_model, load_tokenizer
+from maxk_lightning.rollouts import grouped_query_attention
 from maxk_lightning.rollouts.kv_cache import ReservedLayer
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
@@ -89,6 +90,8 @@ class TransformersEngine:
                 device = "cuda" if torch.cuda.is_available() else "cpu"
             with torch.inference_mode(False):  # weights born in inference mode could never be updated
                 self._model = load_model(self.policy).to(device).eval()  # type: ignore[arg-type]
+            if self._model.device.type == "cpu" and self._model.config._attn_implementation == "sdpa":
+                self._model.set_attn_implementation(grouped_query_attention.NAME)
             self._tokenizer = load_tokenizer(self.policy)
         return self._model, self._tokenizer
 

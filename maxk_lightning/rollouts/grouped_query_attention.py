@@ -1,0 +1,42 @@
+"""Attention for sampling on a CPU: grouped queries without copies of keys and values."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+NAME = "grouped_query_sdpa"
+
+
+def grouped_query_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """`sdpa` of transformers, except that a mask does not make it repeat keys and values for every query head.
+
+    With a mask transformers repeats them, to keep GPU kernels fast; on a CPU the copies cost more than the attention.
+    Tensors are [rows, heads, tokens, size]; the result is [rows, tokens, heads, size].
+    """
+    attended = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        dropout_p=dropout,
+        is_causal=attention_mask is None and query.shape[2] > 1,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, grouped_query_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -12,7 +12,16 @@ from maxk_lightning.objectives.subset_law import log_normaliser
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDiagnostics:
-    """Per group; NaN where the group has fewer than k samples, so average with nanmean."""
+    """Per group; NaN where the group has fewer than k samples, so average with nanmean.
+
+    Healthy ranges, from `scripts/estimator_study.py` (drift along the gradient, exact credits, 40 actions). Up to KL
+    0.1 nothing is lost: log E has a standard deviation over groups of at most 0.7 for k <= n/2 (1.2 at k = n), and log
+    rho one of at most 0.4 within a group. At KL 0.3 (1.2, 1.9 and 0.65) the exact form still points the right way with
+    a little more noise; first-order and surrogate forms do not. So |log E| below 1 and a standard deviation of log rho
+    below 0.5 are fine; |log E| above 2 means that a few samples decide, whatever the effective fraction says (it is 1
+    at k = n, where there is one subset). Real completions sum log-ratios over hundreds of tokens: watch these from the
+    first run.
+    """
 
     log_normaliser_P: Tensor
     "log E, E = mean over k-subsets of prod rho. Its expectation of E is 1; 0 on-policy."

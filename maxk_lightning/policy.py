@@ -57,7 +57,7 @@ def load_model(policy: str, dtype: torch.dtype = torch.float32) -> "PreTrainedMo
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(resolve_policy(policy), dtype=dtype)
     except OSError as error:

@@ -25,7 +25,7 @@ from maxk_lightning.rewards.sandbox.worker import Worker, WorkerLostError, Worke
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 5
 "How often a job meets a failing sandbox before its runs are given up as `internal`."
 MAX_FAILED_STARTS = 5
 START_TIMEOUT_S = 60.0

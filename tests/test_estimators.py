@@ -6,7 +6,7 @@ from math import comb, nan, sqrt
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maxk_lightning.estimators import max_at_k, pass_at_k, standard_error, top_rank_weights
@@ -102,7 +102,7 @@ rewards_lists = st.lists(st.floats(-10, 10), min_size=1, max_size=12)
 
 
 @given(rewards=rewards_lists, data=st.data())
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_properties(rewards: list[float], data: st.DataObject) -> None:
     rewards_PN = torch.tensor([rewards], dtype=torch.float64)
     ks = list(range(1, len(rewards) + 1))

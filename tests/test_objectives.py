@@ -286,6 +286,16 @@ def test_half_precision_input_is_computed_in_float64() -> None:
         torch.testing.assert_close(credits_PN, ExactMaxAtK(2)(rewards_PN.double(), torch.zeros(1, 3).double()))
 
 
+@pytest.mark.parametrize("objective", EVERY_OBJECTIVE, ids=repr)
+def test_autocast_and_gradients_of_the_inputs_change_nothing(objective: Objective) -> None:
+    rewards_PN = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    log_ratios_PN = torch.tensor([[0.3, -0.2, 0.1, 0.0]], requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        credits_PN = objective(rewards_PN, log_ratios_PN)
+    assert not credits_PN.requires_grad
+    torch.testing.assert_close(credits_PN, objective(rewards_PN, log_ratios_PN.detach()), rtol=0.0, atol=0.0)
+
+
 def test_diagnostics_are_their_definitions() -> None:
     rewards, ratios = GROUPS[-1]
     rewards_PN = torch.tensor([[*rewards, nan], [nan] * 9 + [1.0]], dtype=torch.float64)

@@ -1,10 +1,11 @@
 """Properties that hold for every group: order, shift, scale, padding, ties, signs, sums."""
 
 from math import nan
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -30,6 +31,8 @@ groups = st.integers(K + 1, 10).flatmap(
     lambda n: st.tuples(st.lists(grid, min_size=n, max_size=n), st.lists(st.floats(-2.0, 2.0), min_size=n, max_size=n))
 )
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64, ratios up to e^6 in a product of three
+
+RELAXED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # for busy machines
 
 UNBIASED: list[Objective] = [
     *(MaxAtK(K, baseline) for baseline in ("centred", "loo1", "none")),
@@ -58,7 +61,7 @@ def tensors(group: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("objective", EVERY, ids=repr)
 @given(group=groups, data=st.data())
-@settings(deadline=None, max_examples=15)
+@settings(**RELAXED, max_examples=15)
 def test_permuting_and_padding_a_group_permutes_and_pads_its_credits(
     objective: Objective, group: tuple[list[float], list[float]], data: st.DataObject
 ) -> None:
@@ -75,7 +78,7 @@ def test_permuting_and_padding_a_group_permutes_and_pads_its_credits(
 
 @pytest.mark.parametrize("objective", SHIFT_INVARIANT, ids=repr)
 @given(group=groups, shift=grid)
-@settings(deadline=None, max_examples=15)
+@settings(**RELAXED, max_examples=15)
 def test_shifting_all_rewards_changes_nothing_with_a_baseline(
     objective: Objective, group: tuple[list[float], list[float]], shift: float
 ) -> None:
@@ -86,7 +89,7 @@ def test_shifting_all_rewards_changes_nothing_with_a_baseline(
 
 @pytest.mark.parametrize("objective", [o for o in EVERY if not isinstance(o, RSGRPO)], ids=repr)
 @given(group=groups)
-@settings(deadline=None, max_examples=15)
+@settings(**RELAXED, max_examples=15)
 def test_scaling_rewards_scales_credits_or_leaves_them(
     objective: Objective, group: tuple[list[float], list[float]]
 ) -> None:
@@ -99,7 +102,7 @@ def test_scaling_rewards_scales_credits_or_leaves_them(
 
 @pytest.mark.parametrize("objective", EVERY, ids=repr)
 @given(group=groups)
-@settings(deadline=None, max_examples=15)
+@settings(**RELAXED, max_examples=15)
 def test_tied_samples_with_equal_ratios_get_equal_credits(
     objective: Objective, group: tuple[list[float], list[float]]
 ) -> None:
@@ -111,7 +114,7 @@ def test_tied_samples_with_equal_ratios_get_equal_credits(
 
 
 @given(group=groups)
-@settings(deadline=None, max_examples=30)
+@settings(**RELAXED, max_examples=30)
 def test_loo1_never_pushes_down_and_centred_sums_to_zero_on_policy(group: tuple[list[float], list[float]]) -> None:
     rewards_PN, log_ratios_PN = tensors(group)
     for objective in (MaxAtK(K, "loo1"), ExactMaxAtK(K, "loo1")):
@@ -120,7 +123,7 @@ def test_loo1_never_pushes_down_and_centred_sums_to_zero_on_policy(group: tuple[
 
 
 @given(group=groups, factor=st.floats(-3.0, 3.0))
-@settings(deadline=None, max_examples=25)
+@settings(**RELAXED, max_examples=25)
 def test_a_common_factor_of_all_ratios_moves_only_the_normaliser(
     group: tuple[list[float], list[float]], factor: float
 ) -> None:
@@ -135,7 +138,7 @@ def test_a_common_factor_of_all_ratios_moves_only_the_normaliser(
 
 
 @given(group=groups)
-@settings(deadline=None, max_examples=25)
+@settings(**RELAXED, max_examples=25)
 def test_effective_fraction_is_a_fraction_and_one_only_without_spread(group: tuple[list[float], list[float]]) -> None:
     rewards_PN, log_ratios_PN = tensors(group)
     fraction = group_diagnostics(rewards_PN, log_ratios_PN, K).effective_fraction_P.item()

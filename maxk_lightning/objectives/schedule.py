@@ -1,6 +1,15 @@
 """Objectives made of objectives: a mixture of k's, and k's that change during training.
 
-The paper leaves schedules of k to future work; annealing k from 8 down to 1 explores first and sharpens later.
+The paper leaves schedules of k to future work; annealing k from 8 down to 1 explores first and sharpens later:
+
+    objective:
+      class_path: maxk_lightning.objectives.Staged
+      init_args:
+        objectives:
+          - {class_path: maxk_lightning.objectives.MaxAtK, init_args: {k: 8, baseline: loo1}}
+          - {class_path: maxk_lightning.objectives.MaxAtK, init_args: {k: 4}}
+          - {class_path: maxk_lightning.objectives.MaxAtK, init_args: {k: 1}}
+        starts: [0.0, 0.5, 0.8]
 """
 
 from dataclasses import dataclass

@@ -23,6 +23,7 @@ from maxk_lightning.objectives import (
     PassKTraining,
     group_diagnostics,
 )
+from maxk_lightning.objectives.group import sort_groups
 
 # ties, negative rewards, unsorted; ratios on both sides of 1
 GROUPS = [
@@ -267,8 +268,16 @@ def test_a_group_that_shrank_to_k_gets_zeros_where_a_baseline_needs_more(objecti
     ids=repr,
 )
 def test_equal_rewards_teach_nothing_whatever_the_ratios(objective: Objective) -> None:
-    rewards_PN = torch.tensor([[0.1, 0.1, 0.1, 0.1, 0.1]], dtype=torch.float64)  # 0.1 * 5 / 5 rounds
-    assert (objective(rewards_PN, torch.tensor([[0.5, -0.5, 0.0, 1.0, 2.0]])) == 0).all()
+    for n in (3, 5, 6, 7, 10):  # the mean of n times 0.1 rounds away from 0.1 for some
+        rewards_PN = torch.full((1, n), 0.1, dtype=torch.float64)
+        assert (objective(rewards_PN, torch.linspace(-1.0, 2.0, n).unsqueeze(0)) == 0).all()
+
+
+def test_sorted_groups_have_their_gaps_inside_the_group_only() -> None:
+    groups = sort_groups(torch.tensor([[nan, 3.0, -1.0, 2.0, nan], [5.0, nan, nan, nan, nan], [nan] * 5]))
+    assert groups.gaps_PN.tolist() == [[3.0, 1.0, 0.0, 0.0, 0.0], [0.0] * 5, [0.0] * 5]
+    assert groups.best_P1.tolist() == [[3.0], [5.0], [0.0]]
+    assert groups.num_samples_P.tolist() == [3.0, 1.0, 0.0]
 
 
 def test_one_sample_and_k_one() -> None:

@@ -32,8 +32,7 @@ def compare_runs(paths: Sequence[str], out: str, baseline: str | None) -> None:
     for benchmark_plots in plots.values():
         for plot in benchmark_plots:
             plot.save(directory)
-    if not has_one:
-        curves(runs).savefig(directory / "curves.png")
+    curves(runs).savefig(directory / "curves.png")
     (directory / "report.md").write_text(to_markdown(comparisons), encoding="utf-8")
     (directory / "tables.csv").write_text(tables_csv(comparisons), encoding="utf-8")
     (directory / "tests.csv").write_text(tests_csv(comparisons), encoding="utf-8")

@@ -20,7 +20,7 @@ from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.evaluation import curves
-from maxk_lightning.evaluation.runs import Run
+from maxk_lightning.evaluation.runs import Run, write_statements
 from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
 from maxk_lightning.policy import load_tokenizer, resolve_policy
 from maxk_lightning.seeds import derive_seed
@@ -119,6 +119,7 @@ def _evaluate_benchmark(
         **asdict(task.sampling),
     }
     samples = collect_samples(task, settings.rollout.engine, settings.rollout.reward, out, fixed)
+    write_statements(task.problems, out)
     analysing_from = time.perf_counter()
     summary = summarise(samples, name=name, benchmark=benchmark, seconds=read_seconds(out))
     curves([Run(out, summary)]).savefig(out / "curves.png")

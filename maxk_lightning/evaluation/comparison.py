@@ -59,7 +59,7 @@ def compare_benchmarks(runs: Sequence[Run], baseline: str | None = None) -> list
     """Compare runs on every benchmark that they were evaluated on; the first run is the baseline unless one is named.
 
     Raises:
-        ValueError: no run has the baseline's name, or the baseline was not evaluated on a benchmark.
+        ValueError: no run has the baseline's name, the baseline was not evaluated on a benchmark, or shares no problem.
     """
     name = runs[0].name if baseline is None else baseline
     if name not in {run.name for run in runs}:
@@ -81,7 +81,7 @@ def conclusion(tests: Sequence[PairedTest], label: str) -> str:
         ValueError: there is no test.
     """
     if not tests:
-        raise ValueError("no problem is shared by the runs")
+        raise ValueError("no problem has a scored sample in both runs")
     better = [test.k for test in tests if test.wilcoxon_holm < ALPHA and test.effect_size > 0]
     worse = [test.k for test in tests if test.wilcoxon_holm < ALPHA and test.effect_size < 0]
     ends = [tests[0], tests[-1]] if len(tests) > 1 else [tests[0]]
@@ -111,6 +111,9 @@ def published_tables(benchmark: str) -> list[Table]:
 
 def _compare(baseline: Run, others: Sequence[Run]) -> Comparison:
     runs = [baseline, *others]
+    for other in others:
+        if not baseline.rewards.keys() & other.rewards.keys():
+            raise ValueError(f"{baseline.name} and {other.name} share no problem of {baseline.benchmark}")
     has_more = len(runs) > 2
     return Comparison(
         benchmark=baseline.benchmark,

@@ -10,7 +10,17 @@ from maxk_lightning.evaluation.estimates import Metric
 from maxk_lightning.evaluation.figures import LABELS
 from maxk_lightning.evaluation.paired import PairedTest
 
-TEST_HEADINGS = ("k", "other - baseline", "95% interval", "gained / lost", "effect", "Wilcoxon p", "bootstrap p")
+TEST_HEADINGS = (
+    "k",
+    "run",
+    "against",
+    "difference",
+    "95% interval",
+    "gained / lost",
+    "effect",
+    "Wilcoxon p",
+    "bootstrap p",
+)
 
 
 def to_markdown(comparisons: Sequence[Comparison]) -> str:
@@ -56,6 +66,8 @@ def cells_of(test: PairedTest) -> tuple[str, ...]:
     """A test under `TEST_HEADINGS`; p-values are the corrected ones."""
     return (
         str(test.k),
+        test.other,
+        test.baseline,
         f"{test.difference:+.3f}",
         f"{test.low:+.3f} to {test.high:+.3f}",
         f"{test.num_gained} / {test.num_lost}",
@@ -95,6 +107,6 @@ def _test_table(title: str, tests: Sequence[PairedTest]) -> str:
         f"### {title}\n",
         f"| {' | '.join(TEST_HEADINGS)} |",
         "|" + "---:|" * len(TEST_HEADINGS),
-        *(f"| {' | '.join(cells_of(test))} |" for test in tests),
+        *(f"| {' | '.join(cell.replace('|', '/') for cell in cells_of(test))} |" for test in tests),
     ]
     return "\n".join(lines) + "\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from maxk_lightning.evaluation.comparison import Comparison
-from maxk_lightning.evaluation.figures import curves, entropy_densities, solve_rates, to_svg
+from maxk_lightning.evaluation.estimates import METRICS
+from maxk_lightning.evaluation.figures import LABELS, curves, entropy_densities, solve_rates, to_svg
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +29,14 @@ class Plot:
 
 
 def plots_of(comparison: Comparison, suffix: str = "") -> Iterator[Plot]:
-    """Curves first; entropies where the engine told them; a scatter per other run. Names end with `suffix`."""
+    """Curves, entropies where the engine told them, and a scatter per other run. Names end with `suffix`."""
     benchmark = comparison.benchmark
-    yield Plot(
-        name=file_stem(f"curves{suffix}"),
-        caption=f"max@k and pass@k over the number of samples k on {benchmark}, with 95% bootstrap bands.",
-        figure=curves(comparison.runs),
-    )
+    for metric in METRICS:
+        yield Plot(
+            name=file_stem(f"{metric}{suffix}"),
+            caption=f"{LABELS[metric]} over the number of samples k on {benchmark}, with 95% bootstrap bands.",
+            figure=curves(comparison.runs, [metric]),
+        )
     counts = {run.name: run.entropy_counts for run in comparison.runs}
     if any(counts.values()):
         yield Plot(

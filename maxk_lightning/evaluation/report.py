@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from maxk_lightning.evaluation.comparison import ALPHA, Comparison
+from maxk_lightning.evaluation.estimates import CORRECT_AT, METRICS
 from maxk_lightning.evaluation.figures import LABELS, to_svg
 from maxk_lightning.evaluation.html import Cell, figure, number, page, sortable
 from maxk_lightning.evaluation.markdown import TEST_HEADINGS, cells_of, questions
@@ -43,14 +44,15 @@ def _benchmark(comparison: Comparison, plots: Sequence[Plot]) -> list[str]:
     parts = [f"<h2>{escape(comparison.benchmark)}</h2>"]
     parts += ["<ul>", *(f"<li>{escape(sentence)}</li>" for sentence in comparison.conclusions()), "</ul>"]
     parts += [f'<p class="note">{escape(note)}</p>' for note in comparison.notes]
-    parts += [figure(to_svg(plots[0].figure), plots[0].caption)]
+    drawings = [figure(to_svg(plot.figure), plot.caption) for plot in plots]
+    parts += [_side_by_side(drawings[: len(METRICS)])]
     for table in comparison.tables:
         parts += [f"<h3>{escape(table.title)}</h3>", _table(table)]
     parts += ['<p class="soft">Best in bold, second underlined.</p>']
     if comparison.published:
         parts += ["<h3>Published numbers (arXiv:2510.23393)</h3>", *map(_table, comparison.published)]
     parts += ["<h3>Completions</h3>", _completions(comparison.runs)]
-    parts += ['<div class="figures">', *(figure(to_svg(plot.figure), plot.caption) for plot in plots[1:]), "</div>"]
+    parts += [_side_by_side(drawings[len(METRICS) :])]
     parts += ["<h3>Paired tests</h3>", _tests_explanation()]
     for question, metric, tests in questions(comparison):
         parts.append(
@@ -59,6 +61,10 @@ def _benchmark(comparison: Comparison, plots: Sequence[Plot]) -> list[str]:
     parts += ["<h3>Problem by problem</h3>", _problems(comparison)]
     parts += ["<h3>Sample programs</h3>", *_programs(comparison)]
     return parts
+
+
+def _side_by_side(drawings: Sequence[str]) -> str:
+    return f'<div class="figures">{"".join(drawings)}</div>'
 
 
 def _table(table: Table) -> str:
@@ -76,13 +82,13 @@ def _table(table: Table) -> str:
         ]
         for row in table.rows
     ]
-    return sortable([LABELS[table.metric], *(f"k = {k}" for k in table.ks)], rows)
+    return sortable([LABELS[table.metric], *(f"k={k}" for k in table.ks)], rows)
 
 
 def _completions(runs: Sequence[Run]) -> str:
     headings = [
-        "run", "problems", "samples each", "not scored", "truncated", "no code", "tokens", "entropy (nats)",
-        "different programs", "generating (s)", "scoring (s)", "analysing (s)",
+        "run", "problems", "samples", "not scored", "truncated", "no code", "tokens", "entropy (nats)",
+        "distinct", "generate (s)", "score (s)", "analyse (s)",
     ]  # fmt: skip
     rows = [
         [
@@ -115,8 +121,9 @@ def _tests_explanation() -> str:
 def _tests(tests: Sequence[PairedTest]) -> str:
     rows = []
     for test in tests:
-        p_values = (test.wilcoxon_holm, test.bootstrap_holm)
-        values = (test.k, test.difference, test.low, test.num_gained, test.effect_size, *p_values)
+        p_values = [test.wilcoxon_holm, test.bootstrap_holm]
+        numbers = [test.difference, test.low, test.num_gained, test.effect_size, *p_values]
+        values: list[float | str] = [test.k, test.other, test.baseline, *numbers]
         rows.append([Cell(text=text, value=value) for text, value in zip(cells_of(test), values, strict=True)])
     return sortable(TEST_HEADINGS, rows)
 
@@ -147,12 +154,18 @@ def _problem_ids(comparison: Comparison) -> list[str]:
 
 
 def _programs(comparison: Comparison) -> list[str]:
-    """Best and most common failing program of every run, for the problems that tell most."""
+    """Statement, and best and most common failing program of every run, for the problems that tell most."""
     return [
-        f"<details><summary>{escape(id_)}: {escape(_rates_text(comparison.runs, id_))}</summary>"
-        f'<div class="programs">{"".join(_run_programs(run, id_) for run in comparison.runs)}</div></details>'
+        f"<details><summary>{escape(id_)}: {escape(_rates_text(comparison.runs, id_))}</summary><div>"
+        f"{_statement(comparison, id_)}"
+        f'<div class="programs">{"".join(_run_programs(run, id_) for run in comparison.runs)}</div></div></details>'
         for id_ in chosen_problems(comparison)
     ]
+
+
+def _statement(comparison: Comparison, id_: str) -> str:
+    texts = [run.statements[id_] for run in comparison.runs if id_ in run.statements]
+    return f'<p class="statement">{escape(texts[0][:MAX_CHARACTERS])}</p>' if texts else ""
 
 
 def chosen_problems(comparison: Comparison) -> list[str]:
@@ -181,11 +194,11 @@ def _run_programs(run: Run, id_: str) -> str:
     rewards = [sample.reward or 0.0 for sample in scored]
     best = scored[rewards.index(max(rewards))]
     parts = [_program("best of " + str(len(scored)), best)]
-    failing = [sample.completion for sample in scored if (sample.reward or 0.0) < max(max(rewards), 1.0)]
-    failing = [text for text in failing if text != best.completion]
+    failing = [sample for sample in scored if (sample.reward or 0.0) < CORRECT_AT and sample is not best]
     if failing:
-        text, count = Counter(failing).most_common(1)[0]
-        parts.append(_program(f"most common failure, {count} times", next(s for s in scored if s.completion == text)))
+        text, count = Counter(sample.completion for sample in failing).most_common(1)[0]
+        example = next(sample for sample in failing if sample.completion == text)
+        parts.append(_program(f"most common failure, {count} times", example))
     return f"<div><h4>{escape(run.name)}</h4>{''.join(parts)}</div>"
 
 

@@ -1,18 +1,26 @@
 """What is compared: the outputs of `evaluate`, and the paper's published numbers as if they were runs."""
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from maxk_lightning.evaluation.estimates import Estimate, Metric, rewards_of
 from maxk_lightning.evaluation.samples import Sample, by_problem, read_samples
 from maxk_lightning.evaluation.summary import Summary, read_summary
+from maxk_lightning.records import read_records, take
+from maxk_lightning.types import Problem
 
 PAPER_TABLES = Path(__file__).parent / "paper_tables.csv"
 PAPER_METRICS: Mapping[str, Metric] = {"max@k": "max_at_k", "pass@k": "pass_at_k"}
+
+
+STATEMENTS = "problems.jsonl"
+"Id and statement of the problems of an output."
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,12 @@ class Run:
     def rewards(self) -> Mapping[str, Sequence[float]]:
         """Rewards of the scored samples of every problem."""
         return rewards_of(self.samples)
+
+    @cached_property
+    def statements(self) -> Mapping[str, str]:
+        """Statement of every problem, where the output says."""
+        path = self.path / STATEMENTS
+        return dict(pair for _, pair in read_records(path, _statement)) if path.is_file() else {}
 
     @property
     def solve_rates(self) -> Mapping[str, float]:
@@ -110,6 +124,16 @@ def published(benchmark: str | None = None) -> list[PublishedRun]:
         for (dataset, name), curves in curves_of.items()
         if benchmark in (None, dataset)
     ]
+
+
+def write_statements(problems: Sequence[Problem], directory: Path) -> None:
+    """Write what the policy was asked, for readers of reports; tests, which can be large, are left out."""
+    lines = [json.dumps({"id": problem.id, "prompt": problem.prompt}) + "\n" for problem in problems]
+    (directory / STATEMENTS).write_text("".join(lines), encoding="utf-8")
+
+
+def _statement(record: dict[str, Any]) -> tuple[str, str]:
+    return take(record, "id", str), take(record, "prompt", str)
 
 
 def _outputs(path: str | Path) -> list[Path]:

@@ -102,7 +102,7 @@ def centred_credits(groups: SortedGroups, k: int) -> Tensor:
     gain_PN = sum_below(weighted_gaps_PN * groups.ranks_PN)
     loss_per_rank_PN = weighted_gaps_PN * (n_P1 - groups.ranks_PN)
     loss_PN = sum_above(loss_per_rank_PN) + loss_per_rank_PN
-    return torch.where(n_P1 > k, (gain_PN - loss_PN) / (n_P1 - k).clamp(min=1), 0.0)
+    return (gain_PN - loss_PN) / (n_P1 - k).clamp(min=1)  # with n <= k no gap has weight, and n - k only must not be 0
 
 
 def z_scored_credits(groups: SortedGroups, k: int) -> Tensor:

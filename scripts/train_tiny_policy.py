@@ -2,7 +2,7 @@
 
     python scripts/train_tiny_policy.py --out maxk_lightning/data/builtin/policy
 
-About 15 minutes on 2 cores. Pipelines are drawn anew for every batch, mostly less deep than those the policy is asked
+About 20 minutes on one core. Pipelines are drawn anew for every batch, mostly less deep than those the policy is asked
 later, and none of the benchmark's own is ever drawn. The same seed gives the same weights on the same machine and torch
 build.
 Shapes: B rows of a batch, L prompt+completion tokens.
@@ -234,11 +234,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line; the defaults rebuild the shipped policy."""
     parser = argparse.ArgumentParser(description="Pre-train the tiny policy", allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="Hugging Face directory to write")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="a 0.1 M-parameter model and a small corpus, for tests")
     return parser.parse_args(argv)
 

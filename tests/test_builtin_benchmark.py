@@ -1,6 +1,7 @@
 """The built-in benchmark is what its generator makes, leaks nothing, and its tiny policy behaves like a base model."""
 
 import importlib.util
+import json
 import random
 import re
 import subprocess
@@ -13,12 +14,19 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import maxk_lightning
-from maxk_lightning.data import mistakes, pipelines
+from maxk_lightning.data import PromptTemplate, mistakes, pipelines
 from maxk_lightning.data.pipelines import OPERATIONS, Phrase, Pipeline, Step
+from maxk_lightning.estimators import max_at_k
+from maxk_lightning.experience import collect
+from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.records import read_problems
-from maxk_lightning.types import Problem, TestCase
+from maxk_lightning.rewards import UnitTestReward
+from maxk_lightning.rollouts import TransformersEngine
+from maxk_lightning.types import Problem, Sampling, TestCase
 
 BUILTIN_DIR = Path(maxk_lightning.__file__).parent / "data" / "builtin"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_tiny_policy.py"
@@ -230,3 +238,47 @@ def test_pretraining_never_sees_the_benchmark(script: ModuleType) -> None:
     statement = pairs[0][0]
     again = script.draw_pairs(random.Random(0), 3, 2000, held_out | {statement})
     assert statement not in {other for other, _ in again}
+
+
+def test_the_shipped_tokenizer_renders_the_pretraining_text(script: ModuleType) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(BUILTIN_DIR / "policy")
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    for problem, pipeline in pipelines.make_splits()["test"]:
+        messages = [{"role": "user", "content": problem.prompt}]
+        prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert prompt_ids == tokenizer.encode(script.render(problem.prompt))
+        assert tokenizer.decode(prompt_ids) == script.render(problem.prompt)
+        solution = pipelines.fenced(pipelines.program_of(pipeline.steps))
+        solution_ids = tokenizer.encode(solution + tokenizer.eos_token)
+        assert tokenizer.decode(solution_ids, skip_special_tokens=True) == solution
+        assert len(prompt_ids) <= 90
+        assert len(solution_ids) <= 48
+
+
+def test_the_shipped_policy_is_a_small_float32_qwen2(script: ModuleType) -> None:
+    model = AutoModelForCausalLM.from_pretrained(BUILTIN_DIR / "policy")
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert sum(parameter.numel() for parameter in model.parameters()) < 3_000_000
+    assert sum(path.stat().st_size for path in BUILTIN_DIR.rglob("*") if path.is_file()) < 6_000_000
+    build = json.loads((BUILTIN_DIR / "policy" / "BUILD.json").read_text())
+    defaults = vars(script.parse_arguments(["--out", "x"]))
+    assert build["arguments"] == {key: value for key, value in defaults.items() if key != "out"}
+
+
+@pytest.mark.slow
+def test_the_shipped_policy_scores_like_a_base_model() -> None:
+    """max@1 about 0.3 and max@128 about 0.75 to 0.85; one standard error of the sampling is about 0.01."""
+    problems = read_problems(BUILTIN_DIR / "test.jsonl")
+    directory = str(BUILTIN_DIR / "policy")
+    tokenizer = load_tokenizer(directory)
+    prompts = [PromptTemplate().render(problem, tokenizer, seed) for seed, problem in enumerate(problems)]
+    sampling = Sampling(num_completions=128, max_new_tokens=64)
+    with UnitTestReward() as reward:
+        rollout = collect(TransformersEngine(directory), reward, problems, prompts, sampling)
+    best_of_1, best_of_128 = max_at_k(rollout.rewards_PN, [1, 128]).mean(dim=0).tolist()
+    assert 0.25 <= best_of_1 <= 0.36
+    assert 0.75 <= best_of_128 <= 0.87
+    solved_P = (rollout.rewards_PN == 1.0).double().mean(dim=1)
+    assert (solved_P == 0.0).double().mean() > 0.1  # some problems are never solved
+    assert ((solved_P > 0.0) & (solved_P < 0.05)).double().mean() > 0.1  # many only rarely

@@ -34,6 +34,17 @@ def extract_code(text: str, *, allow_unclosed: bool = False) -> str | None:
     return code
 
 
+def with_prefix(code: str, prefix: str | None) -> str:
+    r"""The program of a completion that goes on with code the prompt has begun, or repeats it (LiveBench's rule).
+
+    >>> with_prefix("print(x)", "x = 1")
+    'x = 1\nprint(x)'
+    >>> with_prefix("x = 1\nprint(x)", "x = 1")
+    'x = 1\nprint(x)'
+    """
+    return code if prefix is None or code.startswith(prefix) else f"{prefix}\n{code}"
+
+
 def _language(opening: re.Match[str]) -> str:
     words = opening[2].split()
     return words[0].lower() if words else ""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class PreparedProblem:
     "Identifies everything that a verdict depends on beside the program."
 
 
-def prepare(problem: Problem, tests: tuple[TestCase, ...], limits: Limits) -> PreparedProblem:
+def prepare(problem: Problem, tests: Sequence[TestCase], limits: Limits) -> PreparedProblem:
     """Encode the tests of a problem; ValueError when it has none or its function has no valid name."""
     if not tests:
         raise ValueError(f"problem {problem.id!r} has no tests")

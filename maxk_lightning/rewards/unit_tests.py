@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Literal
 
-from maxk_lightning.rewards.extraction import extract_code
+from maxk_lightning.rewards.extraction import extract_code, with_prefix
 from maxk_lightning.rewards.judging import Verdicts, judge_program
 from maxk_lightning.rewards.preparation import PreparedProblem, encode, prepare, program_key
 from maxk_lightning.rewards.sandbox.pool import SandboxPool
@@ -120,6 +120,7 @@ class UnitTestReward:
             verdict: Verdict = "no_code"
             scored.set_result(Score(reward=0.0, verdicts=(verdict,) * len(prepared.inputs)))
             return scored
+        code = with_prefix(code, problem.prefix)
         self._verdicts_of(prepared, encode(code)).add_done_callback(lambda judged: self._score(judged, scored))
         return scored
 

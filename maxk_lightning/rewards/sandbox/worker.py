@@ -166,6 +166,7 @@ def _namespaces(extra_path: Sequence[str]) -> list[str]:
     command = ["bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--uid", str(FIRST_UNUSED_UID), "--gid", str(FIRST_UNUSED_UID)]
     command += ["--cap-drop", "ALL", "--hostname", "sandbox"]
+    command += ["--die-with-parent"]  # the parent is the thread that starts workers: the pool's, which outlives them
     for path in ("/lib", "/lib64"):
         if os.path.islink(path):  # the loader's path is part of every executable
             command += ["--symlink", os.readlink(path), path]

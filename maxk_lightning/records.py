@@ -82,6 +82,7 @@ def problem_from_record(record: dict[str, Any]) -> Problem:
         compare=compare,
         checker=_optional_text(record, "checker"),
         function=_optional_text(record, "function"),
+        prefix=_optional_text(record, "prefix"),
         metadata=take(record, "metadata", dict) if record.get("metadata") is not None else {},
     )
 
@@ -93,7 +94,7 @@ def problem_to_record(problem: Problem) -> dict[str, Any]:
         "prompt": problem.prompt,
         "tests": [{"input": test.input, "output": test.output} for test in problem.tests],
     }
-    for key in ("time_limit_s", "memory_limit_mb", "checker", "function"):
+    for key in ("time_limit_s", "memory_limit_mb", "checker", "function", "prefix"):
         if getattr(problem, key) is not None:
             record[key] = getattr(problem, key)
     if problem.compare != "tokens":

@@ -1,5 +1,6 @@
 """Data that crosses layers. Standard library only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,8 +38,8 @@ class Problem:
     "Unique inside one data set."
     prompt: str
     "The statement, before any chat template."
-    tests: tuple[TestCase, ...]
-    "At least one."
+    tests: Sequence[TestCase]
+    "At least one. Some sources leave them on disk and decode them at every access."
     time_limit_s: float | None = None
     "CPU seconds per test; None: the reward's default."
     memory_limit_mb: int | None = None
@@ -49,6 +50,8 @@ class Problem:
     "Python source of a checker (Codeforces convention) that replaces the comparison."
     function: str | None = None
     "Name of the function or method that call tests call; None: stdin/stdout tests."
+    prefix: str | None = None
+    "Code that the prompt has begun: a program that does not start with it gets it put in front (LiveBench completion)."
     metadata: dict[str, Any] = field(default_factory=dict)
     "Free-form facts for reports (difficulty, source, ...); nothing is computed from them."
 

@@ -1,6 +1,32 @@
 """Problems and prompts."""
 
+from maxk_lightning.data.code_contests import CodeContests
+from maxk_lightning.data.codeforces import Codeforces
+from maxk_lightning.data.cure import Cure
+from maxk_lightning.data.evalplus import EvalPlus
+from maxk_lightning.data.instructions import Instruction
+from maxk_lightning.data.livebench import LiveBench
+from maxk_lightning.data.livecodebench import LiveCodeBench
+from maxk_lightning.data.mbpp import MBPP
 from maxk_lightning.data.prompts import PromptStream, PromptTemplate
+from maxk_lightning.data.report import LoadReport
+from maxk_lightning.data.selection import TestSelection
 from maxk_lightning.data.sources import Builtin, JsonLines, ProblemSource
 
-__all__ = ["Builtin", "JsonLines", "ProblemSource", "PromptStream", "PromptTemplate"]
+__all__ = [
+    "MBPP",
+    "Builtin",
+    "CodeContests",
+    "Codeforces",
+    "Cure",
+    "EvalPlus",
+    "Instruction",
+    "JsonLines",
+    "LiveBench",
+    "LiveCodeBench",
+    "LoadReport",
+    "ProblemSource",
+    "PromptStream",
+    "PromptTemplate",
+    "TestSelection",
+]

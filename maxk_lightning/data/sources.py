@@ -11,7 +11,7 @@ BUILTIN_DIR = Path(__file__).parent / "builtin"
 
 
 class ProblemSource(Protocol):
-    """A data set of problems."""
+    """A data set of problems. One that sets `self.report` (a `LoadReport`) in `load` has it shown; it need not."""
 
     def load(self) -> Sequence[Problem]:
         """All problems, in a fixed order. Raises ValueError naming file, line and reason for malformed input."""
@@ -24,7 +24,7 @@ class Builtin:
     def __init__(self, split: Literal["train", "validation", "test"] = "train", limit: int | None = None) -> None:
         """Choose a split; `limit` keeps its first problems."""
         self.split = split
-        self.limit = _check_limit(limit)
+        self.limit = check_limit(limit)
 
     def load(self) -> Sequence[Problem]:
         """All problems of the split."""
@@ -37,14 +37,15 @@ class JsonLines:
     def __init__(self, path: str, limit: int | None = None) -> None:
         """Choose a file; `limit` keeps its first problems."""
         self.path = path
-        self.limit = _check_limit(limit)
+        self.limit = check_limit(limit)
 
     def load(self) -> Sequence[Problem]:
         """All problems of the file."""
         return read_problems(Path(self.path))[: self.limit]
 
 
-def _check_limit(limit: int | None) -> int | None:
+def check_limit(limit: int | None) -> int | None:
+    """ValueError unless `limit` is None or at least 1."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, must be at least 1")
     return limit

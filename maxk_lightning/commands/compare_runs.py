@@ -40,16 +40,17 @@ def compare_runs(paths: Sequence[str], out: str, baseline: str | None) -> None:
     console = Console()
     for comparison in comparisons:
         _print(comparison, console)
-    console.print(f"wrote {directory / 'report.html'}, report.md, tables.csv, tests.csv, curves.png and more figures")
+    files = "report.md, tables.csv, tests.csv, curves.png and more figures"
+    console.print(f"wrote {directory / 'report.html'}, {files}", soft_wrap=True)
 
 
 def _print(comparison: Comparison, console: Console) -> None:
     for table in comparison.tables:
         console.print(_rich(table))
     for sentence in comparison.conclusions():
-        console.print(sentence, highlight=False, markup=False)
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     for note in comparison.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _rich(table: Table) -> RichTable:

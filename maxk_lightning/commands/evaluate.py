@@ -14,6 +14,7 @@ def evaluate(
     name: str | None = None,
     benchmarks: dict[str, ProblemSource] | None = None,
     problems_per_chunk: int = 8,
+    shard: str | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
     """Sample a policy on held-out problems, score the samples and summarise them as max@k and pass@k curves.
@@ -28,6 +29,8 @@ def evaluate(
         name: What tables call this policy; default: the last part of `out`.
         benchmarks: Name -> source of problems; default: the test problems of the YAML.
         problems_per_chunk: Problems sampled together, while the chunk before is being scored.
+        shard: INDEX/COUNT: only this share of the problems, in a process of its own, on a GPU of its own
+            (`CUDA_VISIBLE_DEVICES=1 ... --shard 1/4`). The process that finishes last joins the shares.
         overrides: Keys laid over the YAML.
 
     Raises:
@@ -38,7 +41,9 @@ def evaluate(
             raise ValueError(f"--{key} is {count}, must be at least 1")
     if not Path(config).is_file():
         raise ValueError(f"--config: {config} is not a file")
-    from maxk_lightning.commands.evaluate_policy import evaluate_policy  # imports torch: `--help` must not wait for it
+    # These import torch, which `--help` must not wait for.
+    from maxk_lightning.commands.evaluate_policy import evaluate_policy
+    from maxk_lightning.commands.shards import parse_shard
 
     target = Path(out)
     evaluate_policy(
@@ -49,5 +54,6 @@ def evaluate(
         name=name or target.resolve().name,
         benchmarks=benchmarks,
         problems_per_chunk=problems_per_chunk,
+        shard=None if shard is None else parse_shard(shard),
         overrides=overrides,
     )

@@ -15,12 +15,14 @@ from rich.console import Console
 from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.commands.collect_samples import Task, collect_samples, read_seconds
 from maxk_lightning.commands.export import export
+from maxk_lightning.commands.shards import Shard, join_shards
 from maxk_lightning.commands.summary_table import print_summary
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.evaluation import curves
 from maxk_lightning.evaluation.runs import Run, write_statements
+from maxk_lightning.evaluation.samples import Sample
 from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
 from maxk_lightning.policy import load_tokenizer, resolve_policy
 from maxk_lightning.seeds import derive_seed
@@ -37,6 +39,7 @@ def evaluate_policy(
     name: str,
     benchmarks: Mapping[str, ProblemSource] | None,
     problems_per_chunk: int,
+    shard: Shard | None,
     overrides: Sequence[str],
 ) -> None:
     """Evaluate on every benchmark and print a table for each; the arguments are those of the command.
@@ -45,7 +48,7 @@ def evaluate_policy(
         ValueError: a setting is wrong, or an output holds samples of other settings.
     """
     if policy.endswith(".ckpt"):
-        policy = _exported(policy, out / "policy")
+        policy = _exported(policy, (shard.directory(out) if shard else out) / "policy")
     settings = read_run_settings(config, policy, overrides)
     console = Console()
     for benchmark, source in (benchmarks or _test_source(settings.data)).items():
@@ -57,9 +60,13 @@ def evaluate_policy(
             sampling=replace(settings.rollout.eval_sampling, num_completions=num_samples),
             problems_per_chunk=problems_per_chunk,
         )
-        summary = _evaluate_benchmark(task, settings, policy, directory, name, benchmark)
-        print_summary(summary, console)
-        console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png")
+        samples = _collect(task, settings, policy, directory, shard, benchmark)
+        if samples is None:
+            console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
+            continue
+        write_statements(problems, directory)
+        print_summary(_summarise(samples, directory, name, benchmark), console)
+        console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +77,8 @@ class RunSettings:
     "Its template, test problems and seed."
     rollout: RolloutCallback
     "Its engine, reward and evaluation sampling."
+    reward_config: str
+    "How the reward was configured."
 
 
 def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> RunSettings:
@@ -77,7 +86,11 @@ def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> Run
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         cli = _SettingsCLI(["--config", config, "--model.policy", policy, *overrides], run=False)
-    return RunSettings(data=cli.config_init["data"], rollout=cli.config_init["rollout"])
+    return RunSettings(
+        data=cli.config_init["data"],
+        rollout=cli.config_init["rollout"],
+        reward_config=str(cli.config["rollout"]["reward"].as_dict()),
+    )
 
 
 class _SettingsCLI(MaxKCLI):
@@ -108,18 +121,26 @@ def render_problems(data: PromptDataModule, source: ProblemSource, policy: str) 
     return [problems[i] for i in kept], [prompts[i] for i in kept]
 
 
-def _evaluate_benchmark(
-    task: Task, settings: RunSettings, policy: str, out: Path, name: str, benchmark: str
-) -> Summary:
+def _collect(
+    task: Task, settings: RunSettings, policy: str, out: Path, shard: Shard | None, benchmark: str
+) -> list[Sample] | None:
+    """All samples of the task; None while other shards are at work."""
     fixed = {
         "benchmark": benchmark,
         "policy": policy_digest(policy),
         "prompts": _digest(repr(task.prompts).encode()),
+        "reward": settings.reward_config,
         "problems_per_chunk": task.problems_per_chunk,
         **asdict(task.sampling),
     }
-    samples = collect_samples(task, settings.rollout.engine, settings.rollout.reward, out, fixed)
-    write_statements(task.problems, out)
+    engine, reward = settings.rollout.engine, settings.rollout.reward
+    if shard is None:
+        return collect_samples(task, engine, reward, out, fixed)
+    collect_samples(shard.share(task), engine, reward, shard.directory(out), fixed)
+    return join_shards(task, shard, out)
+
+
+def _summarise(samples: Sequence[Sample], out: Path, name: str, benchmark: str) -> Summary:
     analysing_from = time.perf_counter()
     summary = summarise(samples, name=name, benchmark=benchmark, seconds=read_seconds(out))
     curves([Run(out, summary)]).savefig(out / "curves.png")

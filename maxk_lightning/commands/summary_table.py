@@ -9,9 +9,9 @@ from maxk_lightning.evaluation.summary import Summary
 
 def print_summary(summary: Summary, console: Console) -> None:
     """The curves, the state of the completions, and where the time went."""
-    table = Table(
-        title=f"{summary.name} on {summary.benchmark}: {summary.num_problems} problems x {summary.num_samples}"
-    )
+    size = f"{summary.num_problems} problems x {summary.num_samples} samples"
+    console.print(f"{summary.name} on {summary.benchmark}: {size}", markup=False, soft_wrap=True)
+    table = Table()
     for heading in ("k", "max@k", "95% interval", "pass@k", "95% interval"):
         table.add_column(heading, justify="right")
     for best, passed in zip(summary.max_at_k, summary.pass_at_k, strict=True):

@@ -1,4 +1,4 @@
-"""report.html in headless Chromium: it fits a laptop and a phone, sorts by clicks and keys, and runs no foreign code."""
+"""report.html in headless Chromium: fits a laptop and a phone, sorts by clicks and keys, runs no foreign code."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -25,6 +25,11 @@ class PreparedProblem:
     digest: bytes
     "Identifies everything that a verdict depends on beside the program."
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the encoded tests."""
+        return sum(map(len, self.inputs)) + sum(map(len, self.expected))
+
 
 def prepare(problem: Problem, tests: Sequence[TestCase], limits: Limits) -> PreparedProblem:
     """Encode the tests of a problem; ValueError when it has none or its function has no valid name."""

@@ -1,12 +1,30 @@
-"""The reward of code problems: the fraction of unit tests that the completion's program passes."""
+"""The reward of code problems: the fraction of unit tests that the completion's program passes.
+
+Programs run in the sandbox of `maxk_lightning.rewards.sandbox`: a fresh process per test without files, network, other
+processes or anything to inherit, with limits on CPU time, memory and output, in a namespace of its own under `bwrap`.
+
+What is **not** protected:
+
+- against bugs of the kernel and the processor: system calls are filtered, but programs run on the machine's own kernel,
+  and side channels (timing, caches, load) are open;
+- the machine's memory as a whole: each test may use `memory_limit_mb`, so the workers together may use that many times
+  `num_workers`; there is no cgroup;
+- in backend `plain`: names and metadata of files (whether a path exists, its size) can be seen, not their contents;
+- started as root with an interpreter that only root can read, threads per test are bounded by memory alone;
+- the tests themselves: a program sees the inputs, and a problem whose outputs can be guessed can be gamed;
+- checkers see expected outputs (in a process of their own) and are trusted not to be fooled by a program's output;
+- `allow_unsafe: true` where a layer is missing: programs then act with the user's rights, as far as no layer stops them.
+"""
 
 import collections
+import functools
 import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from maxk_lightning.rewards.extraction import extract_code, with_prefix
 from maxk_lightning.rewards.judging import Verdicts, judge_program
@@ -19,6 +37,8 @@ from maxk_lightning.types import Problem, Score, Verdict
 
 MIN_MEMORY_MB = 64
 NUM_PREPARED = 1024
+MAX_PREPARED_BYTES = 512 << 20
+"Encoded tests that are kept beside `NUM_PREPARED`: those of one problem can be tens of MB."
 
 
 class UnitTestReward:
@@ -98,6 +118,7 @@ class UnitTestReward:
         self._lock = threading.RLock()
         self._pool: SandboxPool | None = None
         self._prepared: collections.OrderedDict[int, PreparedProblem] = collections.OrderedDict()
+        self._prepared_bytes = 0
         self._cache: collections.OrderedDict[bytes, Verdicts] = collections.OrderedDict()
         self._running: dict[bytes, Future[Verdicts]] = {}
 
@@ -137,6 +158,11 @@ class UnitTestReward:
         if pool is not None:
             pool.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles carry the settings; they start workers of their own."""
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return functools.partial(type(self), **settings), ()
+
     def __enter__(self) -> "UnitTestReward":
         return self
 
@@ -159,8 +185,9 @@ class UnitTestReward:
             if prepared is None:
                 prepared = prepare(problem, problem.tests[: self.max_tests], self._limits(problem))
                 self._prepared[id(problem)] = prepared  # holds the problem, so its id stays taken
-                while len(self._prepared) > NUM_PREPARED:
-                    self._prepared.popitem(last=False)
+                self._prepared_bytes += prepared.num_bytes
+                while len(self._prepared) > (1 if self._prepared_bytes > MAX_PREPARED_BYTES else NUM_PREPARED):
+                    self._prepared_bytes -= self._prepared.popitem(last=False)[1].num_bytes
             return prepared
 
     def _limits(self, problem: Problem) -> Limits:
@@ -199,7 +226,8 @@ class UnitTestReward:
                     self._cache.popitem(last=False)
 
     def _started_pool(self) -> SandboxPool:
-        if self._pool is None:
+        if self._pool is None or self._pool.owner_pid != os.getpid():  # a fork has no thread that serves the pool
+            self._running.clear()
             self._pool = SandboxPool(self._isolation().settings, self.num_workers or default_num_workers())
         return self._pool
 
@@ -210,6 +238,16 @@ class UnitTestReward:
 
 
 def default_num_workers() -> int:
-    """Cores of this process divided by the ranks that share them."""
+    """Cores of this process, or its container's share of them, divided by the ranks on this machine."""
     num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
-    return max(1, len(os.sched_getaffinity(0)) // num_local_ranks)
+    num_cores = min(len(os.sched_getaffinity(0)), _cgroup_cores())
+    return max(1, int(num_cores) // num_local_ranks)
+
+
+def _cgroup_cores() -> float:
+    """CPU quota of a container; infinite without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return float(quota) / float(period)  # "max" without a quota
+    except (OSError, ValueError):
+        return float("inf")

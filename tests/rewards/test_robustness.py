@@ -98,6 +98,10 @@ reward = UnitTestReward(backend=sys.argv[1], num_workers=2)
 reward.submit(problem, "```\\nprint(4)\\n```").result()
 for i in range(2):
     reward.submit(problem, f"```\\n{i}\\nimport time\\nwhile True: time.sleep(1)\\n```")
+import os
+if os.fork() == 0:
+    time.sleep(8)  # holds the owner's ends of all sockets, as a forked data loader does
+    os._exit(0)
 print("running", flush=True)
 time.sleep(60)
 """
@@ -119,11 +123,12 @@ def test_nothing_survives_a_killed_owner(backend: str) -> None:
             found += frontier
         return found
 
-    assert wait_until(lambda: len(tree()) >= 4)  # two workers, two programs
-    processes = tree()
+    assert wait_until(lambda: len(tree()) >= 5)  # two workers, two programs, the owner's fork
+    processes = [pid for pid in tree() if b"-c\0\nimport sys, time" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(processes) >= 4
     owner.kill()
     owner.communicate()
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes))
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), patience_s=4.0)
 
 
 def test_identical_programs_run_once_and_results_are_cached() -> None:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 5
 "How often a job meets a failing sandbox before its runs are given up as `internal`."
 MAX_FAILED_STARTS = 5
+RESTART_PAUSE_S = 0.2
 START_TIMEOUT_S = 60.0
 REPLY_GRACE_S = 30.0
 "On top of the wall limits of all runs of a request, before a silent worker is taken for hung."
@@ -106,6 +107,7 @@ class SandboxPool:
     """Runs jobs on `num_workers` fork servers; thread-safe; starts at the first job."""
 
     def __init__(self, settings: WorkerSettings, num_workers: int) -> None:
+        self.owner_pid = os.getpid()
         self._settings = settings
         self._num_workers = num_workers
         self._queue: collections.deque[Job] = collections.deque()
@@ -330,6 +332,8 @@ class SandboxPool:
                 self._lose(worker, WorkerLostError(f"no start of process {worker.process.pid}"))
 
     def _time_left(self) -> float | None:
+        if self._queue and len(self._workers) < self._num_workers:
+            return RESTART_PAUSE_S  # a worker could not be started
         return REPLY_GRACE_S if any(self._workers.values()) or self._queue else None
 
 

@@ -77,6 +77,10 @@ class Server:
         self._poll.register(control.fileno(), 0)  # hang-up only
         self._poll.register(owner_fd, select.POLLIN)
         self._owner_events = {control.fileno(), owner_fd}
+        self._idle_poll = select.poll()
+        self._idle_poll.register(control.fileno(), select.POLLIN)
+        self._idle_poll.register(owner_fd, select.POLLIN)
+        self._owner_fd = owner_fd
         self._marks_read, marks_write = os.pipe()
         os.set_blocking(self._marks_read, False)
         call_names = _preload()
@@ -99,6 +103,9 @@ class Server:
     def serve(self) -> NoReturn:
         """Answer requests until the owner is gone."""
         while True:
+            # The socket alone does not tell: forks of the owner may hold its other end.
+            if any(fd == self._owner_fd for fd, _ in self._idle_poll.poll()):
+                os._exit(0)
             message, fds, _, _ = socket.recv_fds(self._control, MAX_REQUEST_BYTES, MAX_FDS_PER_MESSAGE)
             if not message:
                 os._exit(0)

@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from maxk_lightning.data import Builtin, ProblemSource, PromptStream, PromptTemplate
+from maxk_lightning.data import Builtin, LoadReport, ProblemSource, PromptStream, PromptTemplate
+from maxk_lightning.data.report import report_of
 from maxk_lightning.experience import Rollout
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.seeds import derive_seed
@@ -125,6 +127,7 @@ class PromptDataModule(LightningDataModule):
             )
         self.tokenizer: Any = None
         self.problems: dict[str, Sequence[Problem]] = {}
+        self.reports: dict[str, LoadReport] = {}
         self.buffers: dict[str, RolloutBuffer] = {}
 
     def setup(self, stage: str) -> None:
@@ -207,8 +210,12 @@ class PromptDataModule(LightningDataModule):
         if source is None:
             return []
         problems = source.load()
-        lengths = [len(prompt.token_ids) for prompt in self._render(problems, [0] * len(problems))]
+        lengths = [len(self.template.render(problem, self.tokenizer, seed=0).token_ids) for problem in problems]
         kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= self.max_prompt_tokens]
+        report = self.reports[stage] = report_of(source, problems, type(source).__name__)
+        too_long = {problem.id for problem in problems} - {problem.id for problem in kept}
+        report.drop(too_long, f"prompt longer than data.max_prompt_tokens ({self.max_prompt_tokens})")
+        rank_zero_info("data (%s): %s", stage, report.text())
         logger.info("%s: %s problems, prompts of at most %s tokens", stage, len(kept), max(lengths, default=0))
         if len(kept) < len(problems):
             logger.warning(

@@ -69,6 +69,8 @@ class LoadReport:
         read = Counter((facts.source, facts.difficulty) for rows in self.left_out.values() for facts in rows)
         kept = Counter((facts.source, facts.difficulty) for facts in self.kept)
         read.update(kept)
+        if list(read) == [("-", "-")]:
+            return []
         rows = [(source, difficulty, str(n), str(kept[source, difficulty])) for (source, difficulty), n in read.items()]
         header = ("source", "difficulty", "read", "kept")
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

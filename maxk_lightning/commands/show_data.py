@@ -1,0 +1,67 @@
+"""Text about the data of a run, for people."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.data import PromptStream
+from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.types import Problem
+
+STAGES = {"train": "fit", "validation": "validate", "test": "test"}
+"Split -> stage of the DataModule."
+MAX_SHOWN = 400
+"Characters of a test's input or output that are shown."
+
+
+def show_data(args: Sequence[str], split: str, num_prompts: int, num_tests: int) -> None:
+    """Print reports and prompts; `args` are those of `fit`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        datamodule: PromptDataModule = _DataCLI(list(args), run=False).config_init["data"]
+    names = [name for name, stage in STAGES.items() if split in ("all", name) and datamodule.sources[stage] is not None]
+    if not names:
+        raise ValueError(f"data.{split} is null in the YAML")
+    for name in names:
+        datamodule.setup(STAGES[name])
+        print(f"=== {name}: {datamodule.reports[STAGES[name]].text()}")
+        for problem in islice(_in_order(datamodule, STAGES[name]), num_prompts):
+            print(describe(problem, datamodule, num_tests))
+
+
+class _DataCLI(MaxKCLI):
+    """Builds the parts of a run, but no Trainer."""
+
+    def instantiate_classes(self) -> None:
+        self.config_init: Any = self.parser.instantiate_classes(self.config)
+
+
+def _in_order(datamodule: PromptDataModule, stage: str) -> Iterator[Problem]:
+    """Problems as they come: training in its seeded order, the others as they stand."""
+    problems = datamodule.problems[stage]
+    stream = PromptStream(num_problems=len(problems), seed=datamodule.seed)
+    return (problems[stream.index(place) if stage == "fit" else place] for place in range(len(problems)))
+
+
+def describe(problem: Problem, datamodule: PromptDataModule, num_tests: int) -> str:
+    """A problem's prompt with the chat template's tokens, how it is judged, and its first tests."""
+    prompt = datamodule.template.render(problem, datamodule.tokenizer, seed=0)
+    limits = f"{problem.time_limit_s or 'default'} s, {problem.memory_limit_mb or 'default'} MiB"
+    judged = "by its checker" if problem.checker else f"by `{problem.compare}`"
+    if problem.function is not None:
+        judged = f"by calling {problem.function}"
+    lines = [
+        f"--- {problem.id} ({len(prompt.token_ids)} tokens)",
+        datamodule.tokenizer.decode(prompt.token_ids),
+        f"--- {len(problem.tests)} tests, judged {judged}; limits: {limits}",
+    ]
+    for test in problem.tests[:num_tests]:
+        lines += [f"input:    {_shortened(test.input)}", f"expected: {_shortened(test.output)}"]
+    return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    rest = f" ... ({len(text)} characters)" if len(text) > MAX_SHOWN else ""
+    return repr(text[:MAX_SHOWN]) + rest

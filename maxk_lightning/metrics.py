@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torchmetrics import Metric
 
 from maxk_lightning.estimators import max_at_k
@@ -15,6 +16,9 @@ from maxk_lightning.estimators import max_at_k
 
 class _Float64Sums(Metric):
     """A metric whose states are float64 sums; moves between devices, ignores changes of dtype.
+
+    States are replaced, not changed in place: those that `Trainer.validate` makes in inference mode could not be
+    changed in a later `fit`.
 
     A count of 601 reads 600 after `.to(torch.bfloat16)`, and `bf16-true` precision casts the whole LightningModule, its
     metrics included: torchmetrics guards `.half()` and its like, but not `.to(dtype)`.
@@ -69,9 +73,10 @@ class MaxAtK(_Float64Sums):
             num_ks = sum(k <= num_samples for k in self.ks)
             if num_ks:
                 values_PK = max_at_k(rewards_PN[num_samples_P == num_samples], self.ks[:num_ks])
-                self.total_K[:num_ks] += values_PK.sum(dim=0)
-                self.square_K[:num_ks] += values_PK.square().sum(dim=0)
-                self.count_K[:num_ks] += len(values_PK)
+                rest = (0, len(self.ks) - num_ks)
+                self.total_K = self.total_K + pad(values_PK.sum(dim=0), rest)
+                self.square_K = self.square_K + pad(values_PK.square().sum(dim=0), rest)
+                self.count_K = self.count_K + pad(values_PK.new_full((num_ks,), len(values_PK)), rest)
 
     def compute(self) -> dict[str, Tensor]:
         """Means and standard errors under their log names."""
@@ -119,8 +124,8 @@ class WeightedMean(_Float64Sums):
         """Add values of any shape; `weights` broadcasts to it."""
         values = torch.as_tensor(values).detach().to(self.total)
         weights = torch.as_tensor(weights).to(self.total).broadcast_to(values.shape).masked_fill(values.isnan(), 0.0)
-        self.total += (values.nan_to_num(nan=0.0) * weights).sum()
-        self.weight += weights.sum()
+        self.total = self.total + (values.nan_to_num(nan=0.0) * weights).sum()
+        self.weight = self.weight + weights.sum()
 
     def compute(self) -> Tensor:
         """The mean."""

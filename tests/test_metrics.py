@@ -2,6 +2,7 @@
 
 import math
 import socket
+from datetime import timedelta
 from itertools import combinations
 from pathlib import Path
 
@@ -158,7 +159,8 @@ SPLITS = {"uneven": [[0, 1, 2, 3, 4], [5]], "one_rank_without_update": [[0, 1, 2
 
 
 def on_rank(rank: int, port: int, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    timeout = timedelta(seconds=60)  # a rank that died must not leave the other waiting
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timeout)
     found = {}
     for split, rows_of_rank in SPLITS.items():
         metric, share, mean = MaxAtK(KS), PassAtK(KS), WeightedMean()
@@ -200,3 +202,16 @@ def test_rollout_metrics_are_the_sums_of_their_parts_and_start_again_after_reset
         assert all(found[tag] == 2.5 for tag in RolloutMetrics.TAGS)
         assert "max_at_k/8" not in found  # no group has 8 samples
         metrics.reset()
+
+
+def test_states_made_in_inference_mode_can_be_updated_outside() -> None:
+    with torch.inference_mode():
+        best, mean = MaxAtK([1, 2]), WeightedMean()
+        best.update(torch.tensor([[0.0, 1.0]]))
+        mean.update(2.0)
+        best.reset()
+        mean.reset()
+    best.update(torch.tensor([[0.0, 1.0]]))
+    mean.update(3.0)
+    assert float(best.compute()["max_at_k/2"]) == 1.0
+    assert float(mean.compute()) == 3.0

@@ -1,6 +1,7 @@
 """What the policy wrote: samples as text in TensorBoard, predictions as a completions file."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def _as_markdown(group: Group, num_samples: int) -> str:
     chosen = [*scored[: -(-num_samples // 2)], *scored[len(scored) - num_samples // 2 :]]
     parts = [f"**{group.problem.id}**\n\n{_indented(group.problem.prompt)}"]
     for completion, score in chosen:
-        verdicts = ", ".join(score.verdicts)
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(score.verdicts).items())
         parts.append(f"reward {score.reward}, {completion.finish_reason}, {verdicts}\n\n{_indented(completion.text)}")
     return "\n\n".join(parts)
 

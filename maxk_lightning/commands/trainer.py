@@ -52,6 +52,12 @@ class MaxKCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the parts that every run has, and say once what several of them share."""
+        parser.add_argument(
+            "--validate_before_fit",
+            type=bool,
+            default=False,
+            help="Validate the initial policy, for the curve at step 0.",
+        )
         parser.add_lightning_class_args(RolloutCallback, "rollout")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -98,6 +104,12 @@ class MaxKCLI(LightningCLI):
                 "or choose another --trainer.default_root_dir"
             )
         self._check("fit")
+
+    def fit(self, model: PolicyModule, datamodule: PromptDataModule, **options: Any) -> None:
+        """Run `Trainer.fit`, after a validation of the initial policy where that is wanted."""
+        if self._get(self.config_init, "validate_before_fit") and options.get("ckpt_path") is None:
+            self.trainer.validate(model, datamodule, verbose=False)
+        self.trainer.fit(model, datamodule=datamodule, **options)
 
     def before_validate(self) -> None:
         """Check before anything expensive starts."""

@@ -279,6 +279,7 @@ def _probes() -> tuple[list[int], ...]:
     return tuple(draw_numbers(rng, 8, 14) for _ in range(32))
 
 
+@cache
 def make_splits(seed: int = SEED) -> dict[str, list[tuple[Problem, Pipeline]]]:
     """The benchmark's splits; no pipeline, statement or fingerprint occurs twice, within a split or across splits."""
     rng = random.Random(seed)

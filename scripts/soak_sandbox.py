@@ -25,7 +25,8 @@ from maxk_lightning.types import Problem, Score, TestCase
 
 CASES = Path(__file__).parents[1] / "tests" / "rewards" / "cases"
 FAILURES = {"WA": "wrong_answer", "RE": "runtime_error", "TLE": "time_limit", "OLE": "output_limit"}
-TIME_LIMIT_S = 0.3
+TIME_LIMIT_S = {"attacks": 0.3, "benign": 4.0}
+"CPU seconds: loops shall end soon, right programs shall pass however busy the machine is."
 SHARE_OF_SLOW = 0.004
 "Programs that run into a limit cost a hundred times the others; they are drawn this rarely."
 SLOW_WORDS = ("bomb", "busy", "swallow", "hang", "giant", "flood", "recursion", "sigstop", "heavy", "big", "memory", "ignore")
@@ -37,7 +38,7 @@ SUMS = Problem(
     id="sums",
     prompt="Add two numbers.",
     tests=tuple(TestCase(input=f"{a} {a + 1}\n", output=f"{2 * a + 1}\n") for a in range(4)),
-    time_limit_s=TIME_LIMIT_S,
+    time_limit_s=TIME_LIMIT_S["benign"],
 )
 SUM_PROGRAMS = (
     ("a, b = map(int, input().split())\nprint(a + b)", 1.0),
@@ -71,7 +72,8 @@ def catalogue() -> tuple[list[Case], list[Case]]:
             verdicts = {FAILURES.get(each, "runtime_error") for each in entry.get("verdict", ())} or {"passed"}
             verdicts |= {"memory_limit"} & ({"memory_limit"} if "runtime_error" in verdicts else set())
             text = [each if isinstance(each, str) else each.decode("utf-8", "surrogateescape") for each in (stdin, expected)]
-            problem = Problem(id=entry["file"], prompt="p", tests=(TestCase(input=text[0], output=text[1]),))
+            tests = (TestCase(input=text[0], output=text[1]),)
+            problem = Problem(id=entry["file"], prompt="p", tests=tests, time_limit_s=TIME_LIMIT_S[folder])
             code = (CASES / folder / entry["file"]).read_text()
             reward = None if folder == "attacks" else 1.0
             cases.append(Case(entry["file"], problem, code, frozenset(verdicts), reward))
@@ -162,7 +164,7 @@ def main() -> None:
     generator = random.Random(args.seed)
     killer = Killer(random.Random(args.seed + 1), args.kill)
     before = {"num_fds": len(os.listdir("/proc/self/fd")), "num_processes": len(descendants())}
-    reward = UnitTestReward(backend=args.backend, num_workers=args.num_workers, time_limit_s=TIME_LIMIT_S, cache_size=1000)
+    reward = UnitTestReward(backend=args.backend, num_workers=args.num_workers, cache_size=1000)
     print(f"backend {reward.backend_in_force}", flush=True)
     window: collections.deque[tuple[Case, Future[Score]]] = collections.deque()
     wrong: collections.Counter[str] = collections.Counter()

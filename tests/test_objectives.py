@@ -255,7 +255,19 @@ def test_groups_that_lost_too_many_samples_get_zeros_beside_whole_ones(objective
     assert credits_PN[2].any()
 
 
-@pytest.mark.parametrize("objective", [MaxAtK(2), MaxAtK(2, "zscore"), ExactMaxAtK(2), PassKTraining(2)], ids=repr)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        MaxAtK(2),
+        MaxAtK(2, "zscore"),
+        PassKTraining(2),
+        OffPolicyMaxAtK(2, "mean"),
+        OffPolicyMaxAtK(2, "zscore"),
+        ExactMaxAtK(2),
+        ExactMaxAtK(2, "none", self_normalise=True),
+    ],
+    ids=repr,
+)
 def test_a_group_that_shrank_to_k_gets_zeros_where_a_baseline_needs_more(objective: Objective) -> None:
     rewards_PN = torch.tensor([[1.0, 0.0, nan]])
     assert (objective(rewards_PN, torch.tensor([[0.5, -0.5, 0.0]])) == 0).all()

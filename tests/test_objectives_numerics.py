@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.objectives import ExactMaxAtK, MaxAtK, Objective, OffPolicyMaxAtK, group_diagnostics
-from maxk_lightning.objectives.subset_law import TABLE_BYTES
+from maxk_lightning.objectives.subset_law import TABLE_BYTES, subset_law
 
 TOLERANCE = 1e-12  # relative to the largest credit; issue's bound for float64
 
@@ -124,12 +124,41 @@ def test_extreme_log_ratios_are_clamped_and_stay_finite() -> None:
     assert (ExactMaxAtK(16, "none")(torch.ones(1, 32), torch.full((1, 32), 19.0))).float().isfinite().all()
 
 
-def test_pieces_of_many_prompts_equal_the_whole() -> None:
-    # 1030 groups of (256, 128) need two tables
-    rewards_PN = torch.rand(1030, 256, generator=torch.Generator().manual_seed(1))
-    log_ratios_PN = 0.1 * torch.randn(1030, 256, generator=torch.Generator().manual_seed(2))
-    assert TABLE_BYTES < 1030 * 257 * 129 * 8
-    whole_PN = ExactMaxAtK(128, "loo1")(rewards_PN, log_ratios_PN)
-    for start in (0, 1029):
-        alone_PN = ExactMaxAtK(128, "loo1")(rewards_PN[start : start + 1], log_ratios_PN[start : start + 1])
+@pytest.mark.parametrize("baseline", ["centred", "loo1"])
+def test_pieces_of_many_prompts_equal_the_whole(baseline: str) -> None:
+    num_prompts, n, k = 5300, 64, 32
+    assert num_prompts * (n + 1) * (k + 1) * 24 > TABLE_BYTES, "too few prompts for two pieces"
+    rewards_PN = torch.rand(num_prompts, n, generator=torch.Generator().manual_seed(1))
+    log_ratios_PN = 0.1 * torch.randn(num_prompts, n, generator=torch.Generator().manual_seed(2))
+    objective = ExactMaxAtK(k, baseline)  # type: ignore[arg-type]
+    whole_PN = objective(rewards_PN, log_ratios_PN)
+    assert whole_PN.shape == rewards_PN.shape
+    for start in (0, num_prompts - 1):
+        alone_PN = objective(rewards_PN[start : start + 1], log_ratios_PN[start : start + 1])
         torch.testing.assert_close(whole_PN[start : start + 1], alone_PN, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("baseline", ["centred", "loo1", "none"])
+def test_one_dominating_ratio_against_rational_arithmetic(baseline: str) -> None:
+    # 1 - p of the dominating sample is 1e-8: computed as a difference it would have half its digits
+    rewards = [Fraction(r) for r in (0.25, 0.5, 1.0, 0.0, 0.75, 0.5)]
+    ratios = [Fraction(1), Fraction(2**26), Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(1, 2**20)]
+    log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
+    rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
+    credits_PN = ExactMaxAtK(3, baseline)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
+    exact = exact_credits(rewards, ratios, 3, baseline)
+    for credit, expected in zip(credits_PN[0].tolist(), exact, strict=True):
+        assert abs(Fraction(credit) - expected) <= TOLERANCE * abs(expected)
+
+
+def test_a_runaway_ratio_among_a_thousand_leaves_a_uniform_law_of_the_others() -> None:
+    n, k = 1024, 512
+    log_ratios_PN = torch.zeros(1, n, dtype=torch.float64)
+    log_ratios_PN[0, 7] = 20.0
+    law = subset_law(torch.linspace(0.0, 1.0, n).double().unsqueeze(0), log_ratios_PN, torch.tensor([float(n)]), k)
+    others_N = law.inclusion_PN[0][torch.arange(n) != 7]
+    torch.testing.assert_close(others_N, torch.full_like(others_N, (k - 1) / (n - 1)), rtol=1e-8, atol=0.0)
+    assert law.inclusion_PN.sum().item() == pytest.approx(k, rel=1e-12)
+    assert law.exclusion_PN[0, 7].item() == pytest.approx(
+        torch.tensor(-20.0).double().exp().item() * (n - k) / k, rel=1e-8
+    )

@@ -92,8 +92,7 @@ def centred_credits(groups: SortedGroups, log_ratios_PN: Tensor, k: int) -> tupl
     law = subset_law(below_best_PN, log_ratios_PN, groups.num_samples_P, k)
     has_others_P1 = (groups.num_samples_P > k).unsqueeze(-1)
     odds_PN = law.inclusion_PN / torch.where(has_others_P1, law.exclusion_PN, 1.0)
-    credits_PN = law.value_with_PN - odds_PN * law.value_without_PN
-    return torch.where(has_others_P1, credits_PN, 0.0), law.log_normaliser_P
+    return law.value_with_PN - odds_PN * law.value_without_PN, law.log_normaliser_P
 
 
 BASELINES = {"centred": centred_credits, "loo1": loo1_credits, "none": plain_credits}

@@ -91,8 +91,9 @@ class PolicyModule(LightningModule):
             raise ValueError(f"model.kl_coef is {kl_coef}, must not be negative")
         if kl_target == "reference" and kl_coef == 0:
             raise ValueError("model.kl_target: reference has no effect with model.kl_coef 0")
-        if prompts_per_micro_batch is not None and prompts_per_micro_batch < 1:
-            raise ValueError(f"model.prompts_per_micro_batch is {prompts_per_micro_batch}, must be at least 1")
+        for name, size in (("prompts_per_micro_batch", prompts_per_micro_batch), ("max_row_tokens", max_row_tokens)):
+            if size is not None and size < 1:
+                raise ValueError(f"model.{name} is {size}, must be at least 1")
         self.weigh = token_weights(normalisation)
         self.kl_coef = kl_coef
         self.kl_target = kl_target
@@ -138,9 +139,8 @@ class PolicyModule(LightningModule):
         for groups in _split(batch.groups, self.prompts_per_micro_batch):
             micro_batch = to_batch(groups, self.max_row_tokens).to(self.device)
             loss, sums = self._loss(micro_batch, counts, batch.sampling.temperature)
-            self.manual_backward(
-                loss * self.trainer.world_size
-            )  # data-parallel strategies average gradients over ranks
+            # Data-parallel strategies average gradients over ranks; ours are shares of one sum.
+            self.manual_backward(loss * self.trainer.world_size)
             for name, value in {"loss": loss.detach(), **sums}.items():
                 totals[name] = totals.get(name, 0) + value
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._policy.parameters() if p.grad is not None])

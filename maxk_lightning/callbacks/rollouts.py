@@ -11,7 +11,7 @@ from lightning import Callback, Trainer
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.experience import Rollout, collect
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.objectives import check_group_size
+from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
 from maxk_lightning.rollouts import RolloutEngine, TransformersEngine
 from maxk_lightning.seeds import derive_seed
@@ -58,6 +58,8 @@ class RolloutCallback(Callback):
         self._synced_step = None
         if stage == "fit":
             check_group_size(pl_module.objective, self.sampling.num_completions)
+            if isinstance(pl_module.objective, Staged) and (trainer.max_epochs or 0) < 1:
+                raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score this epoch's rollout from the weights as they are."""

@@ -1,6 +1,7 @@
 """The command line of a plain command is its function's signature."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ def call(function: Callable[..., None], args: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     for name in words:
-        parser.add_argument(name, nargs="+")
+        described = re.search(rf"^ +{name}: (.*)$", function.__doc__ or "", re.MULTILINE)
+        parser.add_argument(name, nargs="+", help=described and described[1])
     overrides: list[str] = []
     if "overrides" in parameters:
         parser.epilog = f"Also every --{', --'.join(RUN_KEYS)} key of `fit --help`, over the value in the YAML."

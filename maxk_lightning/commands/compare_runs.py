@@ -23,8 +23,7 @@ def compare_runs(paths: Sequence[str], out: str, baseline: str | None) -> None:
     Raises:
         ValueError: see `compare`.
     """
-    runs = load(*paths)
-    comparisons = compare_benchmarks(runs, baseline)
+    comparisons = compare_benchmarks(load(*paths), baseline)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     has_one = len(comparisons) == 1
@@ -32,7 +31,7 @@ def compare_runs(paths: Sequence[str], out: str, baseline: str | None) -> None:
     for benchmark_plots in plots.values():
         for plot in benchmark_plots:
             plot.save(directory)
-    curves(runs).savefig(directory / "curves.png")
+    curves([run for comparison in comparisons for run in comparison.runs]).savefig(directory / "curves.png")
     (directory / "report.md").write_text(to_markdown(comparisons), encoding="utf-8")
     (directory / "tables.csv").write_text(tables_csv(comparisons), encoding="utf-8")
     (directory / "tests.csv").write_text(tests_csv(comparisons), encoding="utf-8")

@@ -1,5 +1,7 @@
 """fit, validate, test, predict: LightningCLI, with the parts of a run under keys of their own."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -145,4 +147,8 @@ def checkpoint_dir(default_root_dir: str) -> str:
 
 def main() -> None:
     """Run the subcommand of the command line."""
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # Lightning 2.6 on torch 2.13
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()  # an advertisement
+    )
     MaxKCLI()

@@ -184,6 +184,7 @@ def run_all(settings: WorkerSettings, num_workers: int, seed: int) -> dict[str, 
     """Every program of both catalogues, shuffled, each hostile one followed by a harmless control."""
     os.environ["SECRET"] = "a secret of the trainer"
     canaries = Canaries()
+    spare = [os.dup(0) for _ in range(600)]  # workers inherit descriptors with high numbers
     pool = SandboxPool(settings, num_workers)
     cases = [*attacks(), *benign()]
     random.Random(seed).shuffle(cases)
@@ -194,6 +195,8 @@ def run_all(settings: WorkerSettings, num_workers: int, seed: int) -> dict[str, 
     num_left_over = len(descendants(os.getpid())) - num_idle
     pool.close()
     time.sleep(0.2)
+    for fd in spare:
+        os.close(fd)
     return {
         "num_programs": len(cases),
         "wrong": wrong,

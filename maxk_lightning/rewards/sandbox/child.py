@@ -84,7 +84,10 @@ def run_child(cell: Cell, request: Request, source_fd: int, code_fd: int, run_fd
     except (OSError, ValueError):
         os._exit(1)  # without a mark: the sandbox failed, not the program
     code, has_finalisers = _load_code(cell, request, source_fd, code_fd)
-    _close_everything(request, run_fds)
+    try:
+        _close_everything(request, run_fds)
+    except OSError:
+        os._exit(1)
     output_bytes = request.limits.output_bytes
     resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
     gc.enable()
@@ -141,9 +144,7 @@ def _close_everything(request: Request, run_fds: Sequence[int]) -> None:
         for fd, target in zip(files, CHECKER_FDS, strict=True):
             os.dup2(fd, target, inheritable=False)
         sys.argv = ["checker.py", *(f"/proc/self/fd/{fd}" for fd in CHECKER_FDS)]
-        os.closerange(CHECKER_FDS[-1] + 1, MAX_FDS_SERVER)
-    else:
-        os.closerange(3, MAX_FDS_SERVER)
+    lockdown.close_from(CHECKER_FDS[-1] + 1 if request.mode == "checker" else 3)
 
 
 def _fresh_main() -> ModuleType:

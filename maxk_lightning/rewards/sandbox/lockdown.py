@@ -14,6 +14,7 @@ SIGKILL = 9
 SECCOMP_SET_MODE_FILTER = 1
 CAPABILITY_VERSION_3 = 0x20080522
 LAST_CAPABILITY = 63
+LAST_FD = 0x7FFFFFFF
 
 # Landlock: rights per ABI version, from the kernel's include/uapi/linux/landlock.h.
 LANDLOCK_FILE_RIGHTS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF, 6: 0xFFFF}
@@ -41,6 +42,13 @@ def prctl(option: int, value: int = 0) -> None:
     _checked(
         _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), "prctl"
     )
+
+
+def close_from(first_fd: int) -> None:
+    """Close every descriptor from this one on, whatever its number; OSError when the kernel can not (before 5.9)."""
+    number = _numbers["close_range"]
+    if _syscall(number, first_fd, LAST_FD, 0):
+        _checked(-1, "close_range")
 
 
 def die_with_parent() -> None:

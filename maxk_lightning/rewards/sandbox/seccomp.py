@@ -38,8 +38,8 @@ CLONE_FORBIDDEN = 0x00000080 | 0x00001000 | 0x00002000 | 0x00004000 | 0x00008000
 MSG_OOB = 1
 IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 "TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX."
-FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032, 1034)
-"Duplicate, flags, locks, pipe size and seals; not F_SETOWN and F_SETSIG, which send signals."
+FCNTLS = (0, 1, 2, 3, 4, 1030, 1032, 1034)
+"Duplicate, flags, pipe size and seals; not F_SETOWN and F_SETSIG, which send signals, nor locks, which others see."
 PRCTLS = (3, 15, 16, 23, 39, 0x53564D41)
 "Get dumpable, set and get the thread's name, read the bounding set, get no_new_privs, name a mapping."
 SIGKILL = 9

@@ -5,6 +5,7 @@ socket or its owner does. Standard library only; its start time is paid once per
 """
 
 import builtins
+import fcntl
 import gc
 import importlib
 import json
@@ -49,14 +50,24 @@ WARM_UP = "import sys\ndef f(a, b=1):\n    return [x * b for x in a if x]\nprint
 def main() -> None:
     """Start from the command line: control descriptor, owner's pidfd, configuration as JSON."""
     _ensure_stack()
-    control_fd, owner_fd = int(sys.argv[1]), int(sys.argv[2])
+    control_fd, owner_fd = _tidy_descriptors(int(sys.argv[1]), int(sys.argv[2]))
     config = ServerConfig(**json.loads(sys.argv[3]))
-    for fd in child.CHECKER_FDS:  # programs' descriptors never land here
-        os.dup2(0, fd) if fd not in (control_fd, owner_fd) else None
     control = socket.socket(fileno=control_fd)
     server = Server(control, owner_fd, config)
+    os.dup2(0, 2)  # from here on nobody reads errors, and a shared file would carry messages between tests
     control.send(READY)
     server.serve()
+
+
+def _tidy_descriptors(*fds: int) -> list[int]:
+    """Move the given descriptors, which keep their numbers from the owner, behind a reserved range; close all others."""
+    first = child.CHECKER_FDS[-1] + 1
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(fds)) for fd in fds]
+    for target in child.CHECKER_FDS:  # programs' descriptors never land here
+        os.dup2(0, target, inheritable=False)
+    low = [os.dup2(fd, first + index, inheritable=False) for index, fd in enumerate(high)]
+    lockdown.close_from(first + len(fds))
+    return low
 
 
 def _ensure_stack() -> None:
@@ -279,8 +290,9 @@ def _can_read_interpreter_as(uid: int) -> bool:
 
 def _limit_server() -> None:
     """Limits that server and programs share."""
-    for name in ("RLIMIT_CORE", "RLIMIT_MEMLOCK", "RLIMIT_MSGQUEUE"):
-        lockdown.set_hard_limit(getattr(resource, name), 0)
+    lockdown.set_hard_limit(resource.RLIMIT_CORE, 1)  # 0 would still start the machine's core-dump program
+    lockdown.set_hard_limit(resource.RLIMIT_MEMLOCK, 0)
+    lockdown.set_hard_limit(resource.RLIMIT_MSGQUEUE, 0)
     lockdown.set_hard_limit(resource.RLIMIT_NOFILE, child.MAX_FDS_SERVER)
     lockdown.set_default_thread_stack(THREAD_STACK_BYTES)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # ends a flood at once; Python ignores it

@@ -10,7 +10,7 @@ ALWAYS_ALLOWED = """
     rt_sigprocmask rt_sigreturn sigaltstack pread64 pwrite64 readv writev preadv pwritev preadv2 pwritev2 access
     faccessat faccessat2 pipe pipe2 select pselect6 sched_yield mremap msync madvise dup dup2 dup3 pause nanosleep
     clock_nanosleep getitimer setitimer alarm getpid gettid getppid getpgrp getpgid getsid shutdown getsockname
-    getpeername getsockopt setsockopt exit exit_group wait4 waitid uname flock fsync fdatasync ftruncate getdents64
+    getpeername getsockopt setsockopt exit exit_group wait4 waitid uname fsync fdatasync ftruncate getdents64
     getcwd chdir readlink readlinkat umask gettimeofday getrlimit setrlimit getrusage sysinfo times getuid geteuid
     getgid getegid getresuid getresgid getgroups capget rt_sigpending rt_sigtimedwait rt_sigsuspend statfs fstatfs
     getpriority sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min

@@ -180,12 +180,9 @@ def _test_source(data: PromptDataModule) -> dict[str, ProblemSource]:
 
 
 def _exported(ckpt: str, directory: Path) -> str:
-    """The policy of a checkpoint as a directory; what an earlier, killed run exported is used again."""
-    if not directory.is_dir():
-        part = directory.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        export(ckpt, str(part))
-        part.replace(directory)
+    """The policy of a checkpoint as a directory, exported anew: the file may hold other weights than the last time."""
+    shutil.rmtree(directory, ignore_errors=True)
+    export(ckpt, str(directory))
     return str(directory)
 
 

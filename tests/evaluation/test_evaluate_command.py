@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from maxk_lightning.commands.arguments import call
 from maxk_lightning.commands.evaluate import evaluate
@@ -99,6 +101,24 @@ def test_shards_join_to_what_one_process_writes(config: Path, random_policy: str
         (s.id, s.sample, s.completion, s.reward) for s in whole
     ]
     assert load(tmp_path / "joined")[0].summary.max_at_k == load(tmp_path / "whole")[0].summary.max_at_k
+
+
+def save_checkpoint(path: Path, policy: str, scale: float) -> None:
+    weights = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+    state = {f"policy.model.{name}": weight * scale for name, weight in weights.items()}
+    torch.save({"policy": policy, "state_dict": state}, path)
+
+
+def test_a_checkpoint_is_evaluated_as_it_is_now(config: Path, random_policy: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "last.ckpt"
+    save_checkpoint(checkpoint, random_policy, 1.0)
+    run(config, random_policy, tmp_path / "directory")
+    run(config, str(checkpoint), tmp_path / "checkpoint")
+    before, after = (read_samples(tmp_path / name / "samples.jsonl") for name in ("directory", "checkpoint"))
+    assert before == after
+    save_checkpoint(checkpoint, random_policy, 1.1)  # trained further under the same name
+    with pytest.raises(ValueError, match="samples of other settings"):
+        run(config, str(checkpoint), tmp_path / "checkpoint")
 
 
 def test_another_policy_of_the_same_name_is_noticed(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def expected_gradient(
     logits_old: list[float],
     n: int,
 ) -> Tensor:
-    """E[sum_i credit_i grad log pi(y_i)] over all batches of n actions of the old policy; grad log softmax = e_y - pi."""
+    """E[sum_i credit_i grad log pi(y_i)] over all batches of n actions of the old policy; grad log pi = e_y - pi."""
     policy, old = (torch.tensor(x, dtype=torch.float64).softmax(-1) for x in (logits, logits_old))
     scores_VV = torch.eye(len(values), dtype=torch.float64) - policy
     credits_V = expectation(method, values, policy, old, n)

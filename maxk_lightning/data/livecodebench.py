@@ -101,7 +101,8 @@ def files_of(version: str) -> list[str]:
     >>> files_of("release_v2"), files_of("v3"), len(files_of("release_latest")), files_of("v2_v3")
     (['test.jsonl', 'test2.jsonl'], ['test3.jsonl'], 6, ['test2.jsonl', 'test3.jsonl'])
     """
-    match = re.fullmatch(r"release_v([1-6])|v([1-6])(?:_v([1-6]))?", version.replace("latest", f"v{NUM_FILES}"))
+    latest = version.replace("release_latest", f"release_v{NUM_FILES}")
+    match = re.fullmatch(r"release_v([1-6])|v([1-6])(?:_v([1-6]))?", latest)
     if match is None:
         raise ValueError(f"version is {version!r}, must be release_v1 ... release_v6, release_latest, v1 or v1_v3")
     start = 1 if match[1] else int(match[2])

@@ -1,5 +1,6 @@
 """Rows of a published data set, read by the `datasets` library, and problems whose tests stay in its arrow files."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,13 +90,16 @@ def load_rows(
     Raises:
         ValueError: the data cannot be had; says what to do.
     """
+    from datasets import config as config_of_datasets
     from datasets import load_dataset  # seconds: only a command that loads data waits for it
     from datasets.exceptions import DatasetsError
 
     where = builder if data_files is None else ", ".join(name for names in data_files.values() for name in names)
     if data_files is None:
         _check_local(builder)
-    options = {} if columns is None else {"columns": list(columns)}
+    options: dict[str, Any] = {} if columns is None else {"columns": list(columns)}
+    if Path(builder).expanduser().is_dir():
+        options["cache_dir"] = str(Path(config_of_datasets.HF_DATASETS_CACHE) / f"local-{_state_of(builder)}")
     try:
         return load_dataset(builder, config, split=split, data_files=data_files, **options)
     except RuntimeError as error:
@@ -111,6 +115,17 @@ def load_rows(
             f"{where}: cannot be read: {_cause(error)}. Without a network give `path` a local copy of the repository's "
             "files, or fill the cache beforehand (HF_HOME) and set HF_HUB_OFFLINE=1"
         ) from error
+
+
+def _state_of(directory: str) -> str:
+    """Identifies a directory and the files in it.
+
+    `datasets` itself tells two directories with equal last names and configurations apart by neither path nor content,
+    and would serve the rows of the one that was read first.
+    """
+    root = Path(directory).expanduser().resolve()
+    files = sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in root.rglob("*"))
+    return hashlib.blake2b(repr((str(root), files)).encode(), digest_size=8).hexdigest()
 
 
 def file_of(path: str, name: str) -> str:

@@ -7,6 +7,10 @@ selection="not slow and not vllm and not browser and not gpu"
 if [ "${1:-}" = --all ]; then
   selection="not gpu"
   shift
+  # The namespaces of the sandbox and the browser tests need programs that pip cannot install.
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v bwrap && command -v chromedriver; } >/dev/null; then
+    apt-get -qq update && apt-get -qq install -y --no-install-recommends bubblewrap chromium chromium-driver >/dev/null
+  fi
 fi
 ruff check .
 ruff format --check .

@@ -8,6 +8,7 @@ from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.livebench import LiveBench
 from maxk_lightning.data.livecodebench import LiveCodeBench
 from maxk_lightning.data.mbpp import MBPP
+from maxk_lightning.data.mixture import Mixture, SolveRate
 from maxk_lightning.data.prompts import PromptStream, PromptTemplate
 from maxk_lightning.data.report import LoadReport
 from maxk_lightning.data.selection import TestSelection
@@ -25,8 +26,10 @@ __all__ = [
     "LiveBench",
     "LiveCodeBench",
     "LoadReport",
+    "Mixture",
     "ProblemSource",
     "PromptStream",
     "PromptTemplate",
+    "SolveRate",
     "TestSelection",
 ]

@@ -31,7 +31,7 @@ class Codeforces:
         self,
         path: str = "open-r1/codeforces",
         config: str = "verifiable",
-        split: str = "test",
+        hub_split: str = "test",
         overlap: str | None = "deepmind/code_contests",
         use_generated_tests: bool = True,
         tests: TestSelection = TestSelection(),  # noqa: B008  (immutable)
@@ -45,7 +45,7 @@ class Codeforces:
         Args:
             path: Hub name, or a local directory with the same files.
             config: `verifiable` (tests are complete or were generated) or `default`.
-            split: `train` or `test`.
+            hub_split: `train` or `test`.
             overlap: CodeContests, as hub name or local directory, whose problems are left out; None: keep them.
             use_generated_tests: Where the official tests are incomplete, read generated ones (a large file per
                 contest); false: leave those problems out.
@@ -57,7 +57,7 @@ class Codeforces:
         """
         self.path = path
         self.config = config
-        self.split = split
+        self.hub_split = hub_split
         self.overlap = overlap
         self.use_generated_tests = use_generated_tests
         self.tests = tests
@@ -69,13 +69,13 @@ class Codeforces:
 
     def load(self) -> Sequence[Problem]:
         """Problems in the order of the files; tests stay on disk."""
-        rows = load_rows(self.path, self.config, split=self.split)
+        rows = load_rows(self.path, self.config, split=self.hub_split)
         known = frozenset() if self.overlap is None else code_contests_ids(self.overlap)
         generated = _GeneratedTests() if self.use_generated_tests else None
         reader = _Reader(known, generated, self.tests, self.compare, self.instruction)
         if generated is not None:
             reader = replace(reader, generated=_GeneratedTests.read(self.path, _contests_to_complete(rows, reader)))
-        where = f"{self.path} ({self.config}, {self.split})"
+        where = f"{self.path} ({self.config}, {self.hub_split})"
         problems, self.report = scan(rows, reader, where, skip_invalid=self.skip_invalid)
         return first(problems, self.report, self.limit)
 

@@ -28,7 +28,7 @@ class EvalPlus:
     def __init__(
         self,
         path: str = "evalplus/humanevalplus",
-        split: str = "test",
+        hub_split: str = "test",
         tests: TestSelection = TestSelection(),  # noqa: B008  (immutable)
         instruction: Instruction = Instruction(),  # noqa: B008
         skip_invalid: bool = False,
@@ -38,14 +38,14 @@ class EvalPlus:
 
         Args:
             path: Hub name, or a local directory with the same files.
-            split: Split of the data set.
+            hub_split: Split of the data set.
             tests: Which tests judge a problem.
             instruction: Words around the statement.
             skip_invalid: Leave malformed rows out, and count them, instead of refusing them.
             limit: Keep the first problems only.
         """
         self.path = path
-        self.split = split
+        self.hub_split = hub_split
         self.skip_invalid = skip_invalid
         self.limit = check_limit(limit)
         self.reader = _Reader(tests, instruction)
@@ -53,8 +53,10 @@ class EvalPlus:
 
     def load(self) -> Sequence[Problem]:
         """Problems in the order of the file."""
-        rows = load_rows(self.path, split=self.split)
-        problems, self.report = scan(rows, self.reader, f"{self.path} ({self.split})", skip_invalid=self.skip_invalid)
+        rows = load_rows(self.path, split=self.hub_split)
+        problems, self.report = scan(
+            rows, self.reader, f"{self.path} ({self.hub_split})", skip_invalid=self.skip_invalid
+        )
         return first(problems, self.report, self.limit)
 
 

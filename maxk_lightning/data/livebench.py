@@ -26,7 +26,7 @@ class LiveBench:
     def __init__(
         self,
         path: str = "livebench/coding",
-        split: str = "test",
+        hub_split: str = "test",
         tasks: Sequence[str] = TASKS,
         release: str | None = None,
         tests: TestSelection = TestSelection(),  # noqa: B008  (immutable)
@@ -37,7 +37,7 @@ class LiveBench:
 
         Args:
             path: Hub name, or a local directory with the same files.
-            split: Split of the data set.
+            hub_split: Split of the data set.
             tasks: `LCB_generation`, `coding_completion` or both.
             release: Keep what was part of LiveBench on this day (YYYY-MM-DD; its README names 2024-11-25); None: all.
             tests: Which tests judge a problem.
@@ -48,7 +48,7 @@ class LiveBench:
         if unknown or not tasks:
             raise ValueError(f"tasks is {list(tasks)}, must be some of {', '.join(TASKS)}")
         self.path = path
-        self.split = split
+        self.hub_split = hub_split
         self.skip_invalid = skip_invalid
         self.limit = check_limit(limit)
         self.reader = _Reader(tuple(tasks), None if release is None else day_of(release, "release"), tests)
@@ -56,8 +56,10 @@ class LiveBench:
 
     def load(self) -> Sequence[Problem]:
         """Problems in the order of the file; tests stay on disk."""
-        rows = load_rows(self.path, split=self.split)
-        problems, self.report = scan(rows, self.reader, f"{self.path} ({self.split})", skip_invalid=self.skip_invalid)
+        rows = load_rows(self.path, split=self.hub_split)
+        problems, self.report = scan(
+            rows, self.reader, f"{self.path} ({self.hub_split})", skip_invalid=self.skip_invalid
+        )
         return first(problems, self.report, self.limit)
 
 

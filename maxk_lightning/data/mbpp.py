@@ -39,7 +39,7 @@ class MBPP:
         self,
         path: str = "google-research-datasets/mbpp",
         config: Literal["sanitized", "full"] = "sanitized",
-        split: str = "test",
+        hub_split: str = "test",
         mode: Mode = "stdin",
         tests: TestSelection = TestSelection(),  # noqa: B008  (immutable)
         instruction: Instruction = Instruction(),  # noqa: B008
@@ -51,7 +51,7 @@ class MBPP:
         Args:
             path: Hub name, or a local directory with the same files.
             config: `sanitized` (427 problems, clearer statements) or `full` (974).
-            split: `train`, `validation`, `test` or `prompt`.
+            hub_split: `train`, `validation`, `test` or `prompt`.
             mode: `stdin` (CURE's conversion), `repr` (Python literals, lossless) or `function` (JSON calls).
             tests: Which tests judge a problem.
             instruction: Words around the statement.
@@ -62,7 +62,7 @@ class MBPP:
             raise ValueError(f"mode is {mode!r}, must be one of {', '.join(get_args(Mode))}")
         self.path = path
         self.config = config
-        self.split = split
+        self.hub_split = hub_split
         self.skip_invalid = skip_invalid
         self.limit = check_limit(limit)
         self.reader = _Reader(mode, tests, instruction)
@@ -70,8 +70,8 @@ class MBPP:
 
     def load(self) -> Sequence[Problem]:
         """Problems in the order of the file."""
-        rows = load_rows(self.path, self.config, split=self.split)
-        where = f"{self.path} ({self.config}, {self.split})"
+        rows = load_rows(self.path, self.config, split=self.hub_split)
+        where = f"{self.path} ({self.config}, {self.hub_split})"
         problems, self.report = scan(rows, self.reader, where, skip_invalid=self.skip_invalid)
         return first(problems, self.report, self.limit)
 

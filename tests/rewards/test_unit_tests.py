@@ -21,7 +21,7 @@ def fenced(code: str) -> str:
 
 @pytest.fixture(scope="module")
 def reward() -> Iterator[UnitTestReward]:
-    with UnitTestReward(backend="plain", num_workers=2) as reward:
+    with UnitTestReward(backend="plain", num_workers=2, wall_factor=3.0) as reward:
         yield reward
 
 

@@ -99,6 +99,7 @@ class _Flight:
     job: Job
     indexes: list[int]
     output_fds: list[int]
+    request_id: int
     allowance_s: float
     deadline: float
 
@@ -240,7 +241,7 @@ class SandboxPool:
         else:
             allowance_s = len(indexes) * job.limits.wall_s + REPLY_GRACE_S
             deadline = time.monotonic() + allowance_s
-            self._workers[worker].append(_Flight(job, indexes, output_fds, allowance_s, deadline))
+            self._workers[worker].append(_Flight(job, indexes, output_fds, request.id, allowance_s, deadline))
         finally:
             _close_all(fd for fd in sent_fds if fd not in output_fds)
 
@@ -262,9 +263,13 @@ class SandboxPool:
         if worker.is_ready:
             self._num_failed_starts = 0
         if reply is not None:
-            _, outcomes = reply
-            flight = self._workers[worker].popleft()
-            for successor in self._workers[worker]:  # its time begins only at this point
+            request_id, outcomes = reply
+            flights = self._workers[worker]
+            if not flights or (flights[0].request_id, len(flights[0].indexes)) != (request_id, len(outcomes)):
+                self._lose(worker, WorkerLostError(f"process {worker.process.pid} answers what nobody asked"))
+                return
+            flight = flights.popleft()
+            for successor in flights:  # its time begins only at this point
                 successor.deadline = time.monotonic() + successor.allowance_s
             self._conclude(flight, outcomes)
 

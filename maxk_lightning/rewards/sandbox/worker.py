@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -119,7 +120,10 @@ class Worker:
         if message == READY:
             self.is_ready = True
             return None
-        return unpack_reply(message)
+        try:
+            return unpack_reply(message)
+        except (struct.error, IndexError) as error:
+            raise WorkerLostError(f"process {self.process.pid} talks nonsense") from error
 
     def error_text(self) -> str:
         """The last line that the server wrote before it was ready or died."""

@@ -60,6 +60,9 @@ class MaxKCLI(LightningCLI):
             default=False,
             help="Validate the initial policy, for the curve at step 0.",
         )
+        parser.add_argument(
+            "--dry_run", type=bool, default=False, help="Check everything and report the data, then stop."
+        )
         parser.add_lightning_class_args(RolloutCallback, "rollout")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -131,6 +134,8 @@ class MaxKCLI(LightningCLI):
             self._get(self.config_init, "rollout").setup(self.trainer, self.model, stage)
         except ValueError as error:
             self.parser.error(str(error))
+        if self._get(self.config_init, "dry_run"):
+            self.parser.exit(0)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let hyper-parameters of the checkpoint replace what the user asked for."""

@@ -87,6 +87,23 @@ def test_the_data_command_shows_reports_prompts_and_tests(tmp_path: Path, capsys
         call(data, ["--config", str(config), "--split", "test"])
 
 
+def test_a_dry_run_reports_the_data_and_stops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [layouts.code_contests_row(), layouts.code_contests_row(name="hard", difficulty=9)]
+    layouts.write_code_contests(tmp_path / "cc", rows)
+    source = {
+        "class_path": "maxk_lightning.data.CodeContests",
+        "init_args": {"path": str(tmp_path / "cc"), "split": "all"},
+    }
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({"data": {"train": source, "validation": None}}))
+    root = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu"]
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as ended:
+        MaxKCLI(["fit", "--config", str(config), *root, "--dry_run", "true"])
+    assert ended.value.code == 0
+    assert "2 rows read, 1 kept" in caplog.text
+    assert not (tmp_path / "run").exists()
+
+
 def test_prompts_that_are_too_long_join_the_report(random_policy: str, tmp_path: Path) -> None:
     rows = [layouts.code_contests_row(), layouts.code_contests_row(name="long", description="x" * 900)]
     source = CodeContests(layouts.write_code_contests(tmp_path, rows), split="all")

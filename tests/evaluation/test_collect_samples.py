@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from torch import Tensor
+from tqdm import tqdm
 
 from maxk_lightning.commands.collect_samples import Task, collect_samples, read_seconds
 from maxk_lightning.evaluation.samples import read_samples
@@ -100,6 +101,8 @@ def test_a_file_cut_at_any_byte_is_completed_to_the_same_bytes(tmp_path: Path) -
 
 
 def run_slowly(directory: str) -> None:
+    # Forked processes share tqdm's lock: one that is killed while it holds it would stop all that come after it.
+    tqdm.set_lock(threading.RLock())
     collect_samples(make_task(), SeededEngine(delay_s=0.03), LastDigitReward(), Path(directory), SETTINGS)
 
 

@@ -112,12 +112,24 @@ def job_of(case: Case, limits: Limits = LIMITS) -> Job:
     return Job(source=case.source, runs=[RunFiles(stdin=case.stdin)] * case.repeat, judge=judge, limits=limits)
 
 
+def tcp_server(port: int, patience_s: float = 240.0) -> socket.socket:
+    """Listen where the attacks look; another run of this script may hold the port for a while."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
 class Canaries:
     """Servers that no program may reach, and secrets in the environment and in a world-readable file."""
 
     def __init__(self) -> None:
         self.num_visits = 0
-        self._servers = [socket.create_server(("127.0.0.1", 48213)), socket.socket(socket.AF_UNIX)]
+        self._servers = [tcp_server(48213), socket.socket(socket.AF_UNIX)]
         self._servers[1].bind("\0maxk_canary")
         self._servers[1].listen()
         for server in self._servers:

@@ -101,7 +101,7 @@ def test_help_does_not_import_torch() -> None:
     assert "usage: python -m maxk_lightning" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["score", "evaluate", "compare", "export", "doctor"])
+@pytest.mark.parametrize("command", ["score", "evaluate", "compare", "data", "export", "doctor"])
 def test_help_of_plain_commands_does_not_import_torch(command: str) -> None:
     code = (
         f"import sys; sys.argv = ['maxk', '{command}', '--help']\nfrom maxk_lightning.cli import main\n"

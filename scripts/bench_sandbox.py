@@ -5,7 +5,7 @@
 CPU time (all processes, the caller included) is the fair column: wall time depends on what else the machine does.
 Ratios, higher is better, of CPU time per run:
   speed_vs_fork_exec            sandbox against the same warm fork server without any isolation
-  speed_vs_subprocess           groups as a trained policy samples them, against `subprocess.run` per completion and test
+  speed_vs_subprocess           groups as a policy samples them, against `subprocess.run` per completion and test
   speed_vs_subprocess_distinct  the same with no two programs alike
   speed_vs_subprocess_cached    the same groups scored again
 """
@@ -48,7 +48,8 @@ PROGRAMS = (
     "import sys\nfrom collections import defaultdict\nn = int(input())\nd = defaultdict(int)\n"
     "for i in range(n):\n    d[i % 7] += n\nprint(sum(d.values()))\n",
     "def solve(n):\n    return sum(n for _ in range(n))\n\nprint(solve(int(input())))\n",
-    "import heapq, math\nn = int(input())\nh = []\nfor i in range(n):\n    heapq.heappush(h, -i)\nprint(int(math.pow(n, 2)))\n",
+    "import heapq, math\nn = int(input())\nh = []\n"
+    "for i in range(n):\n    heapq.heappush(h, -i)\nprint(int(math.pow(n, 2)))\n",
     "import sys\ninput = sys.stdin.readline\nn = int(input())\nr = 0\nfor _ in range(n):\n    r += n\nprint(r)\n",
 )
 INPUTS = [f"{n}\n".encode() for n in range(2, 2 + NUM_TESTS)]

@@ -29,7 +29,20 @@ TIME_LIMIT_S = {"attacks": 0.3, "benign": 4.0}
 "CPU seconds: loops shall end soon, right programs shall pass however busy the machine is."
 SHARE_OF_SLOW = 0.004
 "Programs that run into a limit cost a hundred times the others; they are drawn this rarely."
-SLOW_WORDS = ("bomb", "busy", "swallow", "hang", "giant", "flood", "recursion", "sigstop", "heavy", "big", "memory", "ignore")
+SLOW_WORDS = (
+    "bomb",
+    "busy",
+    "swallow",
+    "hang",
+    "giant",
+    "flood",
+    "recursion",
+    "sigstop",
+    "heavy",
+    "big",
+    "memory",
+    "ignore",
+)
 MAX_IN_FLIGHT = 64
 KILL_EVERY_S = 3.0
 MAX_GROWTH_MB = 48
@@ -71,7 +84,9 @@ def catalogue() -> tuple[list[Case], list[Case]]:
             expected = entry["expect"] if folder == "attacks" else eval(entry["expect_expr"], {})
             verdicts = {FAILURES.get(each, "runtime_error") for each in entry.get("verdict", ())} or {"passed"}
             verdicts |= {"memory_limit"} & ({"memory_limit"} if "runtime_error" in verdicts else set())
-            text = [each if isinstance(each, str) else each.decode("utf-8", "surrogateescape") for each in (stdin, expected)]
+            text = [
+                each if isinstance(each, str) else each.decode("utf-8", "surrogateescape") for each in (stdin, expected)
+            ]
             tests = (TestCase(input=text[0], output=text[1]),)
             problem = Problem(id=entry["file"], prompt="p", tests=tests, time_limit_s=TIME_LIMIT_S[folder])
             code = (CASES / folder / entry["file"]).read_text()
@@ -173,7 +188,9 @@ def main() -> None:
     while num_runs < args.runs or window:
         if num_runs < args.runs and len(window) < MAX_IN_FLIGHT:
             case = draw(generator, quick, slow)
-            completion = f"```python\n{case.code}\n# {num_programs}\n```"  # unlike any other: nothing comes from the cache
+            completion = (
+                f"```python\n{case.code}\n# {num_programs}\n```"  # unlike any other: nothing comes from the cache
+            )
             window.append((case, reward.submit(case.problem, completion)))
             num_programs += 1
             num_runs += len(case.problem.tests)
@@ -194,8 +211,11 @@ def main() -> None:
     last = state()
     reward.close()
     time.sleep(0.5)
-    problems = [f"{key} grew from {warm[key]:.0f} to {last[key]:.0f} MB" for key in ("trainer_mb", "largest_worker_mb")
-                if last[key] > warm[key] + MAX_GROWTH_MB]
+    problems = [
+        f"{key} grew from {warm[key]:.0f} to {last[key]:.0f} MB"
+        for key in ("trainer_mb", "largest_worker_mb")
+        if last[key] > warm[key] + MAX_GROWTH_MB
+    ]
     after = {"num_fds": len(os.listdir("/proc/self/fd")), "num_processes": len(descendants())}
     problems += [f"{key}: {before[key]} before, {after[key]} after" for key in before if after[key] > before[key]]
     problems += [f"{count} x {what}" for what, count in wrong.items()]

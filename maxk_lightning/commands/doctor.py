@@ -14,11 +14,7 @@ from maxk_lightning.rewards.sandbox.worker import Backend, WorkerSettings
 from maxk_lightning.rewards.unit_tests import default_num_workers
 
 BACKENDS: tuple[Backend, ...] = ("bwrap", "plain")
-OPTIONAL = {
-    "vllm": "engine VLLMEngine: pip install 'maxk-lightning[vllm]' (needs a GPU)",
-    "flash_attn": "faster attention on GPUs: pip install flash-attn",
-    "peft": "LoRA: pip install peft",
-}
+OPTIONAL = {"flash_attn": "faster attention on GPUs: pip install flash-attn"}
 
 
 def doctor() -> None:

@@ -13,7 +13,7 @@ What is **not** protected:
 - started as root with an interpreter that only root can read, threads per test are bounded by memory alone;
 - the tests themselves: a program sees the inputs, and a problem whose outputs can be guessed can be gamed;
 - checkers see expected outputs (in a process of their own) and are trusted not to be fooled by a program's output;
-- `allow_unsafe: true` where a layer is missing: programs then act with the user's rights, as far as no layer stops them.
+- `allow_unsafe: true` where a layer is missing: programs act with the user's rights, as far as no layer stops them.
 """
 
 import collections

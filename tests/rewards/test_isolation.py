@@ -1,4 +1,4 @@
-"""What the reward does on machines that lack a layer. The lack is real: a seccomp filter on the process takes it away."""
+"""What the reward does on machines that lack a layer. The lack is real: a seccomp filter takes it away."""
 
 import json
 import subprocess
@@ -79,7 +79,10 @@ def test_self_test_tries_every_property_here() -> None:
 @pytest.mark.parametrize(
     ("settings", "broken"),
     [
-        (WorkerSettings(backend="plain", needs_landlock=False), {"no foreign file is read", "no other process is read"}),
+        (
+            WorkerSettings(backend="plain", needs_landlock=False),
+            {"no foreign file is read", "no other process is read"},
+        ),
         (WorkerSettings(backend="plain", needs_seccomp=False), {"no new process", "no socket"}),
     ],
 )

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _tidy_descriptors(*fds: int) -> list[int]:
-    """Move the given descriptors, which keep their numbers from the owner, behind a reserved range; close all others."""
+    """Move the given descriptors, numbered by the owner, behind a reserved range; close all others."""
     first = child.CHECKER_FDS[-1] + 1
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(fds)) for fd in fds]
     for target in child.CHECKER_FDS:  # programs' descriptors never land here

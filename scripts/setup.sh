@@ -7,7 +7,7 @@ if ! cmp -s <(cat pyproject.toml "$CONSTRAINTS") "$stamp"; then
   [ -d .venv ] || "${PYTHON:-python3}" -m venv .venv
   echo "installing into .venv ..." >&2
   .venv/bin/python -m pip install --quiet --upgrade pip 2>&1 | grep -v '^WARNING: Location' >&2 || true
-  .venv/bin/python -m pip install --quiet --constraint "$CONSTRAINTS" --editable ".[dev]" 2>&1 |
+  PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --constraint "$CONSTRAINTS" --editable ".[dev]" 2>&1 |
     grep -v '^WARNING: Location' >&2 || true
   .venv/bin/python -c 'import lightning, torch, transformers, maxk_lightning' # a failed installation ends here
   cat pyproject.toml "$CONSTRAINTS" >"$stamp"

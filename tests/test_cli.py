@@ -39,6 +39,11 @@ def _refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--data.max_prompt_tokens", "5"], "no problem has a prompt of at most 5 tokens"),
         (["--model.kl_target", "reference", "--model.kl_coef", "0"], "kl_target"),
         (["--model.objective", "GRPOO"], "GRPOO"),
+        (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val: set model.max_grad_norm instead"),
+        (
+            ["--trainer.accumulate_grad_batches", "2"],
+            "trainer.accumulate_grad_batches: set model.prompts_per_micro_batch",
+        ),
     ],
 )
 def test_a_bad_value_ends_with_one_sentence(

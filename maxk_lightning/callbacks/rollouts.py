@@ -58,6 +58,10 @@ class RolloutCallback(Callback):
         self._synced_step = None
         if stage == "fit":
             check_group_size(pl_module.objective, self.sampling.num_completions)
+            if trainer.gradient_clip_val:
+                raise ValueError("trainer.gradient_clip_val: set model.max_grad_norm instead")
+            if trainer.accumulate_grad_batches != 1:
+                raise ValueError("trainer.accumulate_grad_batches: set model.prompts_per_micro_batch instead")
             if isinstance(pl_module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 

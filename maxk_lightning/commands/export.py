@@ -4,10 +4,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from maxk_lightning.policy import Policy, load_model, load_tokenizer
-
 PREFIX = "policy."
 
 
@@ -21,6 +17,8 @@ def export(ckpt: str, out: str) -> None:
     Raises:
         ValueError: `ckpt` is not a checkpoint of this program, or `out` exists and is not empty.
     """
+    from maxk_lightning.policy import Policy, load_model, load_tokenizer  # imports torch: `--help` must not wait for it
+
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"--out: {out} exists")
@@ -34,6 +32,8 @@ def export(ckpt: str, out: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import torch
+
     if not path.is_file():
         raise ValueError(f"--ckpt: {path} is not a file")
     try:

@@ -187,9 +187,12 @@ class PolicyModule(LightningModule):
         """Count scored test samples."""
         self.eval_metrics.update(batch.rewards_PN, batch.values_of)
 
-    def predict_step(self, batch: Rollout, batch_idx: int) -> Rollout:
-        """Hand the completions on to whatever writes predictions."""
-        return batch
+    def predict_step(self, batch: Rollout, batch_idx: int) -> list[dict[str, Any]]:
+        """One record of the completions format per group; Lightning takes no frozen dataclass here."""
+        return [
+            {"id": group.problem.id, "completions": [completion.text for completion in group.completions]}
+            for group in batch.groups
+        ]
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/...`."""

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.experience import Group, Rollout
+from maxk_lightning.experience import Group
 
 
 class SampleWriter(Callback):
@@ -77,11 +77,8 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Append the groups of a batch."""
-        assert isinstance(prediction, Rollout)
         with self._file(trainer).open("a", encoding="utf-8") as file:
-            for group in prediction.groups:
-                record = {"id": group.problem.id, "completions": [completion.text for completion in group.completions]}
-                file.write(json.dumps(record) + "\n")
+            file.writelines(json.dumps(record) + "\n" for record in prediction)
 
     def _file(self, trainer: Trainer) -> Path:
         path = Path(trainer.default_root_dir) / self.path

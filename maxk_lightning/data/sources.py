@@ -2,10 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from maxk_lightning.records import read_problems
 from maxk_lightning.types import Problem
+
+# A user's class needs no annotations: jsonargparse wants those of an implementation to be identical to the Protocol's.
+if TYPE_CHECKING:
+    Problems = Sequence[Problem]
+else:
+    Problems = Any
 
 BUILTIN_DIR = Path(__file__).parent / "builtin"
 
@@ -13,7 +19,7 @@ BUILTIN_DIR = Path(__file__).parent / "builtin"
 class ProblemSource(Protocol):
     """A data set of problems. One that sets `self.report` (a `LoadReport`) in `load` has it shown; it need not."""
 
-    def load(self) -> Sequence[Problem]:
+    def load(self) -> Problems:
         """All problems, in a fixed order. Raises ValueError naming file, line and reason for malformed input."""
         ...
 

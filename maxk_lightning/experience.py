@@ -5,14 +5,15 @@ Legend: P prompts, N completions per prompt, B = P*N completions, T completion t
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from maxk_lightning.packing import PackedRows, pack
-from maxk_lightning.rewards import Reward
-from maxk_lightning.rollouts import RolloutEngine
+from maxk_lightning.rewards import Reward, StreamingReward
+from maxk_lightning.rollouts import RolloutEngine, StreamingEngine
 from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
 
 
@@ -79,11 +80,16 @@ def _mean(values: Sequence[float] | None) -> float:
 def collect(
     engine: RolloutEngine, reward: Reward, problems: Sequence[Problem], prompts: Sequence[Prompt], sampling: Sampling
 ) -> Rollout:
-    """Sample a group per prompt and score it."""
+    """Sample a group per prompt and score it: as completions end where both can, else at the end."""
     started = time.perf_counter()
-    completions = engine.generate(prompts, sampling)
-    generated = time.perf_counter()
-    scores = reward.score(problems, [[completion.text for completion in group] for group in completions])
+    if isinstance(engine, StreamingEngine) and isinstance(reward, StreamingReward):
+        completions, futures = _stream(engine, reward, problems, prompts, sampling)
+        generated = time.perf_counter()
+        scores = [[future.result() for future in group] for group in futures]
+    else:
+        completions = engine.generate(prompts, sampling)
+        generated = time.perf_counter()
+        scores = reward.score(problems, [[completion.text for completion in group] for group in completions])
     scored = time.perf_counter()
     groups = [
         Group(problem=problem, prompt=prompt, completions=group, scores=group_scores)
@@ -94,6 +100,22 @@ def collect(
             counts = f"{len(group.scores)} scores for {len(group.completions)} completions"
             raise ValueError(f"the reward gave {counts} of problem {group.problem.id}")
     return Rollout(groups=groups, sampling=sampling, generate_s=generated - started, score_s=scored - generated)
+
+
+def _stream(
+    engine: StreamingEngine,
+    reward: StreamingReward,
+    problems: Sequence[Problem],
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+) -> tuple[list[list[Completion]], list[list["Future[Score]"]]]:
+    """Completions, and their scores to come: each was submitted when it ended, while others were being sampled."""
+    arrived: dict[tuple[int, int], tuple[Completion, Future[Score]]] = {}
+    for index, sample, completion in engine.stream(prompts, sampling):
+        arrived[index, sample] = completion, reward.submit(problems[index], completion.text)
+    groups = [[arrived[index, sample] for sample in range(sampling.num_completions)] for index in range(len(prompts))]
+    completions = [[completion for completion, _ in group] for group in groups]
+    return completions, [[future for _, future in group] for group in groups]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The seam between training and whatever judges a completion."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from maxk_lightning.types import Problem, Score
 
@@ -23,4 +24,13 @@ class Reward(Protocol):
 
         Must not raise for anything a completion contains; a completion that could not be judged gets `reward=None`.
         """
+        ...
+
+
+@runtime_checkable
+class StreamingReward(Protocol):
+    """A reward that can start on a completion while others are still being sampled."""
+
+    def submit(self, problem: Problem, completion: str) -> "Future[Score]":
+        """Start scoring one completion; returns at once."""
         ...

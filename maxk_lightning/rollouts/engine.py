@@ -1,7 +1,7 @@
 """The seam between training and whatever samples completions."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,4 +25,13 @@ class RolloutEngine(Protocol):
 
     def load_weights(self, named_tensors: NamedTensors, version: int) -> None:
         """Take over a full set of weights under Hugging Face names; `version` counts optimizer steps."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine that hands completions out as they end."""
+
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
+        """What `generate` returns, in the order it ends: (index of the prompt, sample in its group, completion)."""
         ...

@@ -4,7 +4,7 @@ Legend: P prompts, N completions per prompt, B rows (P*N, fewer as rows finish),
     V vocabulary.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from maxk_lightning.policy import load_model, load_tokenizer
 from maxk_lightning.rollouts import grouped_query_attention
 from maxk_lightning.rollouts.kv_cache import ReservedLayer
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.types import Completion, Prompt, Sampling
+from maxk_lightning.types import Completion, FinishReason, Prompt, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,15 +73,21 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """Sample completions; prompts of similar length share a batch."""
+        completions = {(index, sample): completion for index, sample, completion in self.stream(prompts, sampling)}
+        samples = range(sampling.num_completions)
+        return [[completions[index, sample] for sample in samples] for index in range(len(prompts))]
+
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
+        """The same completions as they end: (index of the prompt, sample in its group, completion)."""
         model, tokenizer = self._load()
         decoder = _Decoder(model, tokenizer, sampling)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
-        groups: dict[int, list[Completion]] = {}
         prompts_per_batch = max(1, self.max_batch_rows // sampling.num_completions)
         for start in range(0, len(order), prompts_per_batch):
             indices = order[start : start + prompts_per_batch]
-            groups.update(zip(indices, decoder.groups([prompts[index] for index in indices]), strict=True))
-        return [groups[index] for index in range(len(prompts))]
+            for row, completion in decoder.stream([prompts[index] for index in indices]):
+                place, sample = divmod(row, sampling.num_completions)
+                yield indices[place], sample, completion
 
     def _load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         if self._model is None or self._tokenizer is None:
@@ -97,36 +103,44 @@ class TransformersEngine:
 
 
 @dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What has been drawn so far; 0 where nothing has."""
+
+    tokens_BT: Tensor
+    logprobs_BT: Tensor
+    entropies_BT: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Decoder:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     sampling: Sampling
 
     @torch.inference_mode()
-    def groups(self, prompts: Sequence[Prompt]) -> list[list[Completion]]:
-        """Completions of one batch of prompts."""
-        n, max_new_tokens = self.sampling.num_completions, self.sampling.max_new_tokens
+    def stream(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Completion]]:
+        """Completions of one batch of prompts as they end, with their rows (prompt by prompt)."""
+        max_new_tokens = self.sampling.max_new_tokens
         device = self.model.device
-        uniforms_BT = _uniforms(prompts, n, max_new_tokens).to(device)
+        uniforms_BT = _uniforms(prompts, self.sampling.num_completions, max_new_tokens).to(device)
         stop_tokens = torch.tensor(sorted(self._stop_tokens()), device=device)
         tokens_BT = torch.zeros(uniforms_BT.shape, dtype=torch.long, device=device)
-        logprobs_BT = torch.zeros(uniforms_BT.shape, device=device)
-        entropies_BT = torch.zeros(uniforms_BT.shape, device=device)
-        lengths_B = torch.full((len(uniforms_BT),), max_new_tokens, device=device)
+        drawn = _Drawn(tokens_BT, torch.zeros(uniforms_BT.shape).to(device), torch.zeros(uniforms_BT.shape).to(device))
 
         logits_BV, cache, mask_BL, positions_B = self._prefill(prompts)
-        rows_B = torch.arange(len(uniforms_BT), device=device)  # rows still running
+        rows_B = torch.arange(len(uniforms_BT), device=device)  # rows still in the batch
         running_B = torch.ones_like(rows_B, dtype=torch.bool)
         for step in range(max_new_tokens):
-            drawn = draw(logits_BV, uniforms_BT[rows_B, step], self.sampling.temperature, self.sampling.top_p)
-            tokens_BT[rows_B, step], logprobs_BT[rows_B, step], entropies_BT[rows_B, step] = drawn
-            is_stop_B = running_B & torch.isin(drawn[0], stop_tokens)
-            lengths_B[rows_B[is_stop_B]] = step + 1
+            last = draw(logits_BV, uniforms_BT[rows_B, step], self.sampling.temperature, self.sampling.top_p)
+            drawn.tokens_BT[rows_B, step], drawn.logprobs_BT[rows_B, step], drawn.entropies_BT[rows_B, step] = last
+            last_B = last[0]
+            is_stop_B = running_B & torch.isin(last_B, stop_tokens)
             running_B &= ~is_stop_B
+            for row in rows_B[is_stop_B].tolist():
+                yield row, self._completion(drawn, row, step + 1, "stop")
             num_running = int(running_B.sum())
             if num_running == 0 or step + 1 == max_new_tokens:
                 break
-            last_B = drawn[0]
             if num_running < COMPACT_BELOW * len(rows_B):
                 kept = running_B.nonzero().squeeze(-1)
                 cache.batch_select_indices(kept)
@@ -135,9 +149,8 @@ class _Decoder:
             mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(mask_BL), 1)], dim=1)
             logits_BV = self._forward(last_B[:, None], mask_BL, positions_B[:, None], cache)
             positions_B = positions_B + 1
-        is_stopped_B = torch.isin(tokens_BT.gather(1, lengths_B[:, None] - 1).squeeze(1), stop_tokens)
-        completions = self._completions(tokens_BT, logprobs_BT, entropies_BT, lengths_B, is_stopped_B)
-        return [completions[start : start + n] for start in range(0, len(completions), n)]
+        for row in rows_B[running_B].tolist():
+            yield row, self._completion(drawn, row, max_new_tokens, "length")
 
     def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Cache, Tensor, Tensor]:
         """Read left-padded prompts once each, then repeat the cache for their completions."""
@@ -168,25 +181,17 @@ class _Decoder:
         logits_BV: Tensor = outputs.logits[:, -1].float()
         return logits_BV
 
-    def _completions(
-        self, tokens_BT: Tensor, logprobs_BT: Tensor, entropies_BT: Tensor, lengths_B: Tensor, is_stopped_B: Tensor
-    ) -> list[Completion]:
-        lengths = lengths_B.tolist()
-        rows = [row[:length] for row, length in zip(tokens_BT.tolist(), lengths, strict=True)]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        columns = zip(
-            rows, texts, lengths, logprobs_BT.tolist(), entropies_BT.tolist(), is_stopped_B.tolist(), strict=True
+    def _completion(self, drawn: "_Drawn", row: int, length: int, finish_reason: FinishReason) -> Completion:
+        tokens = drawn.tokens_BT[row, :length].tolist()
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return Completion(
+            token_ids=tuple(tokens),
+            logprobs=tuple(drawn.logprobs_BT[row, :length].tolist()),
+            entropies=tuple(drawn.entropies_BT[row, :length].tolist()),
+            text=text,
+            finish_reason=finish_reason,
         )
-        return [
-            Completion(
-                token_ids=tuple(row),
-                logprobs=tuple(logprobs[:length]),
-                entropies=tuple(entropies[:length]),
-                text=text,
-                finish_reason="stop" if is_stopped else "length",
-            )
-            for row, text, length, logprobs, entropies, is_stopped in columns
-        ]
 
     def _stop_tokens(self) -> set[int]:
         configured = self.model.generation_config.eos_token_id if self.model.generation_config else None

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train the built-in policy with off-policy max@k on the built-in benchmark and compare it with its base at Best-of-N.
-# usage: scripts/demo.sh [RUN_DIR] [SEED]      (about 5 minutes after installation on 2 cores)
+# usage: scripts/demo.sh [RUN_DIR] [SEED]      (five to six minutes of processor time after installation)
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 run=${1:-runs/demo}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.packing import PackedRows, pack
+from maxk_lightning.policy import Policy
 from maxk_lightning.rewards import Reward, StreamingReward
 from maxk_lightning.rollouts import RolloutEngine, StreamingEngine
 from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
@@ -48,6 +49,8 @@ class Rollout:
     "Wall-clock seconds spent sampling."
     score_s: float
     "Wall-clock seconds spent scoring after sampling had ended."
+    version: int = 0
+    "Optimizer step of the weights that sampled."
 
     @property
     def rewards_PN(self) -> Tensor:
@@ -116,6 +119,19 @@ def _stream(
     groups = [[arrived[index, sample] for sample in range(sampling.num_completions)] for index in range(len(prompts))]
     completions = [[completion for completion, _ in group] for group in groups]
     return completions, [[future for _, future in group] for group in groups]
+
+
+def logprob_gap(
+    policy: Policy, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], temperature: float
+) -> tuple[float, float]:
+    """Mean and maximum of |log-prob the engine reported - log-prob of the policy|, over tokens, in nats."""
+    device = next(policy.parameters()).device
+    rows = pack([prompt.token_ids for prompt in prompts], [[c.token_ids for c in group] for group in completions])
+    with torch.no_grad():
+        own_BT = policy(rows.to(device), temperature).logprobs_BT.cpu()
+    reported = [logprob for group in completions for completion in group for logprob in completion.logprobs]
+    gaps_M = (own_BT[rows.mask_BT] - torch.tensor(reported)).abs()
+    return float(gaps_M.mean()), float(gaps_M.max())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

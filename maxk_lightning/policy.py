@@ -5,6 +5,7 @@ C a chunk of them, D hidden size, V vocabulary.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,29 @@ def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model.policy: the tokenizer of {policy} has no stop token (eos_token)")
     return tokenizer
+
+
+def load_stop_tokens(policy: str) -> set[int]:
+    """Tokens that end a completion: the tokenizer's stop token and those of the model's generation_config."""
+    from transformers import GenerationConfig
+
+    try:
+        configured = GenerationConfig.from_pretrained(resolve_policy(policy)).eos_token_id
+    except OSError:  # a policy needs none
+        configured = None
+    stop_tokens = {configured} if isinstance(configured, int) else set(configured or ())
+    return stop_tokens | {load_tokenizer(policy).eos_token_id}
+
+
+@cache
+def weight_shapes(policy: str) -> dict[str, torch.Size]:
+    """Names and shapes of all weights of a policy, tied ones included, in their order; no weight is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(resolve_policy(policy))
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def _first_line(error: OSError) -> str:

@@ -3,19 +3,25 @@
 import logging
 import random
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from lightning import Callback, Trainer
 
+from maxk_lightning.callbacks.weight_sync import WeightSync
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.experience import Rollout, collect
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
-from maxk_lightning.rollouts import RolloutEngine, TransformersEngine
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.types import Sampling
+from maxk_lightning.types import Problem, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +35,8 @@ class RolloutCallback(Callback):
         reward: Reward = UnitTestReward(),  # noqa: B008
         sampling: Sampling = Sampling(),  # noqa: B008
         eval_sampling: Sampling = Sampling(num_completions=32),  # noqa: B008
+        rollouts_ahead: Literal[0, 1] = 0,
+        max_logprob_gap: float = 0.05,
     ) -> None:
         """Choose the parts.
 
@@ -37,25 +45,39 @@ class RolloutCallback(Callback):
             reward: Scores them.
             sampling: Of training rollouts; the paper's defaults.
             eval_sampling: Of validation, test and predict.
+            rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
+                One rollout off-policy, which exact and first-order off-policy objectives correct for; `rollout/age`
+                says how old.
+            max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
+                on average (nats per token). bfloat16 engines differ by about 0.01, float32 ones by less than 1e-5.
 
         Raises:
-            ValueError: `sampling.top_p` is not 1.
+            ValueError: `sampling.top_p` is not 1, a bound is not positive, or options that exclude each other.
         """
         if sampling.top_p != 1.0:
             raise ValueError(
                 f"rollout.sampling.top_p is {sampling.top_p}: training needs 1.0, because log-probs of a truncated "
                 "distribution are not those of the policy being trained"
             )
+        if rollouts_ahead not in (0, 1):
+            raise ValueError(f"rollout.rollouts_ahead is {rollouts_ahead}, must be 0 or 1")
+        if not max_logprob_gap > 0.0:
+            raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
+        if rollouts_ahead and isinstance(engine, VLLMEngine) and engine.sleep_while_training:
+            raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
         self.engine = engine
         self.reward = reward
         self.sampling = sampling
         self.eval_sampling = eval_sampling
-        self._synced_step: int | None = None
-        self._training_since = 0.0
+        self.rollouts_ahead = rollouts_ahead
+        self._sync = WeightSync(engine, max_logprob_gap)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
+        self._ahead: tuple[int, Future[Rollout]] | None = None
+        self._training_since = self._training_until = 0.0
 
     def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
         """Refuse an objective that cannot work with this group size before anything expensive starts."""
-        self._synced_step = None
+        self._sync.version = None
         if stage == "fit":
             check_group_size(pl_module.objective, self.sampling.num_completions)
             if trainer.gradient_clip_val:
@@ -66,21 +88,29 @@ class RolloutCallback(Callback):
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
-        """Sample and score this epoch's rollout from the weights as they are."""
+        """Sample and score this epoch's rollout, or take the one that was sampled ahead."""
         index = trainer.current_epoch
         datamodule = _datamodule(trainer)
         _seed_global_generators(derive_seed(datamodule.seed, "rollout", index, trainer.global_rank))
-        self._sync(trainer, pl_module)
-        problems, prompts = datamodule.rollout_prompts(index)
-        rollout = collect(self.engine, self.reward, problems, prompts, self.sampling)
+        rollout = self._take_ahead(trainer, index)
+        if rollout is None:
+            rollout = self._sample(trainer, pl_module, *datamodule.rollout_prompts(index), self.sampling)
         datamodule.fill("fit", rollout, index)
         pl_module.log_rollout(rollout)
-        _log_times(pl_module, rollout)
+        self._log(trainer, pl_module, rollout)
+        if self.rollouts_ahead and trainer.max_epochs is not None and index + 1 != trainer.max_epochs:
+            self._start_ahead(trainer, pl_module, index + 1)
+        else:
+            self._sync.sleep()
         self._training_since = time.perf_counter()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """Look at the clock: a validation may follow before the epoch ends."""
+        self._training_until = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Log how long the PPO iterations took."""
-        pl_module.log("time/train_s", time.perf_counter() - self._training_since, sync_dist=True)
+        pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the validation problems."""
@@ -94,17 +124,88 @@ class RolloutCallback(Callback):
         """Sample and score the problems to predict."""
         self._evaluate(trainer, pl_module, "predict")
 
-    def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
-        datamodule = _datamodule(trainer)
-        self._sync(trainer, pl_module)
-        problems, prompts = datamodule.eval_prompts(stage)
-        datamodule.fill(stage, collect(self.engine, self.reward, problems, prompts, self.eval_sampling))
+    def on_exception(self, trainer: Trainer, pl_module: PolicyModule, exception: BaseException) -> None:  # type: ignore[override]
+        """Leave no engine behind."""
+        self._sync.restart()
 
-    def _sync(self, trainer: Trainer, pl_module: PolicyModule) -> None:
-        """Give the engine the current weights, unless it has them."""
-        if self._synced_step != trainer.global_step:
-            self.engine.load_weights(pl_module.hf_weights(), trainer.global_step)
-            self._synced_step = trainer.global_step
+    def teardown(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
+        """Leave no engine behind; one that only evaluated may be asked again."""
+        if stage == "fit":
+            self._sync.restart()
+
+    def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
+        if self._ahead is not None:
+            self._ahead[1].exception()  # wait: the engine does one thing at a time
+        datamodule = _datamodule(trainer)
+        problems, prompts = datamodule.eval_prompts(stage)
+        datamodule.fill(stage, self._sample(trainer, pl_module, problems, prompts, self.eval_sampling))
+
+    def _sample(
+        self,
+        trainer: Trainer,
+        pl_module: PolicyModule,
+        problems: Sequence[Problem],
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+    ) -> Rollout:
+        """A rollout of the current weights; once more with fresh engines when the engine of any rank fails.
+
+        Raises:
+            EngineError: the fresh ones failed, too; in `fit` a checkpoint has been saved.
+        """
+        for is_last_attempt in (False, True):
+            rollout = None
+            if self._sync.refresh(trainer, pl_module, prompts, sampling):
+                try:
+                    rollout = self._collect(trainer.global_step, problems, prompts, sampling)
+                except EngineError as error:
+                    logger.warning("%s", error)
+            if trainer.strategy.reduce_boolean_decision(rollout is not None):
+                break
+            self._sync.restart()
+            if is_last_attempt:
+                raise EngineError(f"the rollout engine failed twice; {_save_checkpoint(trainer)}")
+            logger.warning("starting the rollout engine afresh")
+        assert rollout is not None
+        return rollout
+
+    def _collect(
+        self, version: int, problems: Sequence[Problem], prompts: Sequence[Prompt], sampling: Sampling
+    ) -> Rollout:
+        return replace(collect(self.engine, self.reward, problems, prompts, sampling), version=version)
+
+    def _start_ahead(self, trainer: Trainer, pl_module: PolicyModule, index: int) -> None:
+        """Begin the next rollout with the weights as they are."""
+        problems, prompts = _datamodule(trainer).rollout_prompts(index)
+        if self._sync.refresh(trainer, pl_module, prompts, self.sampling):
+            step = trainer.global_step
+            self._ahead = index, self._thread.submit(self._collect, step, problems, prompts, self.sampling)
+        else:
+            self._sync.restart()  # sampled when its epoch begins
+
+    def _take_ahead(self, trainer: Trainer, index: int) -> Rollout | None:
+        """The rollout that was begun an epoch ago; None when there is none, or the engine of any rank failed."""
+        if self._ahead is None or self._ahead[0] != index:
+            return None
+        future, self._ahead = self._ahead[1], None
+        rollout = None
+        try:
+            rollout = future.result()
+        except EngineError as error:
+            logger.warning("%s", error)
+        if trainer.strategy.reduce_boolean_decision(rollout is not None):
+            return rollout
+        self._sync.restart()
+        return None
+
+    def _log(self, trainer: Trainer, pl_module: PolicyModule, rollout: Rollout) -> None:
+        num_tokens = sum(len(completion.token_ids) for completion in rollout.completions)
+        pl_module.log("rollout/age", float(trainer.global_step - rollout.version), sync_dist=True)
+        pl_module.log("rollout/logprob_gap", self._sync.gap, sync_dist=True)
+        pl_module.log("time/sync_s", self._sync.seconds, sync_dist=True)
+        pl_module.log("time/generate_s", rollout.generate_s, sync_dist=True)
+        pl_module.log("time/score_s", rollout.score_s, sync_dist=True)
+        pl_module.log("time/generated_tokens_per_s", num_tokens / rollout.generate_s, sync_dist=True)
 
 
 def _datamodule(trainer: Trainer) -> PromptDataModule:
@@ -113,15 +214,18 @@ def _datamodule(trainer: Trainer) -> PromptDataModule:
     return datamodule
 
 
+def _save_checkpoint(trainer: Trainer) -> str:
+    """Save the run where `--ckpt_path last` finds it; says so, or why not."""
+    directory = getattr(trainer.checkpoint_callback, "dirpath", None)
+    if not trainer.training or directory is None:
+        return "nothing was trained since the last checkpoint"
+    path = Path(directory) / "last.ckpt"
+    trainer.save_checkpoint(path)
+    return f"the run can be continued from {path}"
+
+
 def _seed_global_generators(seed: int) -> None:
     """Make global randomness, which user code may draw from, a function of the rollout: a resume then repeats it."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _log_times(pl_module: PolicyModule, rollout: Rollout) -> None:
-    num_tokens = sum(len(completion.token_ids) for completion in rollout.completions)
-    pl_module.log("time/generate_s", rollout.generate_s, sync_dist=True)
-    pl_module.log("time/score_s", rollout.score_s, sync_dist=True)
-    pl_module.log("time/generated_tokens_per_s", num_tokens / rollout.generate_s, sync_dist=True)

@@ -16,6 +16,10 @@ else:
     Prompts = Groups = NamedTensors = Any
 
 
+class EngineError(RuntimeError):
+    """A rollout engine failed; a fresh one may work."""
+
+
 class RolloutEngine(Protocol):
     """Samples completions from the last weights it was given. Parameters must have these names."""
 
@@ -34,4 +38,17 @@ class StreamingEngine(Protocol):
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
         """What `generate` returns, in the order it ends: (index of the prompt, sample in its group, completion)."""
+        ...
+
+
+@runtime_checkable
+class ManagedEngine(Protocol):
+    """An engine with memory or processes of its own."""
+
+    def sleep(self) -> bool:
+        """Free memory while the policy is trained; True: weights must be loaded before the next sample."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; the next use starts afresh. Does nothing when nothing runs."""
         ...

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from maxk_lightning.policy import load_model, load_tokenizer
+from maxk_lightning.policy import load_model, load_stop_tokens, load_tokenizer
 from maxk_lightning.rollouts import grouped_query_attention
 from maxk_lightning.rollouts.kv_cache import ReservedLayer
 from maxk_lightning.seeds import derive_seed
@@ -52,6 +52,7 @@ class TransformersEngine:
         self.version = 0
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._stop_tokens: set[int] = set()
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy a full set of weights.
@@ -80,7 +81,7 @@ class TransformersEngine:
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
         """The same completions as they end: (index of the prompt, sample in its group, completion)."""
         model, tokenizer = self._load()
-        decoder = _Decoder(model, tokenizer, sampling)
+        decoder = _Decoder(model, tokenizer, self._stop_tokens, sampling)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
         prompts_per_batch = max(1, self.max_batch_rows // sampling.num_completions)
         for start in range(0, len(order), prompts_per_batch):
@@ -99,6 +100,7 @@ class TransformersEngine:
             if self._model.device.type == "cpu" and self._model.config._attn_implementation == "sdpa":
                 self._model.set_attn_implementation(grouped_query_attention.NAME)
             self._tokenizer = load_tokenizer(self.policy)
+            self._stop_tokens = load_stop_tokens(self.policy)
         return self._model, self._tokenizer
 
 
@@ -115,6 +117,7 @@ class _Drawn:
 class _Decoder:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    stop_tokens: set[int]
     sampling: Sampling
 
     @torch.inference_mode()
@@ -123,7 +126,7 @@ class _Decoder:
         max_new_tokens = self.sampling.max_new_tokens
         device = self.model.device
         uniforms_BT = _uniforms(prompts, self.sampling.num_completions, max_new_tokens).to(device)
-        stop_tokens = torch.tensor(sorted(self._stop_tokens()), device=device)
+        stop_tokens = torch.tensor(sorted(self.stop_tokens), device=device)
         tokens_BT = torch.zeros(uniforms_BT.shape, dtype=torch.long, device=device)
         drawn = _Drawn(tokens_BT, torch.zeros(uniforms_BT.shape).to(device), torch.zeros(uniforms_BT.shape).to(device))
 
@@ -192,11 +195,6 @@ class _Decoder:
             text=text,
             finish_reason=finish_reason,
         )
-
-    def _stop_tokens(self) -> set[int]:
-        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        stop_tokens = {configured} if isinstance(configured, int) else set(configured or ())
-        return stop_tokens | {self.tokenizer.eos_token_id}
 
 
 def _uniforms(prompts: Sequence[Prompt], num_completions: int, max_new_tokens: int) -> Tensor:

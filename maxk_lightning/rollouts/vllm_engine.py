@@ -1,0 +1,339 @@
+"""Rollouts from vLLM in this process, and the only file that imports vllm. Run with 0.32; made for 0.26 to 0.33."""
+
+import gc
+import json
+import os
+import random
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
+from maxk_lightning.rollouts.engine import EngineError
+from maxk_lightning.rollouts.weights import checked
+from maxk_lightning.seeds import derive_seed
+from maxk_lightning.types import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+MISSING = "rollout.engine: VLLMEngine needs vLLM: pip install vllm (on a CPU: scripts/test.sh --all shows how)"
+WIRE_DTYPE = torch.bfloat16
+"Weights travel to a server in this type."
+
+
+class VLLMEngine:
+    """vLLM colocated with the policy: one engine per rank, in the process of the rank.
+
+    Every completion is a request of its own with a seed from (prompt seed, sample), so that no two samples of a run
+    share random numbers, and a resumed run repeats them. The engine starts with dummy weights at the first
+    `load_weights`, or with the weights of `policy` at a `generate` before it (the `evaluate` command): it never samples
+    from weights that nobody chose. The model's generation_config is not applied, except for its stop tokens.
+    """
+
+    def __init__(
+        self,
+        policy: str = "builtin",
+        *,
+        dtype: Dtype = "auto",
+        gpu_memory_utilization: float | None = None,
+        kv_cache_gib: float | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        enforce_eager: bool = False,
+        sleep_while_training: bool = False,
+        timeout_s: float = 3600.0,
+    ) -> None:
+        """Prepare an engine; vLLM is imported and started at the first use.
+
+        Args:
+            policy: Directory, hub name or `builtin`; training fills in `model.policy`.
+            dtype: Of weights and computation; `auto`: bfloat16 on a GPU, float32 on a CPU.
+            gpu_memory_utilization: Share of the GPU that vLLM takes, weights included. Not with `kv_cache_gib`.
+            kv_cache_gib: Size of the KV cache. The way to share a GPU with training: what is left is told exactly.
+            max_model_len: Longest prompt + completion; None: the policy's own limit.
+            max_num_seqs: Completions generated at the same time.
+            enforce_eager: No CUDA graphs: slower, starts sooner.
+            sleep_while_training: Free the KV cache and the weights between rollouts (CUDA only).
+            timeout_s: A call of `generate` that takes longer counts as a failed engine.
+
+        Raises:
+            ValueError: a value out of range, or both ways to size the KV cache.
+        """
+        if gpu_memory_utilization is not None and kv_cache_gib is not None:
+            raise ValueError("rollout.engine: give gpu_memory_utilization or kv_cache_gib, not both")
+        if gpu_memory_utilization is not None and not 0.0 < gpu_memory_utilization <= 1.0:
+            raise ValueError(f"rollout.engine.gpu_memory_utilization is {gpu_memory_utilization}, must be in (0, 1]")
+        limits = {
+            "kv_cache_gib": kv_cache_gib,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "timeout_s": timeout_s,
+        }
+        for name, value in limits.items():
+            if value is not None and not value > 0:
+                raise ValueError(f"rollout.engine.{name} is {value}, must be positive")
+        self.policy = policy
+        self.dtype = dtype
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.kv_cache_gib = kv_cache_gib
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.enforce_eager = enforce_eager
+        self.sleep_while_training = sleep_while_training
+        self.timeout_s = timeout_s
+        self.version: int | None = None
+        self._llm: Any = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._is_asleep = False
+        self._num_requests = 0
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Push a full set of weights, one tensor at a time, and forget what was cached under the old ones.
+
+        Raises:
+            ValueError: a weight is unknown, missing, or not finite.
+            EngineError: vLLM failed.
+        """
+        self._start("dummy")
+        self.version = None  # until all of them have arrived
+        if self._is_asleep:
+            self._llm.wake_up(["weights"])
+        weights = checked(named_tensors, weight_shapes(self.policy))
+        with _as_engine_error("loading weights"):
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            if self._is_asleep:
+                self._llm.wake_up(["kv_cache"])
+            if not self._llm.reset_prefix_cache():
+                raise EngineError("vLLM could not reset its prefix cache")
+        self._is_asleep = False
+        self.version = version
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """Sample completions, all prompts together."""
+        completions = {(index, sample): completion for index, sample, completion in self.stream(prompts, sampling)}
+        samples = range(sampling.num_completions)
+        return [[completions[index, sample] for sample in samples] for index in range(len(prompts))]
+
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
+        """The same completions as they end: (index of the prompt, sample in its group, completion).
+
+        Raises:
+            ValueError: a prompt leaves no room for a completion.
+            EngineError: vLLM failed, took too long, or sleeps without weights.
+        """
+        self._start("auto")
+        if self._is_asleep:
+            raise EngineError("vLLM sleeps: load weights before the next sample")
+        self._check_lengths(prompts, sampling)
+        engine = self._llm.llm_engine
+        places = {}
+        with _as_engine_error("generating"):
+            for index, prompt in enumerate(prompts):
+                for sample in range(sampling.num_completions):
+                    self._num_requests += 1
+                    name = str(self._num_requests)
+                    places[name] = index, sample
+                    engine.add_request(
+                        name, {"prompt_token_ids": list(prompt.token_ids)}, self._parameters(prompt, sample, sampling)
+                    )
+        try:
+            for output in self._outputs(engine):
+                yield *places.pop(output.request_id), self._completion(output.outputs[0])
+        finally:
+            if places and self._llm is not None:  # stopped early
+                engine.abort_request(list(places))
+
+    def sleep(self) -> bool:
+        """Drop weights and KV cache, where `sleep_while_training` says so."""
+        if not self.sleep_while_training or self._llm is None:
+            return False
+        with _as_engine_error("going to sleep"):
+            self._llm.sleep(level=2)
+        self._is_asleep, self.version = True, None
+        return True
+
+    def close(self) -> None:
+        """Free vLLM's memory; groups of torch.distributed that others use stay."""
+        if self._llm is None:
+            return
+        from vllm.distributed.parallel_state import destroy_model_parallel
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm, self._is_asleep, self.version = None, False, None
+        destroy_model_parallel()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _start(self, load_format: Literal["auto", "dummy"]) -> None:
+        """Start vLLM unless it runs; on several ranks all of them must come here together."""
+        if self._llm is not None:
+            return
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where weights can be handed over
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if world_size > 1:
+            os.environ["RANK"] = os.environ["VLLM_RANK"] = str(torch.distributed.get_rank())
+            os.environ["WORLD_SIZE"] = str(world_size)
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ValueError(f"{MISSING} ({error})") from error
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+        options = {
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "kv_cache_memory_bytes": None if self.kv_cache_gib is None else int(self.kv_cache_gib * 2**30),
+            "max_model_len": self.max_model_len,
+            "enable_sleep_mode": self.sleep_while_training or None,
+            "distributed_executor_backend": "external_launcher" if world_size > 1 else None,
+        }
+        with _as_engine_error("starting"), _undisturbed_generators(), torch.inference_mode(False):
+            self._llm = LLM(
+                model=resolve_policy(self.policy),
+                skip_tokenizer_init=True,
+                load_format=load_format,
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",
+                dtype=dtype,
+                max_num_seqs=self.max_num_seqs,
+                enforce_eager=self.enforce_eager,
+                enable_prefix_caching=True,
+                disable_log_stats=True,
+                **{name: value for name, value in options.items() if value is not None},
+            )
+        self._tokenizer = load_tokenizer(self.policy)
+        self._stop_tokens = sorted(load_stop_tokens(self.policy))
+
+    def _parameters(self, prompt: Prompt, sample: int, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=1,
+            seed=derive_seed(prompt.seed, sample),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            stop_token_ids=self._stop_tokens,
+            logprobs=0,  # of the sampled token
+            flat_logprobs=True,
+            detokenize=False,
+        )
+
+    def _check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        limit = self._llm.llm_engine.model_config.max_model_len
+        longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
+        if longest + sampling.max_new_tokens > limit:
+            raise ValueError(
+                f"rollout.engine.max_model_len is {limit}, too short for a prompt of {longest} tokens "
+                f"and {sampling.max_new_tokens} new ones"
+            )
+
+    def _outputs(self, engine: Any) -> Iterator[Any]:
+        """Finished requests, as they finish."""
+        deadline = time.monotonic() + self.timeout_s
+        while engine.has_unfinished_requests():
+            with _as_engine_error("generating"):
+                outputs = engine.step()
+            if time.monotonic() > deadline:
+                raise EngineError(f"vLLM took longer than rollout.engine.timeout_s ({self.timeout_s:g} s)")
+            yield from (output for output in outputs if output.finished)
+
+    def _completion(self, output: Any) -> Completion:
+        assert self._tokenizer is not None
+        tokens = tuple(output.token_ids)
+        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return Completion(
+            token_ids=tokens,
+            logprobs=tuple(output.logprobs.logprobs),
+            entropies=None,
+            text=text,
+            finish_reason="length" if output.finish_reason == "length" else "stop",
+        )
+
+
+class NCCLSender:
+    """Pushes weights to a vLLM server through its weight-transfer API (the form of vllm 0.29 and later), GPU to GPU.
+
+    All ranks of the trainer hold one and call it together; rank 0 sends. One NCCL group with the server's workers,
+    opened at the first push.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        shapes: Mapping[str, torch.Size],
+        rank: int,
+        master_address: str,
+        master_port: int,
+        timeout_s: float,
+    ) -> None:
+        try:
+            from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+            from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
+            from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        except ImportError as error:
+            raise ValueError(f"{MISSING} ({error})") from error
+        sender = self
+
+        class Source(WeightSource):  # type: ignore[misc]
+            def metadata(self) -> list[Any]:
+                return [ParamMeta(name, WIRE_DTYPE, tuple(shape)) for name, shape in shapes.items()]
+
+            def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+                return ((name, tensor.to(WIRE_DTYPE)) for name, tensor in sender.weights)
+
+        self.weights: Iterable[tuple[str, Tensor]] = ()
+        with _as_engine_error("opening the transfer of weights"):
+            with urllib.request.urlopen(f"{base_url}/get_world_size", timeout=timeout_s) as response:
+                num_workers = json.load(response)["world_size"]
+            self._engine = WeightTransferTrainerFactory.trainer_init(
+                NCCLTrainerInitInfo(
+                    rank=rank, master_address=master_address, master_port=master_port, world_size=1 + num_workers
+                ),
+                client=HTTPVLLMWeightSyncClient(base_url, timeout=timeout_s),
+                source=Source(),
+            )
+
+    def send(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Push all weights, in the order of `shapes`."""
+        self.weights = weights
+        with _as_engine_error("sending weights"):
+            self._engine.send_weights()
+
+    def shutdown(self) -> None:
+        """Leave the NCCL group."""
+        self._engine.shutdown()
+
+
+@contextmanager
+def _as_engine_error(doing: str) -> Iterator[None]:
+    """Turn what vLLM raises, which has no common class, into an EngineError; our own errors pass."""
+    try:
+        yield
+    except (EngineError, ValueError):
+        raise
+    except Exception as error:
+        raise EngineError(f"vLLM failed while {doing}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _undisturbed_generators() -> Iterator[None]:
+    """Put the global random generators back, which vLLM seeds when it starts."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)

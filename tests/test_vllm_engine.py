@@ -181,6 +181,14 @@ def test_bad_weights_are_refused_by_name_and_the_engine_recovers(engine: VLLMEng
     assert engine.generate(PROMPTS, SAMPLING) == before
 
 
+def test_more_prompt_tokens_than_fit_a_step_and_more_samples_than_fit_the_cache(engine: VLLMEngine) -> None:
+    prompts = [Prompt(problem_id=str(i), token_ids=(3 + i, *range(5, 195)), seed=i) for i in range(48)]
+    sampling = Sampling(num_completions=2, max_new_tokens=60)
+    groups = engine.generate(prompts, sampling)
+    assert _token_ids(engine.generate(prompts[40:41], sampling)) == _token_ids(groups)[40:41]
+    assert logprob_gap(Policy(load_model("builtin")), prompts, groups, 1.0)[1] < MAX_GAP
+
+
 def test_a_prompt_that_leaves_no_room_is_refused(engine: VLLMEngine) -> None:
     with pytest.raises(ValueError, match=r"max_model_len is 256, too short for a prompt of 23 tokens and 250 new ones"):
         engine.generate(PROMPTS, Sampling(max_new_tokens=250))

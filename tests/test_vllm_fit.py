@@ -1,4 +1,4 @@
-"""Training with the real vLLM through the command line: exact resume, ranks, a server that dies, nothing left behind."""
+"""Training with the real vLLM through the command line: exact resume, ranks, a server that dies, no leftovers."""
 
 import os
 import signal

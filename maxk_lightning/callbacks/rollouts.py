@@ -220,6 +220,7 @@ def _save_checkpoint(trainer: Trainer) -> str:
     if not trainer.training or directory is None:
         return "nothing was trained since the last checkpoint"
     path = Path(directory) / "last.ckpt"
+    trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()  # this epoch's; still those of the epoch before
     trainer.save_checkpoint(path)
     return f"the run can be continued from {path}"
 

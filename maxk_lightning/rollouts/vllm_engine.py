@@ -90,7 +90,10 @@ class VLLMEngine:
         self.sleep_while_training = sleep_while_training
         self.timeout_s = timeout_s
         self.version: int | None = None
-        self._llm: Any = None
+        self.llm: Any = None
+        "The running vllm.LLM."
+        self.stop_tokens: list[int] = []
+        "Tokens that end a completion, known once vLLM runs."
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._is_asleep = False
         self._num_requests = 0
@@ -105,13 +108,13 @@ class VLLMEngine:
         self._start("dummy")
         self.version = None  # until all of them have arrived
         if self._is_asleep:
-            self._llm.wake_up(["weights"])
+            self.llm.wake_up(["weights"])
         weights = checked(named_tensors, weight_shapes(self.policy))
         with _as_engine_error("loading weights"):
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             if self._is_asleep:
-                self._llm.wake_up(["kv_cache"])
-            if not self._llm.reset_prefix_cache():
+                self.llm.wake_up(["kv_cache"])
+            if not self.llm.reset_prefix_cache():
                 raise EngineError("vLLM could not reset its prefix cache")
         self._is_asleep = False
         self.version = version
@@ -133,7 +136,7 @@ class VLLMEngine:
         if self._is_asleep:
             raise EngineError("vLLM sleeps: load weights before the next sample")
         self._check_lengths(prompts, sampling)
-        engine = self._llm.llm_engine
+        engine = self.llm.llm_engine
         places = {}
         with _as_engine_error("generating"):
             for index, prompt in enumerate(prompts):
@@ -148,26 +151,26 @@ class VLLMEngine:
             for output in self._outputs(engine):
                 yield *places.pop(output.request_id), self._completion(output.outputs[0])
         finally:
-            if places and self._llm is not None:  # stopped early
+            if places and self.llm is not None:  # stopped early
                 engine.abort_request(list(places))
 
     def sleep(self) -> bool:
         """Drop weights and KV cache, where `sleep_while_training` says so."""
-        if not self.sleep_while_training or self._llm is None:
+        if not self.sleep_while_training or self.llm is None:
             return False
         with _as_engine_error("going to sleep"):
-            self._llm.sleep(level=2)
+            self.llm.sleep(level=2)
         self._is_asleep, self.version = True, None
         return True
 
     def close(self) -> None:
         """Free vLLM's memory; groups of torch.distributed that others use stay."""
-        if self._llm is None:
+        if self.llm is None:
             return
         from vllm.distributed.parallel_state import destroy_model_parallel
 
-        self._llm.llm_engine.engine_core.shutdown()
-        self._llm, self._is_asleep, self.version = None, False, None
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm, self._is_asleep, self.version = None, False, None
         destroy_model_parallel()
         gc.collect()
         if torch.cuda.is_available():
@@ -175,7 +178,7 @@ class VLLMEngine:
 
     def _start(self, load_format: Literal["auto", "dummy"]) -> None:
         """Start vLLM unless it runs; on several ranks all of them must come here together."""
-        if self._llm is not None:
+        if self.llm is not None:
             return
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where weights can be handed over
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -187,18 +190,21 @@ class VLLMEngine:
             from vllm import LLM
         except ImportError as error:
             raise ValueError(f"{MISSING} ({error})") from error
+        on_gpu = torch.cuda.is_available()
         dtype = self.dtype
         if dtype == "auto":
-            dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+            dtype = "bfloat16" if on_gpu else "float32"
         options = {
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "kv_cache_memory_bytes": None if self.kv_cache_gib is None else int(self.kv_cache_gib * 2**30),
             "max_model_len": self.max_model_len,
+            # vLLM draws for a part of a prompt, too, and takes that back by a generator offset that CPUs lack.
+            "enable_chunked_prefill": None if on_gpu else False,
             "enable_sleep_mode": self.sleep_while_training or None,
             "distributed_executor_backend": "external_launcher" if world_size > 1 else None,
         }
         with _as_engine_error("starting"), _undisturbed_generators(), torch.inference_mode(False):
-            self._llm = LLM(
+            self.llm = LLM(
                 model=resolve_policy(self.policy),
                 skip_tokenizer_init=True,
                 load_format=load_format,
@@ -212,25 +218,27 @@ class VLLMEngine:
                 **{name: value for name, value in options.items() if value is not None},
             )
         self._tokenizer = load_tokenizer(self.policy)
-        self._stop_tokens = sorted(load_stop_tokens(self.policy))
+        self.stop_tokens = sorted(load_stop_tokens(self.policy))
 
     def _parameters(self, prompt: Prompt, sample: int, sampling: Sampling) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
             n=1,
+            output_kind=RequestOutputKind.FINAL_ONLY,
             seed=derive_seed(prompt.seed, sample),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
-            stop_token_ids=self._stop_tokens,
+            stop_token_ids=self.stop_tokens,
             logprobs=0,  # of the sampled token
             flat_logprobs=True,
             detokenize=False,
         )
 
     def _check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        limit = self._llm.llm_engine.model_config.max_model_len
+        limit = self.llm.llm_engine.model_config.max_model_len
         longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
         if longest + sampling.max_new_tokens > limit:
             raise ValueError(

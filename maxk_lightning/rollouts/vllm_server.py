@@ -198,7 +198,15 @@ class VLLMServerEngine:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        arguments = {**REQUIRED_ARGS, **self.server_args, "load-format": load_format, "host": "127.0.0.1", "port": port}
+        on_cpu = {} if torch.cuda.is_available() else {"enable-chunked-prefill": False}  # see `VLLMEngine._start`
+        arguments = {
+            **REQUIRED_ARGS,
+            **on_cpu,
+            **self.server_args,
+            "load-format": load_format,
+            "host": "127.0.0.1",
+            "port": port,
+        }
         if self.transfer == "nccl":
             arguments["weight-transfer-config"] = '{"backend": "nccl"}'
         flags = [part for name, value in arguments.items() for part in _flag(name, value)]

@@ -1,0 +1,183 @@
+"""What a run leaves in TensorBoard: every tag is explained, runs compare in HPARAMS, resuming adds nothing."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+
+from maxk_lightning.callbacks.glossary import GLOSSARY
+from maxk_lightning.callbacks.hyperparameters import NUMBERS, TEXTS, metric_tags
+from maxk_lightning.commands.trainer import MaxKCLI
+
+ELSEWHERE: dict[str, str] = {
+    # Tags of `metrics.md` that the run below cannot log: tag -> what logs it.
+}
+SIZES = {"data.prompts_per_rollout": 2, "rollout.sampling.num_completions": 4, "rollout.sampling.max_new_tokens": 6}
+EVAL_SIZES = {"rollout.eval_sampling.num_completions": 4, "rollout.eval_sampling.max_new_tokens": 6}
+ROLLOUTS = 2
+
+
+def run(command: str, root: Path, policy: str, **options: object) -> None:
+    """A real training command in this process: two rollouts, each validated."""
+    splits = {
+        split: {"class_path": "maxk_lightning.data.Builtin", "init_args": {"split": name, "limit": 3}}
+        for split, name in {"train": "train", "validation": "validation", "test": "test"}.items()
+    }
+    trainer = {"default_root_dir": str(root), "accelerator": "cpu", "max_epochs": ROLLOUTS}
+    settings = {
+        "trainer": trainer | {"enable_progress_bar": False, "enable_model_summary": False},
+        "model": {"policy": policy},
+        "data": splits,
+        "rollout": {"reward": {"class_path": "tests.fakes.LengthReward"}},
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    changes = {**SIZES, **EVAL_SIZES, **options}
+    MaxKCLI([command, "--config", str(path), *(f"--{key}={value}" for key, value in changes.items())])
+
+
+@pytest.fixture(scope="module")
+def logged(random_policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished and tested run, in a directory where others can stand beside it."""
+    root = tmp_path_factory.mktemp("runs") / "max_at_k"
+    objective = {"model.objective": "MaxAtK", "model.objective.k": 2, "model.objective.baseline": "loo1"}
+    run("fit", root, random_policy, validate_before_fit="true", **objective, **{"data.num_ppo_iterations": 1})
+    run("test", root, random_policy)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(logged: Path, random_policy: str) -> Path:
+    """Two finished runs."""
+    run("fit", logged.parent / "grpo", random_policy, **{"model.objective": "GRPO", "seed_everything": 7})
+    return logged.parent
+
+
+def tags(root: Path) -> dict[str, list[str]]:
+    """Kind -> tags of a run."""
+    accumulator = EventAccumulator(str(root / "tensorboard"))
+    accumulator.Reload()
+    found = accumulator.Tags()
+    texts = [tag.removesuffix("/text_summary") for tag in found["tensors"] if tag.endswith("/text_summary")]
+    return {"scalars": found["scalars"], "images": found["images"], "texts": texts}
+
+
+def explained_tags() -> list[str]:
+    """Tags in the first column of the tables of `metrics.md`."""
+    rows = [line.split(" | ")[0] for line in GLOSSARY.read_text().splitlines() if line.startswith("| `")]
+    return [tag for row in rows for tag in re.findall(r"`([^`]+)`", row)]
+
+
+def pattern(explained: str) -> str:
+    return re.escape(explained).replace("/K", r"/\d+")
+
+
+def test_every_logged_tag_is_explained_and_every_explained_tag_is_logged(logged: Path) -> None:
+    found = {tag for kind in tags(logged).values() for tag in kind}
+    explained = explained_tags()
+    assert len(explained) == len(set(explained))
+    unexplained = {tag for tag in found if not any(re.fullmatch(pattern(each), tag) for each in explained)}
+    assert not unexplained, "add a row for each of them to maxk_lightning/metrics.md"
+    never = {each for each in explained if not any(re.fullmatch(pattern(each), tag) for tag in found)}
+    assert never == set(ELSEWHERE), "rename or delete their rows in metrics.md, or say in ELSEWHERE what logs them"
+
+
+def test_every_row_of_the_glossary_is_complete() -> None:
+    for line in GLOSSARY.read_text().splitlines():
+        if line.startswith("| `"):
+            cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+            assert len(line.strip("|").split("|")) == 5, line
+            assert cells[1], line
+            if cells[0].startswith(("`train/", "`val/", "`time/")):
+                assert cells[3], f"what is healthy? {line}"
+
+
+def test_the_glossary_is_written_once_per_run(logged: Path) -> None:
+    accumulator = EventAccumulator(str(logged / "tensorboard"), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    (event,) = accumulator.Tensors("glossary/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == GLOSSARY.read_text()
+
+
+class Hparams:
+    """The backend of TensorBoard's HPARAMS page on a directory of runs."""
+
+    def __init__(self, logdir: Path) -> None:
+        multiplexer = EventMultiplexer()
+        multiplexer.AddRunsFromDirectory(str(logdir))
+        multiplexer.Reload()
+        provider = MultiplexerDataProvider(multiplexer, str(logdir))
+        self.context = backend_context.Context(SimpleNamespace(data_provider=provider))  # type: ignore[no-untyped-call]
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """Run -> column -> value."""
+        request = RequestContext()
+        experiment = get_experiment.Handler(request, self.context, "", api_pb2.GetExperimentRequest()).run()  # type: ignore[no-untyped-call]
+        columns = [api_pb2.ColParams(hparam=info.name, include_in_result=True) for info in experiment.hparam_infos]
+        columns += [api_pb2.ColParams(metric=info.name, include_in_result=True) for info in experiment.metric_infos]
+        asked = api_pb2.ListSessionGroupsRequest(
+            col_params=columns, start_index=0, slice_size=100, allowed_statuses=list(range(4))
+        )
+        args = (request, self.context, "", asked)
+        found = list_session_groups.Handler(*args).run()  # type: ignore[no-untyped-call]
+        assert sorted(info.name for info in experiment.hparam_infos) == sorted([*TEXTS, *NUMBERS])
+        assert [info.name.tag for info in experiment.metric_infos] == metric_tags(4)
+        return {group.name: dict(_cells(group)) for group in found.session_groups}
+
+
+def _cells(group: Any) -> Iterator[tuple[str, Any]]:
+    assert len(group.sessions) == 1
+    for name, value in group.hparams.items():
+        yield name, getattr(value, value.WhichOneof("kind"))
+    for metric in group.metric_values:
+        yield metric.name.tag, metric.value
+    yield "status", api_pb2.Status.Name(group.sessions[0].status)
+
+
+def last_scalars(root: Path) -> dict[str, float]:
+    accumulator = EventAccumulator(str(root / "tensorboard"))
+    accumulator.Reload()
+    return {tag: accumulator.Scalars(tag)[-1].value for tag in accumulator.Tags()["scalars"]}
+
+
+@pytest.mark.slow
+def test_runs_compare_in_the_hparams_table_with_their_final_numbers(runs: Path, random_policy: str) -> None:
+    table = Hparams(runs).table()
+    assert set(table) == {"max_at_k/tensorboard", "grpo/tensorboard"}
+    row, other = table["max_at_k/tensorboard"], table["grpo/tensorboard"]
+    expected = {
+        "policy": random_policy, "objective": "MaxAtK", "baseline": "loo1", "k": 2.0, "n": 4.0, "lr": 5e-6,
+        "num_ppo_iterations": 1.0, "seed": 42.0, "max_epochs": 2.0, "reward": "LengthReward",
+    }  # fmt: skip
+    assert {key: row[key] for key in expected} == expected
+    assert (other["objective"], other["seed"], other["num_ppo_iterations"]) == ("GRPO", 7.0, 3.0)
+    assert "k" not in other
+    for name in table:
+        final = last_scalars(runs / name.removesuffix("/tensorboard"))
+        for tag in metric_tags(4):
+            assert table[name][tag] == pytest.approx(final[tag], rel=1e-6), (name, tag)
+        assert table[name]["status"] == "STATUS_SUCCESS"
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_one_row_and_has_one_glossary(random_policy: str, tmp_path: Path) -> None:
+    root = tmp_path / "resumed"
+    run("fit", root, random_policy)
+    run("fit", root, random_policy, ckpt_path=root / "checkpoints" / "last.ckpt", **{"trainer.max_epochs": 3})
+    table = Hparams(tmp_path).table()
+    assert set(table) == {"resumed/tensorboard"}
+    assert table["resumed/tensorboard"]["val/reward"] == pytest.approx(last_scalars(root)["val/reward"], rel=1e-6)
+    accumulator = EventAccumulator(str(root / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0})
+    accumulator.Reload()
+    assert len(accumulator.Tensors("glossary/text_summary")) == 1
+    assert len(accumulator.Scalars("val/reward")) == 3

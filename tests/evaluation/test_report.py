@@ -127,7 +127,13 @@ def test_conclusions_name_better_and_worse(tmp_path: Path) -> None:
     assert comparison.baseline.name == "mixed"
     sentence = comparison.conclusions()[0]
     assert sentence.startswith("base: max@1 +")
-    assert "significantly better at k = 1 and significantly worse at k = 2 than mixed" in sentence
+    assert "significantly better than mixed at k = 1 and significantly worse than mixed at k = 2" in sentence
+
+
+def test_a_gain_everywhere_is_said_in_few_words(tmp_path: Path) -> None:
+    base = make_run(tmp_path / "base", make_samples({str(i): [0.1 + i / 100] * 4 for i in range(20)}))
+    better = make_run(tmp_path / "better", make_samples({str(i): [0.5 + i / 50] * 4 for i in range(20)}))
+    assert compare_benchmarks([base, better])[0].conclusions()[0].endswith("better than base at every k from 1 to 4")
 
 
 def test_the_baseline_can_be_named_and_must_be_everywhere(tmp_path: Path) -> None:

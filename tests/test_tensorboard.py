@@ -1,7 +1,9 @@
 """What a run leaves in TensorBoard: every tag is explained, runs compare in HPARAMS, resuming adds nothing."""
 
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,3 +183,108 @@ def test_a_resumed_run_is_one_row_and_has_one_glossary(random_policy: str, tmp_p
     accumulator.Reload()
     assert len(accumulator.Tensors("glossary/text_summary")) == 1
     assert len(accumulator.Scalars("val/reward")) == 3
+
+
+@pytest.fixture(scope="module")
+def url(runs: Path) -> Iterator[str]:
+    """A TensorBoard server on a free port that shows both runs."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs), "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        addresses = (re.search(r"http://127\S+", line) for line in server.stderr)
+        yield next(address[0] for address in addresses if address)
+        server.terminate()
+
+
+ACROSS_SHADOWS = """
+const found = [];
+const walk = (root) => root.querySelectorAll("*").forEach((element) => {
+  if (element.matches(arguments[0])) found.push(element);
+  if (element.shadowRoot) walk(element.shadowRoot);
+});
+walk(document);
+return found;
+"""
+
+
+def open_page(browser: Any, url: str, page: str) -> None:
+    metrics = {"width": 1366, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get("about:blank")  # the same address with another fragment would not load anew
+    browser.get(f"{url}#{page}")
+
+
+def wait(browser: Any, condition: Callable[[], object], message: str) -> Any:
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    waiting = WebDriverWait(browser, 60, ignored_exceptions=(StaleElementReferenceException,))
+    return waiting.until(lambda _: condition(), message)
+
+
+def text(browser: Any) -> str:
+    return str(browser.find_element("tag name", "body").text)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("tag", ["train/reward", "train/loss", "val/max_at_k/4"])
+def test_scalars_are_on_the_page_with_their_last_values(browser: Any, url: str, runs: Path, tag: str) -> None:
+    open_page(browser, url, "timeseries")
+    boxes = wait(
+        browser,
+        lambda: browser.execute_script(ACROSS_SHADOWS, "input[placeholder='Filter tags (regex)']"),
+        "no box to filter tags by",
+    )
+    boxes[0].send_keys(f"^{tag}$")
+    row = re.compile(
+        r"grpo/tensorboard\n(?:\S+\n)?(\S+)\n(\d+)\n"
+    )  # smoothed value unless there is one point only, value, step
+
+    def shown() -> str | None:
+        _, _, cards = text(browser).partition("Tags matching filter")
+        found = row.search(cards)
+        return found[1] if found else None
+
+    wait(browser, shown, f"no card of {tag}")
+    # The page rounds to four decimals.
+    assert float(shown() or "nan") == pytest.approx(last_scalars(runs / "grpo")[tag], abs=5.1e-5)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_curve_of_each_run_is_a_picture_on_the_page(browser: Any, url: str) -> None:
+    open_page(browser, url, "images")
+
+    def pictures() -> list[tuple[int, int]]:
+        found = browser.execute_script(ACROSS_SHADOWS, "img[src*='plugin/images']")
+        return [(image.get_property("naturalWidth"), image.get_property("naturalHeight")) for image in found]
+
+    wait(browser, lambda: len(pictures()) == 2 and min(map(min, pictures())) > 400, "not two drawn pictures")
+    assert text(browser).count("tag: val/max_at_k_curve") == 2
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_samples_and_glossary_are_on_the_text_page(browser: Any, url: str) -> None:
+    open_page(browser, url, "text")
+    wait(browser, lambda: text(browser).count("Is it learning?") == 2, "no glossary of each run")
+    assert browser.execute_script(ACROSS_SHADOWS, "table th"), "the glossary's tables are not rendered"
+    assert "tag: train/samples/text_summary" in text(browser)
+    assert "reward 0." in text(browser)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_hparams_page_shows_settings_and_final_numbers(browser: Any, url: str, runs: Path) -> None:
+    open_page(browser, url, "hparams")
+    for run_name, settings in {"grpo": ["GRPO"], "max_at_k": ["2.0000", "MaxAtK"]}.items():
+        final = last_scalars(runs / run_name)
+        row = [*settings, *(f"{final[tag]:#.5g}" for tag in metric_tags(4))]
+
+        def is_shown(run_name: str = run_name, row: list[str] = row) -> bool:
+            _, _, cells = text(browser).partition(f"{run_name}/tensorboard\n")
+            words = cells.split("\n")[:10]
+            return [word for word in words if word in row] == row
+
+        wait(browser, is_shown, f"no row of {run_name} with {row}")

@@ -5,6 +5,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
 from maxk_lightning.callbacks.rollouts import RolloutCallback
@@ -18,6 +19,8 @@ NUMBERS = (
     "k", "n", "lr", "num_ppo_iterations", "kl_coef", "max_grad_norm", "temperature", "max_new_tokens",
     "prompts_per_rollout", "prompts_per_step", "max_epochs", "eval_n", "seed",
 )  # fmt: skip
+SHOWN = ("objective", "k", "n", "lr", "num_ppo_iterations")
+"TensorBoard shows five columns until more are ticked; left alone it takes the first ones of the alphabet."
 Hyperparameters = dict[str, str | float | None]
 
 
@@ -34,11 +37,8 @@ class HyperparameterWriter(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write columns and row."""
         chosen = hyperparameters(trainer, pl_module)
-        columns: dict[str, str | float] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys(NUMBERS, 0.0)}
-        metrics = dict.fromkeys(metric_tags(int(chosen["eval_n"] or 0)), 0.0)  # only names and types are used
-        experiment, _, _ = hparams(columns, metrics)  # type: ignore[no-untyped-call]
         _, start, _ = hparams(chosen, {})  # type: ignore[no-untyped-call]
-        _write(trainer, experiment, start)
+        _write(trainer, _columns(int(chosen["eval_n"] or 0)), start)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the run as ended."""
@@ -84,13 +84,25 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> Hyperparame
 
 
 def metric_tags(eval_n: int) -> list[str]:
-    """The metrics of the table.
+    """The metrics of the table; TensorBoard shows the first five until more are ticked.
 
     >>> metric_tags(6)
-    ['val/max_at_k/1', 'val/max_at_k/2', 'val/max_at_k/4', 'val/reward', 'train/reward']
+    ['val/reward', 'val/max_at_k/4', 'train/reward', 'val/max_at_k/1', 'val/max_at_k/2']
     """
-    ks = [2**exponent for exponent in range(eval_n.bit_length())]
-    return [*(f"val/max_at_k/{k}" for k in ks), "val/reward", "train/reward"]
+    *ks, largest = [2**exponent for exponent in range(eval_n.bit_length())]
+    return ["val/reward", f"val/max_at_k/{largest}", "train/reward", *(f"val/max_at_k/{k}" for k in ks)]
+
+
+def _columns(eval_n: int) -> Any:
+    """The summary that names the columns; the values given to `hparams` only tell their types."""
+    names: dict[str, str | float] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys(NUMBERS, 0.0)}
+    summary, _, _ = hparams(names, dict.fromkeys(metric_tags(eval_n), 0.0))  # type: ignore[no-untyped-call]
+    plugin_data = summary.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in SHOWN  # what TensorBoard puts first
+    plugin_data.content = content.SerializeToString()
+    return summary
 
 
 def _class(thing: Any) -> str:

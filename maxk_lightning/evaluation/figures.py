@@ -68,10 +68,10 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Fi
 
 def curve_figure(lines: Curves, label: str) -> Figure:
     """One panel of curves, for TensorBoard."""
-    figure = _figure(6.4, 4.2)
+    figure = _figure(*PANEL)
     axes = figure.add_subplot()
     draw_curves(axes, lines, label, list(lines))
-    axes.legend(frameon=False, fontsize=10)
+    axes.legend(frameon=False, fontsize=10.5)
     return figure
 
 

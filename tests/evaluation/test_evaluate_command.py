@@ -150,22 +150,33 @@ def test_bad_input_is_refused_in_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+NUM_KILLS = 10
+
+
 @pytest.mark.slow
-def test_a_killed_process_goes_on_to_the_same_bytes(config: Path, random_policy: str, tmp_path: Path) -> None:
-    """The real command with the real engine, killed twice while it writes; ten kills stand in test_collect_samples."""
-    more = ["--num_samples", "150", "--problems_per_chunk", "1", "--rollout.eval_sampling.max_new_tokens", "40"]
-    args = ["--config", str(config), "--policy", random_policy, *more, "--out"]
-    path, rng = tmp_path / "killed" / "samples.jsonl", random.Random(0)
+def test_killed_ten_times_at_random_it_ends_with_the_bytes_of_an_undisturbed_run(
+    config: Path, random_policy: str, tmp_path: Path
+) -> None:
+    """The real command and engine, killed while it writes: up to a few chunks after the first new sample."""
+    ids = [f"problem-{i}" for i in range(60)]
+    problems = write_problems(tmp_path / "many.jsonl", *ids)
+    source = {"class_path": "maxk_lightning.data.JsonLines", "init_args": {"path": str(problems)}}
+    args = ["--config", str(config), "--policy", random_policy, "--benchmarks", json.dumps({"many": source})]
+    args += ["--num_samples", "40", "--problems_per_chunk", "1", "--rollout.eval_sampling.max_new_tokens", "20"]
+    path, rng = tmp_path / "killed" / "many" / "samples.jsonl", random.Random(0)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    for _ in range(2):
-        command = [sys.executable, "-m", "maxk_lightning", "evaluate", *args, str(tmp_path / "killed")]
-        size = path.stat().st_size if path.exists() else 0
+    command = [sys.executable, "-m", "maxk_lightning", "evaluate", *args, "--out", str(tmp_path / "killed")]
+    sizes = [0]
+    for _ in range(NUM_KILLS):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and (path.stat().st_size if path.exists() else 0) <= size:
+        while process.poll() is None and (path.stat().st_size if path.exists() else 0) <= sizes[-1]:
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
+        time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    call(evaluate, [*args, str(tmp_path / "killed")])
-    call(evaluate, [*args, str(tmp_path / "whole")])
-    assert path.read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+        sizes.append(path.stat().st_size)
+    assert sizes == sorted(set(sizes)), "every kill came while new samples were being written"
+    call(evaluate, [*args, "--out", str(tmp_path / "killed")])
+    call(evaluate, [*args, "--out", str(tmp_path / "whole")])
+    assert path.read_bytes() == (tmp_path / "whole" / "many" / "samples.jsonl").read_bytes()
+    assert [(s.id, s.sample) for s in read_samples(path)] == [(id_, i) for id_ in ids for i in range(40)]

@@ -5,8 +5,6 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch.utils.tensorboard.summary import hparams
 
 from maxk_lightning.callbacks.rollouts import RolloutCallback
 from maxk_lightning.datamodule import PromptDataModule
@@ -36,12 +34,16 @@ class HyperparameterWriter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write columns and row."""
+        from torch.utils.tensorboard.summary import hparams  # a second to import, which every command would wait for
+
         chosen = hyperparameters(trainer, pl_module)
         _, start, _ = hparams(chosen, {})  # type: ignore[no-untyped-call]
         _write(trainer, _columns(int(chosen["eval_n"] or 0)), start)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the run as ended."""
+        from torch.utils.tensorboard.summary import hparams
+
         _, _, end = hparams({}, {})  # type: ignore[no-untyped-call]
         _write(trainer, end)
 
@@ -95,6 +97,9 @@ def metric_tags(eval_n: int) -> list[str]:
 
 def _columns(eval_n: int) -> Any:
     """The summary that names the columns; the values given to `hparams` only tell their types."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
     names: dict[str, str | float] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys(NUMBERS, 0.0)}
     summary, _, _ = hparams(names, dict.fromkeys(metric_tags(eval_n), 0.0))  # type: ignore[no-untyped-call]
     plugin_data = summary.value[0].metadata.plugin_data

@@ -80,6 +80,19 @@ def test_the_page_needs_nothing_from_outside(output: Path) -> None:
             assert (value or "").startswith("#"), (tag, name, value)
 
 
+def test_links_lead_to_each_of_several_benchmarks(tmp_path: Path) -> None:
+    names = ["easy", "hard & long"]
+    runs = [
+        make_run(tmp_path / name / run, make_samples({"x": [0.5], "y": [1.0]}), name)
+        for name in names
+        for run in ("base", "new")
+    ]
+    compare(*(str(run.path) for run in runs), out=str(tmp_path / "out"))
+    attributes = outline(tmp_path / "out").attributes
+    assert [value for tag, name, value in attributes if (tag, name) == ("a", "href")] == [f"#{name}" for name in names]
+    assert [value for tag, name, value in attributes if (tag, name) == ("h2", "id")] == names
+
+
 def test_a_completion_cannot_add_markup(output: Path) -> None:
     parsed = outline(output)
     assert parsed.counts["script"] == 1

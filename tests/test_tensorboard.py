@@ -1,6 +1,8 @@
 """What a run leaves in TensorBoard: every tag is explained, runs compare in HPARAMS, resuming adds nothing."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -145,6 +147,18 @@ def test_runs_compare_in_the_hparams_table_with_their_final_numbers(runs: Path, 
         for tag in metric_tags(4):
             assert table[name][tag] == pytest.approx(final[tag], rel=1e-6), (name, tag)
         assert table[name]["status"] == "STATUS_SUCCESS"
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_in_the_table_too(random_policy: str, tmp_path: Path) -> None:
+    reward = {"rollout.reward": "tests.fakes.DeadlyReward", "rollout.reward.num_rollouts": 3}  # train, val, train
+    code = f"from pathlib import Path; from tests.tiny_run import run; run('fit', Path('killed'), **{reward!r}, "
+    code += f"policy={random_policy!r})"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    row = Hparams(tmp_path).table()["killed/tensorboard"]
+    assert (row["objective"], row["k"], row["status"]) == ("OffPolicyMaxAtK", 4.0, "STATUS_UNKNOWN")
 
 
 @pytest.mark.slow

@@ -247,7 +247,7 @@ class PolicyModule(LightningModule):
         return [float(number) for number in sums]
 
     def _log_step(self, totals: dict[str, Tensor], counts: BatchCounts) -> None:
-        """Turn sums over micro-batches and ranks into means; the README says what each tag means."""
+        """Turn sums over micro-batches and ranks into means; metrics.md says what each tag means."""
         denominators = {"token": max(1, counts.total_tokens), "group": counts.num_prompts, "": 1}
         sums = self._sum_over_ranks([float(value) for value in totals.values()])
         for name, value in zip(totals, sums, strict=True):

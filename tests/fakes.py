@@ -1,5 +1,7 @@
 """Parts that obey the Protocols, for tests of what stands around them."""
 
+import os
+import signal
 from collections.abc import Sequence
 
 from maxk_lightning.types import Problem, Score
@@ -20,3 +22,16 @@ class LossyReward(LengthReward):
 
     def reward(self, text: str) -> float | None:
         return None if len(text) % 4 == 0 else super().reward(text)
+
+
+class DeadlyReward(LengthReward):
+    """Kills its process, as kill -9 does, instead of scoring the last of so many rollouts."""
+
+    def __init__(self, num_rollouts: int) -> None:
+        self.left = num_rollouts
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Score]]:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score(problems, completions)

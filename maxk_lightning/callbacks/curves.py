@@ -16,6 +16,7 @@ class CurveWriter(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._first: dict[str, dict[int, float]] = {}
+        self._latest: dict[str, dict[int, float]] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curve whose scalars were just logged."""
@@ -24,19 +25,20 @@ class CurveWriter(Callback):
         if not curve:
             return
         name = f"step {trainer.global_step}"
-        self._first = self._first or {name: curve}
+        self._latest = {name: curve}
+        self._first = self._first or self._latest
         lines = {
             label: [Estimate(k=k, value=value) for k, value in sorted(points.items())]
-            for label, points in (self._first | {name: curve}).items()
+            for label, points in (self._first | self._latest).items()
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("val/max_at_k_curve", curve_figure(lines, "max@k"), trainer.global_step)
 
     def state_dict(self) -> dict[str, dict[str, dict[int, float]]]:
-        """The first curve, so that a resumed run goes on comparing with it."""
-        return {"first": self._first}
+        """The first curve, so that a resumed run goes on comparing with it, and the latest, for `export`."""
+        return {"first": self._first, "latest": self._latest}
 
     def load_state_dict(self, state_dict: dict[str, dict[str, dict[int, float]]]) -> None:
-        """Restore the first curve."""
-        self._first = state_dict["first"]
+        """Restore both curves."""
+        self._first, self._latest = state_dict["first"], state_dict["latest"]

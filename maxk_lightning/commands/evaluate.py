@@ -27,7 +27,7 @@ def evaluate(
         out: Directory for samples.jsonl, summary.json and curves.png, or for one such directory per benchmark.
         num_samples: Samples per problem (the paper: 256).
         name: What tables call this policy; default: the last part of `out`.
-        benchmarks: Name -> source of problems; default: the test problems of the YAML.
+        benchmarks: Name -> source of problems, as JSON or as a YAML file; default: the test problems of the YAML.
         problems_per_chunk: Problems sampled together, while the chunk before is being scored.
         shard: INDEX/COUNT: only this share of the problems, in a process of its own, on a GPU of its own
             (`CUDA_VISIBLE_DEVICES=1 ... --shard 1/4`). The process that finishes last joins the shares.

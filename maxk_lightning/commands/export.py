@@ -7,28 +7,53 @@ from typing import Any
 PREFIX = "policy."
 
 
-def export(ckpt: str, out: str) -> None:
+def export(ckpt: str, out: str, results: str | None = None) -> None:
     """Write the policy of a checkpoint as a Hugging Face directory that transformers and vLLM load.
+
+    Weights, tokenizer with chat template, generation config, and a README.md with the run's settings and results.
 
     Args:
         ckpt: A `.ckpt` file written by `fit`.
         out: The directory to create.
+        results: Output of `evaluate`, or a directory that holds several: their tables go into README.md.
 
     Raises:
-        ValueError: `ckpt` is not a checkpoint of this program, or `out` exists and is not empty.
+        ValueError: `ckpt` is not a checkpoint of this program, `out` exists and is not empty, or `results` holds no
+            finished evaluation.
     """
+    from maxk_lightning.commands.model_card import generation_defaults, model_card, read_run_config
+    from maxk_lightning.evaluation import load
     from maxk_lightning.policy import Policy, load_model, load_tokenizer  # imports torch: `--help` must not wait for it
 
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"--out: {out} exists")
     checkpoint = _read(Path(ckpt))
+    runs = [] if results is None else load(results)
+    config = read_run_config(Path(ckpt))
     policy = Policy(load_model(checkpoint["policy"]))
     weights = {name.removeprefix(PREFIX): w for name, w in checkpoint["state_dict"].items() if name.startswith(PREFIX)}
     policy.load_state_dict(weights)
+    if config is not None:
+        policy.model.generation_config.update(**generation_defaults(config))  # type: ignore[no-untyped-call]
     policy.model.save_pretrained(target)
     load_tokenizer(checkpoint["policy"]).save_pretrained(target)
+    card = model_card(
+        name=target.resolve().name,
+        base=checkpoint["policy"],
+        steps=checkpoint.get("global_step", 0),
+        config=config,
+        validation=_validation_curves(checkpoint),
+        runs=runs,
+    )
+    (target / "README.md").write_text(card, encoding="utf-8")
     print(f"wrote {target}")
+
+
+def _validation_curves(checkpoint: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """First and last validation of the run, as `CurveWriter` keeps them."""
+    curves = checkpoint.get("callbacks", {}).get("CurveWriter", {})
+    return {**curves.get("first", {}), **curves.get("latest", {})}
 
 
 def _read(path: Path) -> dict[str, Any]:

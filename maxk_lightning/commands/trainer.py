@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from maxk_lightning.callbacks import (
     AtomicCheckpointIO,
     CurveWriter,
+    GlossaryWriter,
+    HyperparameterWriter,
     PredictionWriter,
     RolloutCallback,
     RolloutProgressBar,
@@ -22,6 +24,7 @@ from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+WRITERS = (SampleWriter, CurveWriter, HyperparameterWriter, GlossaryWriter, PredictionWriter)
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs/default",
     "max_epochs": 100,
@@ -45,7 +48,7 @@ class MaxKCLI(LightningCLI):
             PromptDataModule,
             args=args,
             run=run,
-            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [SampleWriter(), CurveWriter(), PredictionWriter()]},
+            trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [writer() for writer in WRITERS]},
             seed_everything_default=42,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},

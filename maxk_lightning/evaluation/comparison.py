@@ -88,13 +88,16 @@ def conclusion(tests: Sequence[PairedTest], label: str) -> str:
     changes = ", ".join(
         f"{label.removesuffix('k')}{test.k} {test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]" for test in ends
     )
-    verdicts = []
-    if better:
-        verdicts.append(f"significantly better at k = {', '.join(map(str, better))}")
-    if worse:
-        verdicts.append(f"significantly worse at k = {', '.join(map(str, worse))}")
-    verdict = f"{' and '.join(verdicts)} than" if verdicts else "at no k significantly different from"
-    return f"{changes}; {verdict} {tests[0].baseline}"
+    kinds = [(word, ks) for word, ks in (("better", better), ("worse", worse)) if ks]
+    base = tests[0].baseline
+    verdicts = [f"significantly {word} than {base} at {_ks(ks, tests)}" for word, ks in kinds]
+    return f"{changes}; {' and '.join(verdicts) or f'at no k significantly different from {base}'}"
+
+
+def _ks(ks: Sequence[int], tests: Sequence[PairedTest]) -> str:
+    if len(ks) == len(tests) > 2:
+        return f"every k from {ks[0]} to {ks[-1]}"
+    return f"k = {', '.join(map(str, ks))}"
 
 
 def published_tables(benchmark: str) -> list[Table]:

@@ -21,6 +21,8 @@ from maxk_lightning.evaluation.samples import ENTROPY_BIN
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A5C00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
+PANEL = (5.2, 3.9)
+"Width and height in inches of every panel: side by side on a page they have letters of one size."
 LABELS: Mapping[Metric, str] = {"max_at_k": "max@k", "pass_at_k": "pass@k"}
 Curves = Mapping[str, Sequence[Estimate]]
 
@@ -53,7 +55,7 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Fi
         raise ValueError("curves needs at least one run")
     benchmarks = list(dict.fromkeys(run.benchmark for run in runs))
     names = list(dict.fromkeys(run.name for run in runs))
-    figure = _figure(5.2 * len(metrics), 3.9 * len(benchmarks))
+    figure = _figure(PANEL[0] * len(metrics), PANEL[1] * len(benchmarks))
     grid = figure.subplots(len(benchmarks), len(metrics), squeeze=False)
     for row, benchmark in enumerate(benchmarks):
         on_it = [run for run in runs if run.benchmark == benchmark]
@@ -66,10 +68,10 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Fi
 
 def curve_figure(lines: Curves, label: str) -> Figure:
     """One panel of curves, for TensorBoard."""
-    figure = _figure(6.4, 4.2)
+    figure = _figure(*PANEL)
     axes = figure.add_subplot()
     draw_curves(axes, lines, label, list(lines))
-    axes.legend(frameon=False, fontsize=10)
+    axes.legend(frameon=False, fontsize=10.5)
     return figure
 
 
@@ -98,7 +100,7 @@ def draw_curves(axes: Axes, lines: Curves, label: str, names: Sequence[str]) -> 
 def entropy_densities(counts_of: Mapping[str, Mapping[int, int]]) -> Figure:
     """Draw the density of per-token entropies of each run (the paper's Figure 2); the mass near 0 needs a log axis."""
     names = list(counts_of)
-    figure = _figure(6.4, 4.0)
+    figure = _figure(*PANEL)
     axes = figure.add_subplot(yscale="log")
     _dress(axes, "entropy of a token (nats)", "density")
     for place, name in enumerate(names):
@@ -112,8 +114,9 @@ def entropy_densities(counts_of: Mapping[str, Mapping[int, int]]) -> Figure:
         colour, _, dash = look(place)
         edges = np.arange(len(density) + 1) * ENTROPY_BIN
         density = np.where(density > 0, density, np.nan)
-        axes.stairs(density, edges, color=colour, linestyle=dash, linewidth=1.6, label=name)
-    axes.legend(frameon=False, fontsize=10)
+        # Without a baseline empty bins are gaps; lines down to it would hide the other runs.
+        axes.stairs(density, edges, baseline=None, color=colour, linestyle=dash, linewidth=1.8, alpha=0.9, label=name)
+    axes.legend(frameon=False, fontsize=10.5)
     return figure
 
 
@@ -122,7 +125,7 @@ def solve_rates(baseline: Mapping[str, float], trained: Mapping[str, float], nam
     shared = [id_ for id_ in baseline if id_ in trained]
     before = np.array([baseline[id_] for id_ in shared])
     after = np.array([trained[id_] for id_ in shared])
-    figure = _figure(4.6, 4.6)
+    figure = _figure(*PANEL)
     axes = figure.add_subplot(aspect="equal", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
     kinds = (
@@ -136,7 +139,7 @@ def solve_rates(baseline: Mapping[str, float], trained: Mapping[str, float], nam
             label=f"{label}: {int(chosen.sum())}",
         )  # fmt: skip
     _dress(axes, f"solve rate, {names[0]}", f"solve rate, {names[1]}")
-    axes.legend(frameon=False, handletextpad=0.2, fontsize=10)
+    axes.legend(frameon=False, handletextpad=0.2, fontsize=10.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

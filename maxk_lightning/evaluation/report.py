@@ -26,7 +26,7 @@ def html_report(comparisons: Sequence[Comparison], plots: Mapping[str, Sequence[
     """The page; `plots` are the figures of each benchmark."""
     names = list(dict.fromkeys(run.name for comparison in comparisons for run in comparison.runs))
     title = f"Best-of-N: {' / '.join(names)}"
-    body = [f"<h1>{escape(title)}</h1>", _explanation()]
+    body = [f"<h1>{escape(title)}</h1>", _explanation(), _contents(comparisons)]
     for comparison in comparisons:
         body += _benchmark(comparison, plots[comparison.benchmark])
     return page(title, body)
@@ -40,8 +40,17 @@ def _explanation() -> str:
     )
 
 
+def _contents(comparisons: Sequence[Comparison]) -> str:
+    """Links to the benchmarks, where there are several."""
+    if len(comparisons) == 1:
+        return ""
+    names = [escape(comparison.benchmark) for comparison in comparisons]
+    return "<nav>" + " ".join(f'<a href="#{name}">{name}</a>' for name in names) + "</nav>"
+
+
 def _benchmark(comparison: Comparison, plots: Sequence[Plot]) -> list[str]:
-    parts = [f"<h2>{escape(comparison.benchmark)}</h2>"]
+    name = escape(comparison.benchmark)
+    parts = [f'<h2 id="{name}">{name}</h2>']
     parts += ["<ul>", *(f"<li>{escape(sentence)}</li>" for sentence in comparison.conclusions()), "</ul>"]
     parts += [f'<p class="note">{escape(note)}</p>' for note in comparison.notes]
     drawings = [figure(to_svg(plot.figure), plot.caption) for plot in plots]

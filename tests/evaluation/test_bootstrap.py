@@ -26,10 +26,10 @@ def test_columns_are_what_they_would_be_alone_and_the_seed_decides() -> None:
 
 
 def test_resampling_in_chunks_keeps_the_mean_and_its_spread() -> None:
-    values = np.random.default_rng(4).random((2000, 1))  # 9999 x 2000 counts do not fit into one chunk
+    values = np.random.default_rng(4).random((600, 1))  # 9999 x 600 counts do not fit into one chunk
     means = bootstrap(values).means_RK[:, 0]
     assert len(means) == 9999
-    error = values.std() / np.sqrt(2000)
+    error = values.std() / np.sqrt(600)
     assert means.mean() == pytest.approx(values.mean(), abs=5 * error / 100)
     assert means.std() == pytest.approx(error, rel=0.05)
 

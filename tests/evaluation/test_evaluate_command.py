@@ -74,7 +74,8 @@ def test_overrides_lie_over_the_yaml_and_change_the_settings(config: Path, rando
         run(config, random_policy, tmp_path / "out")
 
 
-def test_several_benchmarks_in_one_call(config: Path, random_policy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["json", "file"])
+def test_several_benchmarks_in_one_call(config: Path, random_policy: str, tmp_path: Path, form: str) -> None:
     sources = {
         name: {"class_path": "maxk_lightning.data.JsonLines", "init_args": {"path": str(path)}}
         for name, path in {
@@ -82,7 +83,9 @@ def test_several_benchmarks_in_one_call(config: Path, random_policy: str, tmp_pa
             "two": write_problems(tmp_path / "2.jsonl", "y", "z"),
         }.items()
     }
-    run(config, random_policy, tmp_path / "out", "--benchmarks", json.dumps(sources), num_samples=1)
+    (tmp_path / "benchmarks.yaml").write_text(yaml.safe_dump(sources))
+    benchmarks = {"json": json.dumps(sources), "file": str(tmp_path / "benchmarks.yaml")}[form]
+    run(config, random_policy, tmp_path / "out", "--benchmarks", benchmarks, num_samples=1)
     runs = load(tmp_path / "out")
     assert [(run.name, run.benchmark, run.summary.num_problems) for run in runs] == [
         ("out", "one", 1),
@@ -150,22 +153,53 @@ def test_bad_input_is_refused_in_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+NUM_SPAWNED, NUM_FORKED = 2, 8
+
+
 @pytest.mark.slow
-def test_a_killed_process_goes_on_to_the_same_bytes(config: Path, random_policy: str, tmp_path: Path) -> None:
-    """The real command with the real engine, killed twice while it writes; ten kills stand in test_collect_samples."""
-    more = ["--num_samples", "150", "--problems_per_chunk", "1", "--rollout.eval_sampling.max_new_tokens", "40"]
-    args = ["--config", str(config), "--policy", random_policy, *more, "--out"]
-    path, rng = tmp_path / "killed" / "samples.jsonl", random.Random(0)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    for _ in range(2):
-        command = [sys.executable, "-m", "maxk_lightning", "evaluate", *args, str(tmp_path / "killed")]
-        size = path.stat().st_size if path.exists() else 0
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and (path.stat().st_size if path.exists() else 0) <= size:
+def test_killed_ten_times_at_random_it_ends_with_the_bytes_of_an_undisturbed_run(
+    config: Path, random_policy: str, tmp_path: Path
+) -> None:
+    """The real command and engine, killed while it writes; most are forks of one interpreter, to save its imports."""
+    ids = [f"problem-{i}" for i in range(30)]
+    problems = write_problems(tmp_path / "many.jsonl", *ids)
+    source = {"class_path": "maxk_lightning.data.JsonLines", "init_args": {"path": str(problems)}}
+    args = ["--config", str(config), "--policy", random_policy, "--benchmarks", json.dumps({"many": source})]
+    args += ["--num_samples", "40", "--problems_per_chunk", "1", "--rollout.eval_sampling.max_new_tokens", "20"]
+    command = ["evaluate", *args, "--out", str(tmp_path / "killed")]
+    path, rng = tmp_path / "killed" / "many" / "samples.jsonl", random.Random(0)
+    sizes = [0]
+
+    def kill_while_it_writes(pid: int) -> None:
+        before = time.monotonic()
+        while (path.stat().st_size if path.exists() else 0) <= sizes[-1] and time.monotonic() < before + 60:
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+
+    for _ in range(NUM_SPAWNED):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "maxk_lightning", *command],
+            env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        kill_while_it_writes(process.pid)
         assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    call(evaluate, [*args, str(tmp_path / "killed")])
-    call(evaluate, [*args, str(tmp_path / "whole")])
-    assert path.read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+        sizes.append(path.stat().st_size)
+    forking = [sys.executable, "-m", "tests.evaluation.forking_command"]
+    with subprocess.Popen(
+        forking, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as forker:
+        assert forker.stdin
+        assert forker.stdout
+        for _ in range(NUM_FORKED):
+            print(json.dumps(command), file=forker.stdin, flush=True)
+            kill_while_it_writes(int(forker.stdout.readline()))
+            assert int(forker.stdout.readline()) == signal.SIGKILL, "it ended before it could be killed"
+            sizes.append(path.stat().st_size)
+        forker.stdin.close()
+    assert sizes == sorted(set(sizes)), "every kill came while new samples were being written"
+    call(evaluate, command[1:])
+    call(evaluate, [*args, "--out", str(tmp_path / "whole")])
+    assert path.read_bytes() == (tmp_path / "whole" / "many" / "samples.jsonl").read_bytes()
+    assert [(s.id, s.sample) for s in read_samples(path)] == [(id_, i) for id_ in ids for i in range(40)]

@@ -8,7 +8,7 @@ import pytest
 
 from maxk_lightning.commands.compare import compare
 from maxk_lightning.evaluation.comparison import compare_benchmarks
-from maxk_lightning.evaluation.report import chosen_problems
+from maxk_lightning.evaluation.report import chosen_problems, html_report
 from maxk_lightning.evaluation.runs import Run, write_statements
 from maxk_lightning.types import Problem, TestCase
 
@@ -80,6 +80,19 @@ def test_the_page_needs_nothing_from_outside(output: Path) -> None:
             assert (value or "").startswith("#"), (tag, name, value)
 
 
+def test_links_lead_to_each_of_several_benchmarks(tmp_path: Path) -> None:
+    names = ["easy", "hard & long"]
+    runs = [
+        make_run(tmp_path / name / run, make_samples({"x": [0.5], "y": [1.0]}), name)
+        for name in names
+        for run in ("base", "new")
+    ]
+    (tmp_path / "report.html").write_text(html_report(compare_benchmarks(runs), {name: [] for name in names}))
+    attributes = outline(tmp_path).attributes
+    assert [value for tag, name, value in attributes if (tag, name) == ("a", "href")] == [f"#{name}" for name in names]
+    assert [value for tag, name, value in attributes if (tag, name) == ("h2", "id")] == names
+
+
 def test_a_completion_cannot_add_markup(output: Path) -> None:
     parsed = outline(output)
     assert parsed.counts["script"] == 1
@@ -127,7 +140,13 @@ def test_conclusions_name_better_and_worse(tmp_path: Path) -> None:
     assert comparison.baseline.name == "mixed"
     sentence = comparison.conclusions()[0]
     assert sentence.startswith("base: max@1 +")
-    assert "significantly better at k = 1 and significantly worse at k = 2 than mixed" in sentence
+    assert "significantly better than mixed at k = 1 and significantly worse than mixed at k = 2" in sentence
+
+
+def test_a_gain_everywhere_is_said_in_few_words(tmp_path: Path) -> None:
+    base = make_run(tmp_path / "base", make_samples({str(i): [0.1 + i / 100] * 4 for i in range(20)}))
+    better = make_run(tmp_path / "better", make_samples({str(i): [0.5 + i / 50] * 4 for i in range(20)}))
+    assert compare_benchmarks([base, better])[0].conclusions()[0].endswith("better than base at every k from 1 to 4")
 
 
 def test_the_baseline_can_be_named_and_must_be_everywhere(tmp_path: Path) -> None:

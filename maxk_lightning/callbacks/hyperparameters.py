@@ -1,0 +1,124 @@
+"""What was chosen for a run, so that runs compare in TensorBoard's HPARAMS table."""
+
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from maxk_lightning.callbacks.rollouts import RolloutCallback
+from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.module import PolicyModule
+
+TEXTS = (
+    "policy", "objective", "baseline", "policy_loss", "kl_target", "optimizer", "train", "engine", "reward",
+)  # fmt: skip
+NUMBERS = (
+    "k", "n", "lr", "num_ppo_iterations", "kl_coef", "max_grad_norm", "temperature", "max_new_tokens",
+    "prompts_per_rollout", "prompts_per_step", "rollouts_ahead", "max_epochs", "eval_n", "seed",
+)  # fmt: skip
+SHOWN = ("objective", "k", "n", "lr", "num_ppo_iterations")
+"TensorBoard shows five columns until more are ticked; left alone it takes the first ones of the alphabet."
+Hyperparameters = dict[str, str | float | None]
+
+
+class HyperparameterWriter(Callback):
+    """Writes the run's hyper-parameters when training starts.
+
+    TensorBoard itself puts the last value of each metric beside them, so a run that is still going, or was killed, is
+    in the table too, with the numbers it has reached. All runs write the same columns, because TensorBoard takes those
+    of any one run for all; metric columns reach to the run's own `eval_n`. A resumed run writes the same row again,
+    which TensorBoard shows once. (`save_hyperparameters` would put them into checkpoints, where the command line reads
+    them back over what the user asks for.)
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write columns and row."""
+        from torch.utils.tensorboard.summary import hparams  # a second to import, which every command would wait for
+
+        chosen = hyperparameters(trainer, pl_module)
+        _, start, _ = hparams(chosen, {})  # type: ignore[no-untyped-call]
+        _write(trainer, _columns(int(chosen["eval_n"] or 0)), start)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark the run as ended."""
+        from torch.utils.tensorboard.summary import hparams
+
+        _, _, end = hparams({}, {})  # type: ignore[no-untyped-call]
+        _write(trainer, end)
+
+
+def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> Hyperparameters:
+    """The columns `TEXTS` and `NUMBERS` of a run, under the names of the configuration; None: it has no such choice.
+
+    n is `rollout.sampling.num_completions`, eval_n that of `rollout.eval_sampling`.
+    """
+    assert isinstance(pl_module, PolicyModule)
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(datamodule, PromptDataModule)
+    rollout = next(callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback))  # type: ignore[attr-defined]
+    optimizer = trainer.optimizers[0]
+    objective, first = pl_module.objective, optimizer.param_groups[0]
+    return {
+        "policy": pl_module.policy_name,
+        "objective": _class(objective),
+        "baseline": getattr(objective, "baseline", None),
+        "policy_loss": _class(pl_module.policy_loss),
+        "kl_target": pl_module.kl_target,
+        "optimizer": _class(optimizer),
+        "train": _class(datamodule.sources["fit"]),
+        "engine": _class(rollout.engine),
+        "reward": _class(rollout.reward),
+        "k": getattr(objective, "k", None),
+        "n": rollout.sampling.num_completions,
+        "lr": first.get("initial_lr", first["lr"]),  # a schedule has moved the other one when a run is resumed
+        "num_ppo_iterations": datamodule.num_ppo_iterations,
+        "kl_coef": pl_module.kl_coef,
+        "max_grad_norm": pl_module.max_grad_norm,
+        "temperature": rollout.sampling.temperature,
+        "max_new_tokens": rollout.sampling.max_new_tokens,
+        "prompts_per_rollout": datamodule.prompts_per_rollout,
+        "prompts_per_step": datamodule.prompts_per_step,
+        "rollouts_ahead": rollout.rollouts_ahead,
+        "max_epochs": trainer.max_epochs,
+        "eval_n": rollout.eval_sampling.num_completions,
+        "seed": datamodule.seed,
+    }
+
+
+def metric_tags(eval_n: int) -> list[str]:
+    """The metrics of the table; TensorBoard shows the first five until more are ticked.
+
+    >>> metric_tags(6)
+    ['val/reward', 'val/max_at_k/4', 'train/reward', 'val/max_at_k/1', 'val/max_at_k/2']
+    """
+    *ks, largest = [2**exponent for exponent in range(eval_n.bit_length())]
+    return ["val/reward", f"val/max_at_k/{largest}", "train/reward", *(f"val/max_at_k/{k}" for k in ks)]
+
+
+def _columns(eval_n: int) -> Any:
+    """The summary that names the columns; the values given to `hparams` only tell their types."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
+    names: dict[str, str | float] = {**dict.fromkeys(TEXTS, ""), **dict.fromkeys(NUMBERS, 0.0)}
+    summary, _, _ = hparams(names, dict.fromkeys(metric_tags(eval_n), 0.0))  # type: ignore[no-untyped-call]
+    plugin_data = summary.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in SHOWN  # what TensorBoard puts first
+    plugin_data.content = content.SerializeToString()
+    return summary
+
+
+def _class(thing: Any) -> str:
+    return type(thing).__name__
+
+
+def _write(trainer: Trainer, *summaries: Any) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            writer = logger.experiment._get_file_writer()  # as Lightning's own logger does; it reopens a closed file
+            for summary in summaries:
+                writer.add_summary(summary)
+            logger.experiment.flush()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from maxk_lightning.experience import logprob_gap
+from maxk_lightning.packing import pack
 from maxk_lightning.policy import BUILTIN_DIR, Policy, load_model, load_tokenizer
 from maxk_lightning.rollouts import EngineError, VLLMEngine
 from maxk_lightning.types import Completion, Prompt, Sampling
@@ -20,7 +21,7 @@ MAX_GAP = 1e-4
 "Nats per token, the largest of some hundred tokens. Two float32 implementations of one model differ by about 5e-6."
 
 
-def _engine(policy: str, timeout_s: float = 600.0) -> VLLMEngine:
+def _engine(policy: str, timeout_s: float = 600.0, record_entropy: bool = False) -> VLLMEngine:
     return VLLMEngine(
         policy,
         dtype="float32",
@@ -29,6 +30,7 @@ def _engine(policy: str, timeout_s: float = 600.0) -> VLLMEngine:
         max_num_seqs=32,
         enforce_eager=True,
         timeout_s=timeout_s,
+        record_entropy=record_entropy,
     )
 
 
@@ -179,6 +181,21 @@ def test_bad_weights_are_refused_by_name_and_the_engine_recovers(engine: VLLMEng
     engine.close()
     engine.load_weights(weights.items(), 9)
     assert engine.generate(PROMPTS, SAMPLING) == before
+
+
+def test_entropies_are_those_of_the_policy() -> None:
+    engine = _engine("builtin", record_entropy=True)
+    sampling = Sampling(num_completions=12, max_new_tokens=60, temperature=0.8)  # more samples than run at a time
+    try:
+        groups = engine.generate(PROMPTS, sampling)
+    finally:
+        engine.close()
+    completions = [[c.token_ids for c in group] for group in groups]
+    with torch.no_grad():
+        stats = Policy(load_model("builtin"))(pack([p.token_ids for p in PROMPTS], completions), 0.8)
+    told = [entropy for group in groups for c in group for entropy in c.entropies or ()]
+    mask_BT = torch.arange(stats.entropies_BT.shape[1]) < torch.tensor([[len(c)] for g in completions for c in g])
+    torch.testing.assert_close(torch.tensor(told), stats.entropies_BT[mask_BT], atol=1e-4, rtol=1e-4)
 
 
 def test_more_prompt_tokens_than_fit_a_step_and_more_samples_than_fit_the_cache(engine: VLLMEngine) -> None:

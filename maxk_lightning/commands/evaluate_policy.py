@@ -25,6 +25,7 @@ from maxk_lightning.evaluation.runs import Run, write_statements
 from maxk_lightning.evaluation.samples import Sample
 from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
 from maxk_lightning.policy import load_tokenizer, resolve_policy
+from maxk_lightning.rollouts import ManagedEngine
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Problem, Prompt
 
@@ -51,22 +52,26 @@ def evaluate_policy(
         policy = _exported(policy, (shard.directory(out) if shard else out) / "policy")
     settings = read_run_settings(config, policy, overrides)
     console = Console()
-    for benchmark, source in (benchmarks or _test_source(settings.data)).items():
-        directory = out / benchmark if benchmarks else out
-        problems, prompts = render_problems(settings.data, source, policy)
-        task = Task(
-            problems=problems,
-            prompts=prompts,
-            sampling=replace(settings.rollout.eval_sampling, num_completions=num_samples),
-            problems_per_chunk=problems_per_chunk,
-        )
-        samples = _collect(task, settings, policy, directory, shard, benchmark)
-        if samples is None:
-            console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
-            continue
-        write_statements(problems, directory)
-        print_summary(_summarise(samples, directory, name, benchmark), console)
-        console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
+    try:
+        for benchmark, source in (benchmarks or _test_source(settings.data)).items():
+            directory = out / benchmark if benchmarks else out
+            problems, prompts = render_problems(settings.data, source, policy)
+            task = Task(
+                problems=problems,
+                prompts=prompts,
+                sampling=replace(settings.rollout.eval_sampling, num_completions=num_samples),
+                problems_per_chunk=problems_per_chunk,
+            )
+            samples = _collect(task, settings, policy, directory, shard, benchmark)
+            if samples is None:
+                console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
+                continue
+            write_statements(problems, directory)
+            print_summary(_summarise(samples, directory, name, benchmark), console)
+            console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
+    finally:
+        if isinstance(settings.rollout.engine, ManagedEngine):
+            settings.rollout.engine.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +134,7 @@ def _collect(
         "benchmark": benchmark,
         "policy": policy_digest(policy),
         "prompts": _digest(repr(task.prompts).encode()),
+        "engine": type(settings.rollout.engine).__name__,
         "reward": settings.reward_config,
         "problems_per_chunk": task.problems_per_chunk,
         **asdict(task.sampling),

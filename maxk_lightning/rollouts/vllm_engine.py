@@ -49,6 +49,7 @@ class VLLMEngine:
         max_num_seqs: int = 256,
         enforce_eager: bool = False,
         sleep_while_training: bool = False,
+        record_entropy: bool = False,
         timeout_s: float = 3600.0,
     ) -> None:
         """Prepare an engine; vLLM is imported and started at the first use.
@@ -62,6 +63,8 @@ class VLLMEngine:
             max_num_seqs: Completions generated at the same time.
             enforce_eager: No CUDA graphs: slower, starts sooner.
             sleep_while_training: Free the KV cache and the weights between rollouts (CUDA only).
+            record_entropy: Also tell the entropy of the distribution each token was drawn from, before top_p; costs
+                a pass over the logits per token. For `evaluate`; training measures entropies itself.
             timeout_s: A call of `generate` that takes longer counts as a failed engine.
 
         Raises:
@@ -88,6 +91,7 @@ class VLLMEngine:
         self.max_num_seqs = max_num_seqs
         self.enforce_eager = enforce_eager
         self.sleep_while_training = sleep_while_training
+        self.record_entropy = record_entropy
         self.timeout_s = timeout_s
         self.version: int | None = None
         self.llm: Any = None
@@ -97,6 +101,7 @@ class VLLMEngine:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._is_asleep = False
         self._num_requests = 0
+        self._entropies: dict[str, dict[int, float]] = {}  # by request and position
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Push a full set of weights, one tensor at a time, and forget what was cached under the old ones.
@@ -144,13 +149,13 @@ class VLLMEngine:
                     self._num_requests += 1
                     name = str(self._num_requests)
                     places[name] = index, sample
-                    engine.add_request(
-                        name, {"prompt_token_ids": list(prompt.token_ids)}, self._parameters(prompt, sample, sampling)
-                    )
+                    parameters = self._parameters(name, prompt, sample, sampling)
+                    engine.add_request(name, {"prompt_token_ids": list(prompt.token_ids)}, parameters)
         try:
             for output in self._outputs(engine):
-                yield *places.pop(output.request_id), self._completion(output.outputs[0])
+                yield *places.pop(output.request_id), self._completion(output.request_id, output.outputs[0])
         finally:
+            self._entropies.clear()
             if places and self.llm is not None:  # stopped early
                 engine.abort_request(list(places))
 
@@ -201,6 +206,7 @@ class VLLMEngine:
             # vLLM draws for a part of a prompt, too, and takes that back by a generator offset that CPUs lack.
             "enable_chunked_prefill": None if on_gpu else False,
             "enable_sleep_mode": self.sleep_while_training or None,
+            "logits_processors": [_entropy_recorder(self._entropies)] if self.record_entropy else None,
             "distributed_executor_backend": "external_launcher" if world_size > 1 else None,
         }
         with _as_engine_error("starting"), _undisturbed_generators(), torch.inference_mode(False):
@@ -220,7 +226,7 @@ class VLLMEngine:
         self._tokenizer = load_tokenizer(self.policy)
         self.stop_tokens = sorted(load_stop_tokens(self.policy))
 
-    def _parameters(self, prompt: Prompt, sample: int, sampling: Sampling) -> Any:
+    def _parameters(self, name: str, prompt: Prompt, sample: int, sampling: Sampling) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -233,6 +239,7 @@ class VLLMEngine:
             max_tokens=sampling.max_new_tokens,
             stop_token_ids=self.stop_tokens,
             logprobs=0,  # of the sampled token
+            extra_args={"request": name} if self.record_entropy else None,
             flat_logprobs=True,
             detokenize=False,
         )
@@ -256,15 +263,16 @@ class VLLMEngine:
                 raise EngineError(f"vLLM took longer than rollout.engine.timeout_s ({self.timeout_s:g} s)")
             yield from (output for output in outputs if output.finished)
 
-    def _completion(self, output: Any) -> Completion:
+    def _completion(self, name: str, output: Any) -> Completion:
         assert self._tokenizer is not None
         tokens = tuple(output.token_ids)
+        entropies = self._entropies.pop(name) if self.record_entropy else None
         text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         assert isinstance(text, str)
         return Completion(
             token_ids=tokens,
             logprobs=tuple(output.logprobs.logprobs),
-            entropies=None,
+            entropies=None if entropies is None else tuple(entropies[position] for position in range(len(tokens))),
             text=text,
             finish_reason="length" if output.finish_reason == "length" else "stop",
         )
@@ -324,6 +332,40 @@ class NCCLSender:
     def shutdown(self) -> None:
         """Leave the NCCL group."""
         self._engine.shutdown()
+
+
+def _entropy_recorder(entropies: dict[str, dict[int, float]]) -> type:
+    """A logits processor that changes nothing and notes the entropy of every row, by request and position."""
+    from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
+
+    class EntropyRecorder(LogitsProcessor):  # type: ignore[misc]
+        def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+            self.rows: dict[int, tuple[str, list[int]]] = {}  # request, and the list that its tokens are added to
+
+        def is_argmax_invariant(self) -> bool:
+            return True  # vLLM then calls it behind the temperature
+
+        def update_state(self, batch_update: Any) -> None:
+            if batch_update is None:
+                return
+            for row in batch_update.removed:
+                self.rows.pop(row, None)
+            for row, parameters, _, token_ids in batch_update.added:
+                self.rows[row] = parameters.extra_args["request"], token_ids
+            for source, target, direction in batch_update.moved:
+                displaced, moving = self.rows.pop(target, None), self.rows.pop(source, None)
+                if moving is not None:
+                    self.rows[target] = moving
+                if displaced is not None and direction == MoveDirectionality.SWAP:
+                    self.rows[source] = displaced
+
+        def apply(self, logits: Tensor) -> Tensor:
+            values = torch.special.entr(logits.float().softmax(-1)).sum(-1).tolist()
+            for row, (request, token_ids) in self.rows.items():
+                entropies.setdefault(request, {})[len(token_ids)] = values[row]
+            return logits
+
+    return EntropyRecorder
 
 
 @contextmanager

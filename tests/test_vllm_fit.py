@@ -27,7 +27,8 @@ rollout:
     class_path: maxk_lightning.rollouts.VLLMServerEngine
     init_args:
       transfer: file
-      server_args: {enforce-eager: true, max-model-len: 512, dtype: float32, kv-cache-memory-bytes: 134217728}
+      server_args: {enforce-eager: true, max-model-len: 512, dtype: float32, kv-cache-memory-bytes: 134217728,
+        distributed-executor-backend: uni}
 """
 
 
@@ -108,15 +109,15 @@ def test_a_server_that_is_killed_is_replaced_and_none_outlives_the_run(
     config.write_text(SERVER)
     run = start(root, "--config", str(config), "--trainer.max_epochs", "200")
     checkpoint = root / "checkpoints" / "last.ckpt"
-    _wait_until(checkpoint.exists, run, 300)
+    _wait_until(checkpoint.exists, run, 500)
     server = [p for p in psutil.Process(run.pid).children(recursive=True) if "api_server" in " ".join(p.cmdline())]
     engine_processes = [p for parent in server for p in parent.children(recursive=True)]
     assert engine_processes
     for process in engine_processes:
         process.kill()
-    _wait_until(lambda: "starting the rollout engine afresh" in _messages(root), run, 120)
+    _wait_until(lambda: "starting the rollout engine afresh" in _messages(root), run, 200)
     written = checkpoint.stat().st_mtime_ns
-    _wait_until(lambda: checkpoint.stat().st_mtime_ns > written, run, 300)  # it goes on with the new server
+    _wait_until(lambda: checkpoint.stat().st_mtime_ns > written, run, 500)  # it goes on with the new server
 
     family = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(signal.SIGKILL)

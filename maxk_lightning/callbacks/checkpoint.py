@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or absent."""
+"""Checkpoint files that are either whole or absent; directories are written by `FSDP2Strategy`."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
+
+from maxk_lightning.checkpoints import is_sharded, read_sharded
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,3 +29,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a file, or a directory that a sharded run wrote."""
+        if is_sharded(Path(path)):
+            return read_sharded(Path(path))
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        return checkpoint

@@ -174,16 +174,15 @@ class PromptDataModule(LightningDataModule):
         self.buffers[stage].fill(rollout, self._order_seed(rollout_index) if stage == "fit" else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The current rollout, gathered from all ranks, when there are optimizer steps left to make on it."""
+        """The current rollout, gathered from all ranks, in an epoch that is under way; nothing at its end."""
         assert self.trainer is not None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        num_done = progress.processed
-        if not 0 < num_done < self.trainer.num_training_batches:
+        loop: Any = self.trainer.fit_loop
+        if loop.epoch_progress.current.started == loop.epoch_progress.current.processed:
             return {}
         rollout = self.buffers["fit"].rollout
         return {
             "rollout_index": self.trainer.current_epoch,
-            "num_done": num_done,
+            "num_done": loop.epoch_loop.batch_progress.current.processed,
             "schedule": self._schedule,
             "sampling": asdict(rollout.sampling),
             "version": rollout.version,

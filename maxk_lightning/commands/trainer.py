@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -17,6 +16,7 @@ from maxk_lightning.callbacks import (
     HyperparameterWriter,
     PredictionWriter,
     RolloutCallback,
+    RolloutCheckpoint,
     RolloutProgressBar,
     SampleWriter,
 )
@@ -68,7 +68,7 @@ class MaxKCLI(LightningCLI):
             "--dry_run", type=bool, default=False, help="Check everything and report the data, then stop."
         )
         parser.add_lightning_class_args(RolloutCallback, "rollout")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RolloutCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.save_last": True,

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,17 @@ def read_sharded(path: Path, prefix: str = "") -> dict[str, Any]:
     state: dict[str, Any] = {
         name: _empty(entry) for name, entry in metadata.state_dict_metadata.items() if name.startswith(prefix)
     }
-    load(state, checkpoint_id=path, no_dist=True)
-    nested: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as intended
+        load(state, checkpoint_id=path, no_dist=True)
+    nested: dict[Any, Any] = {}
     for name, value in state.items():
         *parents, last = metadata.planner_data[name]
         place = nested
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = value
+    nested = _with_lists(nested)
     optimizers = [nested[name] for name in sorted(nested) if name.startswith("optimizer_")]
     if optimizers:
         checkpoint["optimizer_states"] = [_by_index(optimizer) for optimizer in optimizers]
@@ -80,6 +84,15 @@ def read_sharded(path: Path, prefix: str = "") -> dict[str, Any]:
 
 def _empty(entry: Any) -> Tensor | None:
     return torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
+
+
+def _with_lists(value: Any) -> Any:
+    """Lists again where torch wrote their places as keys."""
+    if not isinstance(value, dict):
+        return value
+    children = {key: _with_lists(child) for key, child in value.items()}
+    is_list = bool(children) and all(isinstance(key, int) for key in children)
+    return [children[key] for key in sorted(children)] if is_list else children
 
 
 def _by_index(optimizer: dict[str, Any]) -> dict[str, Any]:

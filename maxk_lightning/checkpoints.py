@@ -1,4 +1,4 @@
-"""Checkpoint directories in which every rank wrote its share: replace them safely, read them on one process."""
+"""Checkpoint directories, in which every rank wrote its share: replace them safely, read them on one process."""
 
 import os
 import shutil
@@ -16,8 +16,8 @@ METADATA = "meta.pt"
 "Lightning's file for everything but weights and optimizer states."
 
 
-def replace_directory(part: Path, target: Path) -> None:
-    """Rename `part` to `target`, replacing what was there.
+def replace_checkpoint(part: Path, target: Path) -> None:
+    """Rename `part` to `target`, replacing what was there, file or directory.
 
     Directories cannot be exchanged portably in one step, so for a moment the previous checkpoint is called
     `X-replaced.ckpt`: `--ckpt_path last` finds `last-replaced.ckpt` too and takes the newest.

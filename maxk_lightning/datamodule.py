@@ -192,16 +192,7 @@ class PromptDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a stored rollout, shared by as many ranks as there are.
-
-        Raises:
-            ValueError: the optimizer steps left in it would not be those that this configuration makes.
-        """
-        if state_dict["schedule"] != self._schedule:
-            raise ValueError(
-                f"data: the checkpoint was saved amid a rollout with {state_dict['schedule']}, which cannot go on with "
-                f"{self._schedule}; change these at the end of a rollout"
-            )
+        """Keep a stored rollout, which training goes on with."""
         self._resumed = state_dict
 
     def train_dataloader(self) -> DataLoader[Rollout]:
@@ -253,7 +244,16 @@ class PromptDataModule(LightningDataModule):
         return DataLoader(self.buffers[stage], batch_size=None, num_workers=0)
 
     def _refill(self, state: dict[str, Any]) -> None:
-        """Put this rank's share of a stored rollout back."""
+        """Put this rank's share of a stored rollout back, however many ranks there are.
+
+        Raises:
+            ValueError: the optimizer steps left in it would not be those that this configuration makes.
+        """
+        if state["schedule"] != self._schedule:
+            raise ValueError(
+                f"data: the checkpoint was saved amid a rollout with {state['schedule']}, which cannot go on with "
+                f"{self._schedule}; change these at the end of a rollout"
+            )
         index = state["rollout_index"]
         problems, prompts = self.rollout_prompts(index)
         rollout = Rollout(

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
-from maxk_lightning.checkpoints import METADATA, discard, replace_directory
+from maxk_lightning.checkpoints import METADATA, discard, replace_checkpoint
 from maxk_lightning.sharding import sharded_modules
 
 
@@ -91,7 +91,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     ) -> None:
         """Write beside the target and swap: a run killed at any moment leaves a whole checkpoint."""
         if not self._save_distributed_checkpoint:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+            # The grandparent's: Lightning would first delete a directory of that name.
+            super(ModelParallelStrategy, self).save_checkpoint(checkpoint, filepath, storage_options)
             return
         target = Path(self.broadcast(filepath))
         part = target.with_name(f"{target.name}.part")
@@ -103,7 +104,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self.is_global_zero:
             with (part / METADATA).open("rb") as file:
                 os.fsync(file.fileno())
-            replace_directory(part, target)
+            replace_checkpoint(part, target)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

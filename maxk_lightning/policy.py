@@ -108,11 +108,8 @@ def load_stop_tokens(policy: str) -> set[int]:
 @cache
 def weight_shapes(policy: str) -> dict[str, torch.Size]:
     """Names and shapes of all weights of a policy, tied ones included, in their order; no weight is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(resolve_policy(policy))
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = load_model(policy, has_weights=False)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 

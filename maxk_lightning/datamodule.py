@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import pairwise
 from random import Random
 from typing import Any, Literal
 
@@ -16,38 +17,48 @@ from maxk_lightning.data.report import report_of
 from maxk_lightning.experience import Rollout
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.types import Problem, Prompt
+from maxk_lightning.stored_rollouts import gather_records, groups_of
+from maxk_lightning.types import Problem, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 EvalStage = Literal["validate", "test", "predict"]
 
 
 class RolloutBuffer(Dataset[Rollout]):
-    """The current rollout in slices of whole groups, once for every PPO iteration.
+    """This rank's share of the current rollout in slices of whole groups, once for every PPO iteration.
 
     Each iteration visits the slices in an order of its own. A slice always holds the same groups, neighbours in the
     prompt stream, and the order is the same on all ranks: an optimizer step sees the same groups however many ranks
-    share it.
+    share it. All ranks have equally many slices; a rank's share of a slice may be empty.
     The length is known before the buffer is filled, so that a DataLoader can be built on it once.
     """
 
-    def __init__(self, num_groups: int, groups_per_slice: int, num_iterations: int = 1) -> None:
+    def __init__(
+        self, num_groups: int, groups_per_slice: int, num_iterations: int = 1, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Prepare for `num_groups` over all ranks, of which this one holds every `world_size`-th from `rank` on."""
         super().__init__()
-        self.num_slices = -(-num_groups // groups_per_slice)
-        self.groups_per_slice = groups_per_slice
+        # Of the groups before place p in the prompt stream, a rank holds (p - rank) / world_size, rounded up.
+        starts = [*range(0, num_groups, groups_per_slice), num_groups]
+        bounds = [-((rank - start) // world_size) for start in starts]
+        self._slices = [slice(start, end) for start, end in pairwise(bounds)]
         self.num_iterations = num_iterations
         self._current: Rollout | None = None
         self._order: list[int] = []
 
-    def fill(self, rollout: Rollout, seed: int | None = None) -> None:
-        """Replace the rollout; with a seed the slices of each iteration are shuffled."""
+    def fill(self, rollout: Rollout, seed: int | None = None, num_done: int = 0) -> None:
+        """Replace the rollout; with a seed the slices of each iteration are shuffled.
+
+        A resumed run leaves out the first `num_done` slices: Lightning goes on counting, but reads from index 0.
+        """
         self._current = rollout
         self._order = []
         for iteration in range(self.num_iterations):
-            order = list(range(self.num_slices))
+            order = list(range(len(self._slices)))
             if seed is not None:
                 Random(derive_seed(seed, "iteration", iteration)).shuffle(order)
             self._order += order
+        self._order = self._order[num_done:]
 
     @property
     def rollout(self) -> Rollout:
@@ -57,20 +68,22 @@ class RolloutBuffer(Dataset[Rollout]):
 
     def __len__(self) -> int:
         """Slices in all PPO iterations."""
-        return self.num_slices * self.num_iterations
+        return len(self._slices) * self.num_iterations
 
     def __getitem__(self, index: int) -> Rollout:
         """The slice that stands at this place of the order."""
-        start = self._order[index] * self.groups_per_slice
-        return replace(self.rollout, groups=self.rollout.groups[start : start + self.groups_per_slice])
+        return replace(self.rollout, groups=self.rollout.groups[self._slices[self._order[index]]])
 
 
 class PromptDataModule(LightningDataModule):
     """Problems and prompts for every stage.
 
     One Lightning epoch is one rollout, so `trainer.max_epochs` counts rollouts. Everything random is a function of
-    (seed, rollout index): there is no state to save, and a resumed run sees what an undisturbed one would have seen.
+    (seed, rollout index), so a resumed run sees what an undisturbed one would have seen; only a checkpoint amid the PPO
+    iterations of a rollout has to hold the rollout, because the weights that sampled it are gone.
     """
+
+    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -95,7 +108,7 @@ class PromptDataModule(LightningDataModule):
             policy: Whose tokenizer renders prompts; training fills in `model.policy`.
             prompts_per_rollout: Prompts of a rollout, over all ranks.
             prompts_per_step: Prompts of an optimizer step, over all ranks; None: the whole rollout. Must divide the
-                rollout.
+                rollout; need not be a multiple of the number of ranks.
             num_ppo_iterations: Passes over each rollout (the paper: 3 off-policy, 1 on-policy).
             max_prompt_tokens: Longer prompts are left out, and counted in the log (the paper: 512).
             seed: Of all orders and samples; training fills in `seed_everything`.
@@ -129,6 +142,7 @@ class PromptDataModule(LightningDataModule):
         self.problems: dict[str, Sequence[Problem]] = {}
         self.reports: dict[str, LoadReport] = {}
         self.buffers: dict[str, RolloutBuffer] = {}
+        self._resumed: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Read the problems that a stage needs; running it again is free.
@@ -157,8 +171,29 @@ class PromptDataModule(LightningDataModule):
 
     def fill(self, stage: str, rollout: Rollout, rollout_index: int = 0) -> None:
         """Put a rollout where the stage's dataloader reads it."""
-        seed = derive_seed(self.seed, "buffer", rollout_index) if stage == "fit" else None
-        self.buffers[stage].fill(rollout, seed)
+        self.buffers[stage].fill(rollout, self._order_seed(rollout_index) if stage == "fit" else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The current rollout, gathered from all ranks, in an epoch that is under way; nothing at its end."""
+        assert self.trainer is not None
+        loop: Any = self.trainer.fit_loop
+        if loop.epoch_progress.current.started == loop.epoch_progress.current.processed:
+            return {}
+        rollout = self.buffers["fit"].rollout
+        return {
+            "rollout_index": self.trainer.current_epoch,
+            "num_done": loop.epoch_loop.batch_progress.current.processed,
+            "schedule": self._schedule,
+            "sampling": asdict(rollout.sampling),
+            "version": rollout.version,
+            "generate_s": rollout.generate_s,
+            "score_s": rollout.score_s,
+            "groups": gather_records(rollout.groups),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a stored rollout, which training goes on with."""
+        self._resumed = state_dict
 
     def train_dataloader(self) -> DataLoader[Rollout]:
         """Slices of the current rollout, for every PPO iteration."""
@@ -188,22 +223,47 @@ class PromptDataModule(LightningDataModule):
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
+    @property
+    def _schedule(self) -> dict[str, int]:
+        names = ("prompts_per_rollout", "prompts_per_step", "num_ppo_iterations", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def _order_seed(self, rollout_index: int) -> int:
+        return derive_seed(self.seed, "buffer", rollout_index)
+
     def _loader(self, stage: str) -> DataLoader[Rollout]:
-        self.buffers[stage] = self._train_buffer() if stage == "fit" else self._eval_buffer(stage)
+        rank, ranks = self._rank, self._world_size
+        if stage == "fit":
+            sizes = (self.prompts_per_rollout, self.prompts_per_step, self.num_ppo_iterations)
+        else:
+            sizes = (len(self.problems[stage]), ranks, 1)
+        self.buffers[stage] = RolloutBuffer(*sizes, rank=rank, world_size=ranks)
+        if stage == "fit" and self._resumed:
+            self._refill(self._resumed)
+            self._resumed = {}
         return DataLoader(self.buffers[stage], batch_size=None, num_workers=0)
 
-    def _train_buffer(self) -> RolloutBuffer:
-        ranks = self._world_size
-        if self.prompts_per_step % ranks:
-            raise ValueError(f"data.prompts_per_step ({self.prompts_per_step}) must be a multiple of the {ranks} ranks")
-        groups, groups_per_step = self.prompts_per_rollout // ranks, self.prompts_per_step // ranks
-        return RolloutBuffer(groups, groups_per_step, self.num_ppo_iterations)
+    def _refill(self, state: dict[str, Any]) -> None:
+        """Put this rank's share of a stored rollout back, however many ranks there are.
 
-    def _eval_buffer(self, stage: str) -> RolloutBuffer:
-        num_problems = len(self.problems[stage])
-        if num_problems < self._world_size:
-            raise ValueError(f"data ({stage}): {num_problems} problems are fewer than the {self._world_size} ranks")
-        return RolloutBuffer(len(range(self._rank, num_problems, self._world_size)), groups_per_slice=1)
+        Raises:
+            ValueError: the optimizer steps left in it would not be those that this configuration makes.
+        """
+        if state["schedule"] != self._schedule:
+            raise ValueError(
+                f"data: the checkpoint was saved amid a rollout with {state['schedule']}, which cannot go on with "
+                f"{self._schedule}; change these at the end of a rollout"
+            )
+        index = state["rollout_index"]
+        problems, prompts = self.rollout_prompts(index)
+        rollout = Rollout(
+            groups=groups_of(state["groups"][self._rank :: self._world_size], problems, prompts),
+            sampling=Sampling(**state["sampling"]),
+            version=state["version"],
+            generate_s=state["generate_s"],
+            score_s=state["score_s"],
+        )
+        self.buffers["fit"].fill(rollout, self._order_seed(index), state["num_done"])
 
     def _load(self, stage: str) -> Sequence[Problem]:
         source = self.sources[stage]

@@ -55,7 +55,7 @@ class Rollout:
     @property
     def rewards_PN(self) -> Tensor:
         """Rewards, float64; NaN where a sample could not be scored."""
-        return torch.tensor([group.rewards for group in self.groups], dtype=torch.float64)
+        return _rewards(self.groups, self.sampling.num_completions)
 
     @property
     def values_of(self) -> dict[str, Tensor]:
@@ -74,6 +74,11 @@ class Rollout:
     def completions(self) -> Iterator[Completion]:
         """All completions."""
         return (completion for group in self.groups for completion in group.completions)
+
+
+def _rewards(groups: Sequence[Group], num_completions: int) -> Tensor:
+    rewards_PN = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
+    return rewards_PN if groups else rewards_PN.view(0, num_completions)
 
 
 def _mean(values: Sequence[float] | None) -> float:
@@ -159,8 +164,8 @@ class Batch:
         )
 
 
-def to_batch(groups: Sequence[Group], max_row_tokens: int | None = None) -> Batch:
-    """Lay whole groups out as tensors; see `packing.pack`."""
+def to_batch(groups: Sequence[Group], max_row_tokens: int | None = None, num_completions: int = 0) -> Batch:
+    """Lay whole groups out as tensors; see `packing.pack`. `num_completions` is the N of a batch without groups."""
     rows = pack(
         [group.prompt.token_ids for group in groups],
         [[completion.token_ids for completion in group.completions] for group in groups],
@@ -169,5 +174,5 @@ def to_batch(groups: Sequence[Group], max_row_tokens: int | None = None) -> Batc
     logprobs = [logprob for group in groups for c in group.completions for logprob in c.logprobs]
     behaviour_logprobs_BT = torch.zeros(rows.mask_BT.shape)
     behaviour_logprobs_BT[rows.mask_BT] = torch.tensor(logprobs, dtype=torch.float32)
-    rewards_PN = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
+    rewards_PN = _rewards(groups, num_completions)
     return Batch(rows=rows, behaviour_logprobs_BT=behaviour_logprobs_BT, rewards_PN=rewards_PN)

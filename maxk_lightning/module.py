@@ -4,11 +4,13 @@ Legend: P prompts, N completions per prompt, B = P*N rows, T completion tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from maxk_lightning.experience import Batch, Group, Rollout, to_batch
@@ -25,7 +27,10 @@ from maxk_lightning.losses import (
 from maxk_lightning.metrics import RolloutMetrics
 from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, group_diagnostics, objective_at
 from maxk_lightning.policy import Policy, load_model, resolve_policy
+from maxk_lightning.sharding import load_sharded, whole
 
+ONCE: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1}
+"How to log what is known once per rollout or validation."
 ZERO_CREDIT = 1e-12
 "A group whose credits are all smaller than this gives no gradient."
 
@@ -112,12 +117,9 @@ class PolicyModule(LightningModule):
         """Load the policy, and the reference policy where the KL penalty needs one."""
         if self.policy is not None:
             return
-        model = load_model(self.policy_name)
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.policy = Policy(model).train()  # Hugging Face loads in eval mode, where nothing would be recomputed
+        self.policy = self._load_policy().train()  # Hugging Face loads in eval mode, where nothing would be recomputed
         if self.kl_target == "reference":
-            self._unregistered["reference"] = Policy(load_model(self.policy_name)).requires_grad_(False).eval()
+            self._unregistered["reference"] = self._load_policy().requires_grad_(False).eval()
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule from the callables of the configuration."""
@@ -127,8 +129,12 @@ class PolicyModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights under their Hugging Face names, tied ones included."""
-        return ((name.removeprefix("model."), tensor) for name, tensor in self._policy.state_dict().items())
+        """The policy's weights under their Hugging Face names, tied ones included.
+
+        Sharded ones are gathered one at a time: all ranks must iterate together.
+        """
+        weights = self._policy.state_dict(keep_vars=True)
+        return ((name.removeprefix("model."), whole(tensor.detach())) for name, tensor in weights.items())
 
     def training_step(self, batch: Rollout, batch_idx: int) -> None:
         """One optimizer step over the groups of `batch`, micro-batch by micro-batch."""
@@ -136,21 +142,23 @@ class PolicyModule(LightningModule):
         optimizer.zero_grad()
         counts = self._global_counts(batch)
         totals: dict[str, Tensor] = {}
-        for groups in _split(batch.groups, self.prompts_per_micro_batch):
-            micro_batch = to_batch(groups, self.max_row_tokens).to(self.device)
+        micro_batches = self._micro_batches(batch.groups)
+        for number, groups in enumerate(micro_batches, start=1):
+            micro_batch = to_batch(groups, self.max_row_tokens, batch.sampling.num_completions).to(self.device)
             loss, sums = self._loss(micro_batch, counts, batch.sampling.temperature)
-            # Data-parallel strategies average gradients over ranks; ours are shares of one sum.
-            self.manual_backward(loss * self.trainer.world_size)
+            with nullcontext() if number == len(micro_batches) else self._block_sync():
+                # Data-parallel strategies average gradients over ranks; ours are shares of one sum.
+                self.manual_backward(loss * self.trainer.world_size)
             for name, value in {"loss": loss.detach(), **sums}.items():
                 totals[name] = totals.get(name, 0) + value
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._policy.parameters() if p.grad is not None])
         if self.max_grad_norm is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
+            torch.nn.utils.clip_grads_with_norm_(self._policy.parameters(), self.max_grad_norm, grad_norm)
         optimizer.step()
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
         self._log_step(totals, counts)
-        self.log("train/grad_norm", grad_norm)
+        self.log("train/grad_norm", whole(grad_norm))
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def _loss(self, batch: Batch, counts: BatchCounts, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -159,7 +167,8 @@ class PolicyModule(LightningModule):
         log_ratios_BT = (stats.logprobs_BT - batch.behaviour_logprobs_BT).detach()
         log_ratios_PN = log_ratios_BT.double().sum(1).view_as(batch.rewards_PN)
         objective = objective_at(self.objective, self._progress)
-        credits_PN = objective(batch.rewards_PN, log_ratios_PN)
+        has_groups = len(batch.rewards_PN) > 0
+        credits_PN = objective(batch.rewards_PN, log_ratios_PN) if has_groups else batch.rewards_PN
         terms = self.policy_loss(stats.logprobs_BT, batch.behaviour_logprobs_BT, credits_PN.flatten(), batch.mask_BT)
         weights_BT = self.weigh(batch.mask_BT, counts)
         kl_BT = kl_k3(stats.logprobs_BT, self._kl_target_logprobs(batch, temperature)) * batch.mask_BT
@@ -221,6 +230,32 @@ class PolicyModule(LightningModule):
         """Share of the planned rollouts that is done, in [0, 1)."""
         return self.current_epoch / max(1, self.trainer.max_epochs or 1)
 
+    def _load_policy(self) -> Policy:
+        """The policy as the strategy holds it: whole, or this rank's share of every weight."""
+        if self.device_mesh is None:
+            return self._build_policy()
+        strategy = self.trainer.strategy
+        is_bf16 = self.trainer.precision == "bf16-mixed"
+        return load_sharded(self._build_policy, self.device_mesh["data_parallel"], strategy.root_device, is_bf16)
+
+    def _build_policy(self, has_weights: bool = True) -> Policy:
+        model = load_model(self.policy_name, has_weights=has_weights)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return Policy(model)
+
+    def _micro_batches(self, groups: Sequence[Group]) -> list[Sequence[Group]]:
+        """Equally many on all ranks, which communicate in every pass: a rank that has none left computes with none."""
+        size = self.prompts_per_micro_batch or max(1, len(groups))
+        own = [groups[start : start + size] for start in range(0, len(groups), size)]
+        (num_micro_batches,) = self._over_ranks([len(own)], "max")
+        return own + [()] * (int(num_micro_batches) - len(own))
+
+    def _block_sync(self) -> AbstractContextManager[None]:
+        """Leave gradients on this rank: they are summed over ranks once, in the last micro-batch."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
     def _kl_target_logprobs(self, batch: Batch, temperature: float) -> Tensor:
         if self.kl_target == "old":
             return batch.behaviour_logprobs_BT
@@ -232,7 +267,7 @@ class PolicyModule(LightningModule):
     def _global_counts(self, batch: Rollout) -> BatchCounts:
         """Denominators of the whole optimizer step: all micro-batches, all ranks."""
         num_tokens = sum(len(completion.token_ids) for completion in batch.completions)
-        num_prompts, total_tokens = self._sum_over_ranks([len(batch.groups), num_tokens])
+        num_prompts, total_tokens = self._over_ranks([len(batch.groups), num_tokens], "sum")
         return BatchCounts(
             num_prompts=int(num_prompts),
             num_completions=batch.sampling.num_completions,
@@ -240,16 +275,16 @@ class PolicyModule(LightningModule):
             max_tokens=batch.sampling.max_new_tokens,
         )
 
-    def _sum_over_ranks(self, numbers: Sequence[float]) -> list[float]:
-        sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+    def _over_ranks(self, numbers: Sequence[float], reduction: Literal["sum", "max"]) -> list[float]:
+        reduced = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        return [float(number) for number in sums]
+            reduced = self.trainer.strategy.reduce(reduced, reduce_op=reduction)
+        return [float(number) for number in reduced]
 
     def _log_step(self, totals: dict[str, Tensor], counts: BatchCounts) -> None:
         """Turn sums over micro-batches and ranks into means; metrics.md says what each tag means."""
         denominators = {"token": max(1, counts.total_tokens), "group": counts.num_prompts, "": 1}
-        sums = self._sum_over_ranks([float(value) for value in totals.values()])
+        sums = self._over_ranks([float(value) for value in totals.values()], "sum")
         for name, value in zip(totals, sums, strict=True):
             unit, _, tag = name.rpartition("/")
             self.log(f"train/{tag}", value / denominators[unit], prog_bar=tag == "loss")
@@ -259,9 +294,4 @@ class PolicyModule(LightningModule):
         values = metrics.compute()
         metrics.reset()
         for tag, value in values.items():
-            self.log(f"{prefix}/{tag}", value, prog_bar=tag == "reward", sync_dist=True)
-
-
-def _split(groups: Sequence[Group], size: int | None) -> list[Sequence[Group]]:
-    size = size or len(groups)
-    return [groups[start : start + size] for start in range(0, len(groups), size)]
+            self.log(f"{prefix}/{tag}", value, prog_bar=tag == "reward", sync_dist=True, **ONCE)

@@ -58,13 +58,14 @@ def pack(
     """Lay out groups; a row is closed before it would exceed `max_row_tokens` (None: one row per prompt).
 
     A prompt with a single completion may exceed the limit. One completion per row is what every limit ends in when it
-    is small enough, and needs no attention mask.
+    is small enough, and needs no attention mask. No prompts at all give one row of one token and no completion, with
+    which a rank can join a forward pass of the others.
     """
-    rows = [
+    rows: list[tuple[Tokens, list[Tokens]]] = [
         (prompt, part)
         for prompt, group in zip(prompts, completions, strict=True)
         for part in _parts(len(prompt), group, max_row_tokens)
-    ]
+    ] or [((0,), [])]
     length = max(len(prompt) + sum(map(len, part)) for prompt, part in rows)
     input_ids_RL = torch.zeros(len(rows), length, dtype=torch.long)
     positions_RL = torch.zeros(len(rows), length, dtype=torch.long)
@@ -82,14 +83,15 @@ def pack(
         input_ids_RL[row, : len(tokens)] = torch.tensor(tokens)
         positions_RL[row, : len(tokens)] = torch.tensor(positions)
         segments_RL[row, : len(tokens)] = torch.tensor(segments)
-    lengths_B = torch.tensor([len(completion) for group in completions for completion in group])
+    lengths = [len(completion) for group in completions for completion in group]
+    lengths_B = torch.tensor(lengths, dtype=torch.long)
     return PackedRows(
         input_ids_RL=input_ids_RL,
         positions_RL=positions_RL,
         segments_RL=segments_RL,
         sources_M=torch.tensor(sources, dtype=torch.long),
         targets_M=torch.tensor([token for group in completions for c in group for token in c], dtype=torch.long),
-        mask_BT=torch.arange(max(1, int(lengths_B.max()))) < lengths_B[:, None],
+        mask_BT=torch.arange(max([1, *lengths])) < lengths_B[:, None],
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import register_dataclass
 from torch.utils.checkpoint import checkpoint
 
 from maxk_lightning.packing import PackedRows
@@ -49,18 +50,25 @@ def resolve_policy(policy: str) -> str:
     return policy
 
 
-def load_model(policy: str, dtype: torch.dtype = torch.float32) -> "PreTrainedModel":
+def load_model(policy: str, dtype: torch.dtype = torch.float32, *, has_weights: bool = True) -> "PreTrainedModel":
     """Load the causal language model of a policy directory or hub name.
+
+    Without weights the model is only described: its parameters are whatever the current default device makes of them.
 
     Raises:
         ValueError: the directory cannot be read or the hub cannot be reached.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    source = resolve_policy(policy)
+    model: PreTrainedModel
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(resolve_policy(policy), dtype=dtype)
+        if has_weights:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ValueError(f"model.policy: cannot load {policy}: {_first_line(error)}") from error
     return model
@@ -100,11 +108,8 @@ def load_stop_tokens(policy: str) -> set[int]:
 @cache
 def weight_shapes(policy: str) -> dict[str, torch.Size]:
     """Names and shapes of all weights of a policy, tied ones included, in their order; no weight is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(resolve_policy(policy))
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = load_model(policy, has_weights=False)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
@@ -120,6 +125,11 @@ class TokenStats:
     "log pi of each completion token under the tempered policy, float32, nats, with gradient; 0 where masked."
     entropies_BT: Tensor
     "Entropy in nats of the distribution of each completion token, float32, no gradient; 0 where masked."
+
+
+register_dataclass(
+    TokenStats
+)  # FSDP2 looks for the outputs that need a gradient, not in every torch inside dataclasses
 
 
 class Policy(nn.Module):

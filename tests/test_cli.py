@@ -40,6 +40,7 @@ def _refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--model.kl_target", "reference", "--model.kl_coef", "0"], "kl_target"),
         (["--model.objective", "GRPOO"], "GRPOO"),
         (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val: set model.max_grad_norm instead"),
+        (["--trainer.precision", "bf16-true"], "trainer.precision is bf16-true, must be 32-true or bf16-mixed"),
         (
             ["--trainer.accumulate_grad_batches", "2"],
             "trainer.accumulate_grad_batches: set model.prompts_per_micro_batch",

@@ -1,6 +1,7 @@
 """Prompt streams, templates and buffers."""
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -82,6 +83,31 @@ def test_a_buffer_serves_every_group_once_per_ppo_iteration() -> None:
     uneven = RolloutBuffer(num_groups=5, groups_per_slice=2)
     uneven.fill(_rollout(5))
     assert [len(uneven[index].groups) for index in range(len(uneven))] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(("num_groups", "groups_per_slice"), [(1, 1), (6, 3), (5, 2), (8, 4), (3, 7)])
+def test_ranks_share_each_slice_however_uneven(num_groups: int, groups_per_slice: int, world_size: int) -> None:
+    served: list[list[list[str]]] = []
+    for rank in range(world_size):
+        whole = _rollout(num_groups)
+        buffer = RolloutBuffer(num_groups, groups_per_slice, num_iterations=2, rank=rank, world_size=world_size)
+        buffer.fill(replace(whole, groups=whole.groups[rank::world_size]), seed=0)
+        served.append([[g.prompt.problem_id for g in buffer[index].groups] for index in range(len(buffer))])
+    alone = RolloutBuffer(num_groups, groups_per_slice, num_iterations=2)
+    alone.fill(_rollout(num_groups), seed=0)
+    for index, shares in enumerate(zip(*served, strict=True)):
+        expected = [group.prompt.problem_id for group in alone[index].groups]
+        assert sorted(problem for share in shares for problem in share) == sorted(expected)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_resumed_buffer_leaves_out_what_was_served() -> None:
+    whole, resumed = (RolloutBuffer(num_groups=6, groups_per_slice=2, num_iterations=3) for _ in range(2))
+    whole.fill(_rollout(6), seed=4)
+    resumed.fill(_rollout(6), seed=4, num_done=5)
+    assert len(resumed) == len(whole) == 9  # Lightning counts from the start of the epoch
+    assert [resumed[index].groups for index in range(4)] == [whole[index].groups for index in range(5, 9)]
 
 
 def test_long_prompts_are_left_out_and_counted(random_policy: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,7 +65,7 @@ def test_the_directory_holds_the_trained_policy_and_its_tokenizer(
 
 
 def test_what_is_no_checkpoint_or_would_be_overwritten_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match="is not a checkpoint file"):
         export(str(tmp_path / "absent.ckpt"), str(tmp_path / "out"))
     (tmp_path / "garbage.ckpt").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match="is not a checkpoint"):

@@ -126,6 +126,21 @@ def test_micro_batches_do_not_change_the_run(
     assert max((whole[name] - start[name]).abs().max() for name in start) > 1e-4  # and the run did something
 
 
+def test_a_batch_without_groups_has_a_loss_of_zero_and_zero_gradients_everywhere(random_policy: str) -> None:
+    """What a rank computes while others have groups left: every weight takes part, nothing changes."""
+    module = PolicyModule(policy=random_policy, kl_target="reference")
+    module.configure_model()
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    counts = BatchCounts(num_prompts=4, num_completions=6, total_tokens=100, max_tokens=12)
+    loss, sums = module._loss(to_batch([], num_completions=6), counts, 1.0)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(float(value) == 0.0 for value in sums.values())
+    for name, parameter in module.policy.named_parameters():  # type: ignore[union-attr]
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
 def test_off_policy_credits_follow_the_drift(random_policy: str, tmp_path: Path) -> None:
     """With a large learning rate the second PPO iteration sees other ratios: exact and on-policy credits part ways."""
     exact, _ = _fit(random_policy, tmp_path, epochs=1, learning_rate=0.5, objective=ExactMaxAtK(k=2), kl_coef=0.0)

@@ -1,6 +1,6 @@
 """What happens around the training steps."""
 
-from maxk_lightning.callbacks.checkpoint import AtomicCheckpointIO
+from maxk_lightning.callbacks.checkpoint import AtomicCheckpointIO, RolloutCheckpoint
 from maxk_lightning.callbacks.curves import CurveWriter
 from maxk_lightning.callbacks.glossary import GlossaryWriter
 from maxk_lightning.callbacks.hyperparameters import HyperparameterWriter
@@ -15,6 +15,7 @@ __all__ = [
     "HyperparameterWriter",
     "PredictionWriter",
     "RolloutCallback",
+    "RolloutCheckpoint",
     "RolloutProgressBar",
     "SampleWriter",
 ]

@@ -1,11 +1,40 @@
-"""Checkpoints that are either whole or absent."""
+"""Checkpoint files that are either whole or absent; directories are written by `FSDP2Strategy`."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+
+from maxk_lightning.checkpoints import is_sharded, read_sharded, replace_checkpoint
+
+
+class RolloutCheckpoint(ModelCheckpoint):
+    """Saves as Lightning does, except that what is due after the last step of a rollout is saved at the epoch's end.
+
+    Lightning would resume such a checkpoint behind the hook in which the next rollout is sampled.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a trigger that Lightning never pulls under manual optimization."""
+        if self._train_time_interval is not None:
+            raise ValueError("checkpoint.train_time_interval has no effect here: set checkpoint.every_n_train_steps")
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when `every_n_train_steps` is due amid a rollout."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save when `every_n_train_steps` or `every_n_epochs` is due at the end of a rollout."""
+        super().on_train_batch_end(trainer, pl_module, None, None, trainer.fit_loop.batch_idx)
+        super().on_train_epoch_end(trainer, pl_module)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -26,4 +55,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(target)
+        if target.is_dir():
+            replace_checkpoint(part, target)
+        else:
+            part.replace(target)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a file, or a directory that a sharded run wrote."""
+        if is_sharded(Path(path)):
+            return read_sharded(Path(path))
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        return checkpoint

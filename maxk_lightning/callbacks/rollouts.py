@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from maxk_lightning.callbacks.weight_sync import WeightSync
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.experience import Rollout, collect
-from maxk_lightning.module import PolicyModule
+from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
 from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.seeds import derive_seed
+from maxk_lightning.strategy import FSDP2Strategy
 from maxk_lightning.types import Problem, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
@@ -73,17 +75,16 @@ class RolloutCallback(Callback):
         self._sync = WeightSync(engine, max_logprob_gap)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._ahead: tuple[int, Future[Rollout]] | None = None
+        self._logged_epoch: int | None = None
         self._training_since = self._training_until = 0.0
 
     def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
         """Refuse an objective that cannot work with this group size before anything expensive starts."""
         self._sync.version = None
+        self._logged_epoch = None
         if stage == "fit":
+            _check_trainer(trainer)
             check_group_size(pl_module.objective, self.sampling.num_completions)
-            if trainer.gradient_clip_val:
-                raise ValueError("trainer.gradient_clip_val: set model.max_grad_norm instead")
-            if trainer.accumulate_grad_batches != 1:
-                raise ValueError("trainer.accumulate_grad_batches: set model.prompts_per_micro_batch instead")
             if isinstance(pl_module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 
@@ -96,20 +97,28 @@ class RolloutCallback(Callback):
         if rollout is None:
             rollout = self._sample(trainer, pl_module, *datamodule.rollout_prompts(index), self.sampling)
         datamodule.fill("fit", rollout, index)
-        pl_module.log_rollout(rollout)
-        self._log(trainer, pl_module, rollout)
+        self._log_once(trainer, pl_module, num_done=0)
         if self.rollouts_ahead and trainer.max_epochs is not None and index + 1 != trainer.max_epochs:
             self._start_ahead(trainer, pl_module, index + 1)
         else:
             self._sync.sleep()
         self._training_since = time.perf_counter()
 
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: PolicyModule, batch: Rollout, batch_idx: int
+    ) -> None:
+        """Log a rollout that a resumed run found in the checkpoint, before the first step that is left of it."""
+        seed = derive_seed(_datamodule(trainer).seed, "step", trainer.global_step, trainer.global_rank)
+        _seed_global_generators(seed)
+        self._log_once(trainer, pl_module, num_done=batch_idx)
+
     def on_train_batch_end(self, *_: object) -> None:
         """Look at the clock: a validation may follow before the epoch ends."""
         self._training_until = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
-        """Log how long the PPO iterations took."""
+        """Log how long the PPO iterations took, or those of them that a resumed run has made."""
+        self._log_once(trainer, pl_module, num_done=trainer.fit_loop.batch_idx + 1)
         pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
@@ -132,6 +141,14 @@ class RolloutCallback(Callback):
         """Leave no engine behind; one that only evaluated may be asked again."""
         if stage == "fit":
             self._sync.restart()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is logged of the current rollout and stands in no other part of a checkpoint."""
+        return {"gap": self._sync.gap, "sync_s": self._sync.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it, for runs that are resumed amid a rollout."""
+        self._sync.gap, self._sync.seconds = state_dict["gap"], state_dict["sync_s"]
 
     def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
         if self._ahead is not None:
@@ -198,14 +215,40 @@ class RolloutCallback(Callback):
         self._sync.restart()
         return None
 
-    def _log(self, trainer: Trainer, pl_module: PolicyModule, rollout: Rollout) -> None:
+    def _log_once(self, trainer: Trainer, pl_module: PolicyModule, num_done: int) -> None:
+        """Log the current rollout, of which `num_done` steps have been made, unless this process has done so."""
+        if self._logged_epoch == trainer.current_epoch:
+            return
+        self._logged_epoch = trainer.current_epoch
+        self._training_since = self._training_until = time.perf_counter()
+        rollout = _datamodule(trainer).buffers["fit"].rollout
+        pl_module.log_rollout(rollout)
         num_tokens = sum(len(completion.token_ids) for completion in rollout.completions)
-        pl_module.log("rollout/age", float(trainer.global_step - rollout.version), sync_dist=True)
-        pl_module.log("rollout/logprob_gap", self._sync.gap, sync_dist=True)
-        pl_module.log("time/sync_s", self._sync.seconds, sync_dist=True)
-        pl_module.log("time/generate_s", rollout.generate_s, sync_dist=True)
-        pl_module.log("time/score_s", rollout.score_s, sync_dist=True)
-        pl_module.log("time/generated_tokens_per_s", num_tokens / rollout.generate_s, sync_dist=True)
+        values = {
+            "rollout/age": float(trainer.global_step - num_done - rollout.version),
+            "rollout/logprob_gap": self._sync.gap,
+            "time/sync_s": self._sync.seconds,
+            "time/generate_s": rollout.generate_s,
+            "time/score_s": rollout.score_s,
+            "time/generated_tokens_per_s": num_tokens / rollout.generate_s,
+        }
+        for tag, value in values.items():
+            pl_module.log(tag, value, sync_dist=True, **ONCE)
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    """Refuse Trainer flags that would do nothing or the wrong thing here."""
+    if trainer.gradient_clip_val:
+        raise ValueError("trainer.gradient_clip_val: set model.max_grad_norm instead")
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError("trainer.accumulate_grad_batches: set model.prompts_per_micro_batch instead")
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2Strategy):
+        raise ValueError(f"trainer.strategy: {type(trainer.strategy).__name__} is not supported; take ddp or fsdp2")
+    if trainer.precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f"trainer.precision is {trainer.precision}, must be 32-true or bf16-mixed: weights and optimizer stay in "
+            "float32, because half precision rounds away updates as small as a learning rate of 5e-6 makes them"
+        )
 
 
 def _datamodule(trainer: Trainer) -> PromptDataModule:

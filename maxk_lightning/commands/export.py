@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "policy."
+"Of the policy's weights in a checkpoint's state_dict."
 
 
 def export(ckpt: str, out: str, results: str | None = None) -> None:
@@ -13,7 +14,7 @@ def export(ckpt: str, out: str, results: str | None = None) -> None:
     Weights, tokenizer with chat template, generation config, and a README.md with the run's settings and results.
 
     Args:
-        ckpt: A `.ckpt` file written by `fit`.
+        ckpt: A `.ckpt` written by `fit`: a file, or the directory of a sharded run.
         out: The directory to create.
         results: Output of `evaluate`, or a directory that holds several: their tables go into README.md.
 
@@ -59,8 +60,12 @@ def _validation_curves(checkpoint: dict[str, Any]) -> dict[str, dict[int, float]
 def _read(path: Path) -> dict[str, Any]:
     import torch
 
+    from maxk_lightning.checkpoints import is_sharded, read_sharded
+
+    if is_sharded(path):
+        return read_sharded(path, f"state_dict.{PREFIX}")
     if not path.is_file():
-        raise ValueError(f"--ckpt: {path} is not a file")
+        raise ValueError(f"--ckpt: {path} is not a checkpoint file or directory")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

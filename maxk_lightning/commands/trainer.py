@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -17,11 +16,13 @@ from maxk_lightning.callbacks import (
     HyperparameterWriter,
     PredictionWriter,
     RolloutCallback,
+    RolloutCheckpoint,
     RolloutProgressBar,
     SampleWriter,
 )
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
+from maxk_lightning.strategy import register
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 WRITERS = (SampleWriter, CurveWriter, HyperparameterWriter, GlossaryWriter, PredictionWriter)
@@ -67,7 +68,7 @@ class MaxKCLI(LightningCLI):
             "--dry_run", type=bool, default=False, help="Check everything and report the data, then stop."
         )
         parser.add_lightning_class_args(RolloutCallback, "rollout")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RolloutCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.save_last": True,
@@ -105,8 +106,8 @@ class MaxKCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse what cannot work, and what would overwrite an earlier run, before anything expensive starts."""
-        last = Path(checkpoint_dir(self.trainer.default_root_dir)) / "last.ckpt"
-        if last.exists() and self._get(self.config_init, "ckpt_path") is None:
+        checkpoints = Path(checkpoint_dir(self.trainer.default_root_dir))
+        if any(checkpoints.glob("last*.ckpt")) and self._get(self.config_init, "ckpt_path") is None:
             self.parser.error(
                 f"{self.trainer.default_root_dir} holds an earlier run: continue it with --ckpt_path last, "
                 "or choose another --trainer.default_root_dir"
@@ -159,4 +160,8 @@ def main() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()  # an advertisement
     )
+    # Checkpoints amid an epoch hold the rollout and how far it was used; Lightning looks for that in the DataLoader.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")  # after the step: right
+    register()
     MaxKCLI()

@@ -1,0 +1,107 @@
+"""Checkpoint directories, in which every rank wrote its share: replace them safely, read them on one process."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+
+METADATA = "meta.pt"
+"Lightning's file for everything but weights and optimizer states."
+
+
+def replace_checkpoint(part: Path, target: Path) -> None:
+    """Rename `part` to `target`, replacing what was there, file or directory.
+
+    Directories cannot be exchanged portably in one step, so for a moment the previous checkpoint is called
+    `X-replaced.ckpt`: `--ckpt_path last` finds `last-replaced.ckpt` too and takes the newest.
+    """
+    replaced = target.with_name(f"{target.stem}-replaced{target.suffix}")
+    if target.exists():
+        discard(replaced)
+        target.rename(replaced)
+    part.rename(target)
+    discard(replaced)
+    _sync_directory(target.parent)
+
+
+def discard(path: Path) -> None:
+    """Delete a checkpoint under another name: what a kill leaves of it must not look like a checkpoint."""
+    trash = path.with_name(f"{path.name}.part")
+    shutil.rmtree(trash, ignore_errors=True)
+    if path.is_dir():
+        path.rename(trash)
+        shutil.rmtree(trash)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a path is a whole checkpoint directory."""
+    return path.is_dir() and (path / METADATA).is_file() and (path / ".metadata").is_file()
+
+
+def read_sharded(path: Path, prefix: str = "") -> dict[str, Any]:
+    """Read a checkpoint directory as what a single process would have written; needs no process group.
+
+    Only entries whose name starts with `prefix` are read: `state_dict.` leaves the optimizer's states on disk.
+    """
+    checkpoint: dict[str, Any] = torch.load(path / METADATA, map_location="cpu", weights_only=True)
+    metadata = FileSystemReader(path).read_metadata()
+    state: dict[str, Any] = {
+        name: _empty(entry) for name, entry in metadata.state_dict_metadata.items() if name.startswith(prefix)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as intended
+        load(state, checkpoint_id=path, no_dist=True)
+    nested: dict[Any, Any] = {}
+    for name, value in state.items():
+        *parents, last = metadata.planner_data[name]
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    nested = _with_lists(nested)
+    optimizers = [nested[name] for name in sorted(nested) if name.startswith("optimizer_")]
+    if optimizers:
+        checkpoint["optimizer_states"] = [_by_index(optimizer) for optimizer in optimizers]
+    return checkpoint | {"state_dict": nested["state_dict"]}
+
+
+def _empty(entry: Any) -> Tensor | None:
+    return torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
+
+
+def _with_lists(value: Any) -> Any:
+    """Lists again where torch wrote their places as keys."""
+    if not isinstance(value, dict):
+        return value
+    children = {key: _with_lists(child) for key, child in value.items()}
+    is_list = bool(children) and all(isinstance(key, int) for key in children)
+    return [children[key] for key in sorted(children)] if is_list else children
+
+
+def _by_index(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """Optimizer states under the numbers of the parameters, as `torch.optim` writes them, instead of their names."""
+    names = [name for group in optimizer["param_groups"] for name in group["params"]]
+    index = {name: number for number, name in enumerate(names)}
+    return {
+        "state": {index[name]: state for name, state in optimizer["state"].items()},
+        "param_groups": [
+            group | {"params": [index[name] for name in group["params"]]} for group in optimizer["param_groups"]
+        ],
+    }

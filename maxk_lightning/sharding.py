@@ -1,0 +1,67 @@
+"""FSDP2: every rank holds a share of each weight, and gathers one decoder layer at a time to compute with it.
+
+The same code runs on one or many ranks, on GPUs and on CPU processes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from maxk_lightning.policy import Policy
+
+
+def load_sharded(build: Callable[[bool], Policy], mesh: DeviceMesh, device: torch.device, is_bf16: bool) -> Policy:
+    """Build a policy whose weights exist as a whole on one rank only, in host memory, while they are handed out.
+
+    Args:
+        build: `build(True)` loads the policy, `build(False)` makes it on the meta device without reading weights.
+        mesh: One dimension; weights are split over it.
+        device: Where the shares go.
+        is_bf16: Compute in bfloat16; weights, gradients and their sums stay float32.
+    """
+    source = build(True) if dist.get_rank() == 0 else None
+    with torch.device("meta"):
+        policy = build(False)
+    _shard(policy, mesh, is_bf16)
+    policy.to_empty(device=device)
+    weights = {} if source is None else source.state_dict()
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(policy, weights, options=options)
+    for name, buffer in policy.named_buffers():  # those that no state_dict holds, such as rotary frequencies
+        if source is not None:
+            buffer.copy_(source.get_buffer(name))
+        dist.broadcast(buffer, src=0)
+    return policy
+
+
+def _shard(policy: Policy, mesh: DeviceMesh, is_bf16: bool) -> None:
+    """Shard each decoder layer, then the rest.
+
+    `reshard_after_forward` is said for the root too, where it is not the default: without it the embedding and the head
+    stay gathered after a forward pass without backward, and the next step computes with their old values.
+    """
+    dtypes: dict[str, Any] = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if is_bf16 else {}
+    layers = set(policy.model._no_split_modules or ())
+    for module in policy.modules():
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=MixedPrecisionPolicy(**dtypes))
+    # The root is given token ids: nothing to cast.
+    root = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
+    fully_shard(policy, mesh=mesh, reshard_after_forward=True, mp_policy=root)
+
+
+def sharded_modules(module: nn.Module) -> list[FSDPModule]:
+    """The modules inside `module` that hold shares."""
+    return [child for child in module.modules() if isinstance(child, FSDPModule)]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; all ranks must ask for it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

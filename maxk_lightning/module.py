@@ -4,6 +4,7 @@ Legend: P prompts, N completions per prompt, B = P*N rows, T completion tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from maxk_lightning.experience import Batch, Group, Rollout, to_batch
+from maxk_lightning.lora import LoRA, add_adapters, is_adapter, merged, without_adapters
 from maxk_lightning.losses import (
     BatchCounts,
     ClippedSurrogate,
@@ -24,7 +26,7 @@ from maxk_lightning.losses import (
 )
 from maxk_lightning.metrics import RolloutMetrics
 from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, group_diagnostics, objective_at
-from maxk_lightning.policy import Policy, load_model, resolve_policy
+from maxk_lightning.policy import Policy, TokenStats, load_model, resolve_policy
 
 ZERO_CREDIT = 1e-12
 "A group whose credits are all smaller than this gives no gradient."
@@ -49,6 +51,7 @@ class PolicyModule(LightningModule):
         max_row_tokens: int | None = 2048,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
+        lora: LoRA | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=5e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -74,6 +77,8 @@ class PolicyModule(LightningModule):
                 1: every completion in a row of its own. Changes speed and memory, never the loss.
             max_grad_norm: Gradients are clipped to this norm; None: not at all.
             gradient_checkpointing: Recompute activations in the backward pass.
+            lora: Train low-rank adapters only; None: train every weight. With adapters, `kl_target: reference` costs
+                no second model.
             optimizer: The paper's Adam with learning rate 5e-6.
             lr_scheduler: Stepped after every optimizer step; None: constant.
 
@@ -101,6 +106,7 @@ class PolicyModule(LightningModule):
         self.max_row_tokens = max_row_tokens
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
+        self.lora = lora
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.policy: Policy | None = None
@@ -115,20 +121,23 @@ class PolicyModule(LightningModule):
         model = load_model(self.policy_name)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.lora is not None:
+            add_adapters(model, self.lora)
         self.policy = Policy(model).train()  # Hugging Face loads in eval mode, where nothing would be recomputed
-        if self.kl_target == "reference":
+        if self.kl_target == "reference" and self.lora is None:
             self._unregistered["reference"] = Policy(load_model(self.policy_name)).requires_grad_(False).eval()
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule from the callables of the configuration."""
-        optimizer = self.make_optimizer(self._policy.parameters())
+        optimizer = self.make_optimizer([p for p in self._policy.parameters() if p.requires_grad])
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights under their Hugging Face names, tied ones included."""
-        return ((name.removeprefix("model."), tensor) for name, tensor in self._policy.state_dict().items())
+        """The policy's weights under their Hugging Face names, tied ones included, adapters merged into theirs."""
+        weights = ((name.removeprefix("model."), tensor) for name, tensor in self._policy.state_dict().items())
+        return weights if self.lora is None else merged(weights, self.lora.scaling)
 
     def training_step(self, batch: Rollout, batch_idx: int) -> None:
         """One optimizer step over the groups of `batch`, micro-batch by micro-batch."""
@@ -203,8 +212,30 @@ class PolicyModule(LightningModule):
         self._log_metrics("test", self.eval_metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the policy that the weights belong to, for `export`."""
+        """Name the policy that the weights belong to, for `export`; of a policy with adapters keep these alone."""
         checkpoint["policy"] = self.policy_name
+        if self.lora is not None:
+            checkpoint["lora"] = asdict(self.lora)
+            if not self._restores_in_place:
+                weights = checkpoint["state_dict"]
+                checkpoint["state_dict"] = {name: weights[name] for name in weights if is_adapter(name)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen weights back that the checkpoint leaves out.
+
+        Raises:
+            ValueError: the checkpoint was written with other adapters, or none, or for another policy.
+        """
+        lora = None if self.lora is None else asdict(self.lora)
+        if checkpoint.get("lora") != lora:
+            raise ValueError(f"model.lora is {lora}, but the checkpoint was written with {checkpoint.get('lora')}")
+        if lora is not None and checkpoint["policy"] != self.policy_name:
+            raise ValueError(
+                f"model.policy is {self.policy_name}, the checkpoint has adapters of {checkpoint['policy']}"
+            )
+        if lora is not None and not self._restores_in_place:
+            frozen = {name: weight for name, weight in self.state_dict().items() if not is_adapter(name)}
+            checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log `train/...` of a fresh rollout."""
@@ -217,6 +248,11 @@ class PolicyModule(LightningModule):
         return self.policy
 
     @property
+    def _restores_in_place(self) -> bool:
+        """Whether checkpoints go through torch.distributed.checkpoint, which restores all weights or none."""
+        return self.trainer.strategy.restore_checkpoint_after_setup
+
+    @property
     def _progress(self) -> float:
         """Share of the planned rollouts that is done, in [0, 1)."""
         return self.current_epoch / max(1, self.trainer.max_epochs or 1)
@@ -224,10 +260,13 @@ class PolicyModule(LightningModule):
     def _kl_target_logprobs(self, batch: Batch, temperature: float) -> Tensor:
         if self.kl_target == "old":
             return batch.behaviour_logprobs_BT
-        reference = self._unregistered["reference"].to(self.device)
-        with torch.no_grad():
-            logprobs_BT: Tensor = reference(batch.rows, temperature).logprobs_BT
-        return logprobs_BT
+        if self.lora is not None:
+            with torch.no_grad(), without_adapters(self._policy.model):
+                stats: TokenStats = self._policy(batch.rows, temperature)
+        else:
+            with torch.no_grad():
+                stats = self._unregistered["reference"].to(self.device)(batch.rows, temperature)
+        return stats.logprobs_BT
 
     def _global_counts(self, batch: Rollout) -> BatchCounts:
         """Denominators of the whole optimizer step: all micro-batches, all ranks."""

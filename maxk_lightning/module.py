@@ -5,7 +5,7 @@ Legend: P prompts, N completions per prompt, B = P*N rows, T completion tokens.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -27,7 +27,13 @@ from maxk_lightning.losses import (
 from maxk_lightning.metrics import RolloutMetrics
 from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, group_diagnostics, objective_at
 from maxk_lightning.policy import Policy, TokenStats, load_model, resolve_policy
+from maxk_lightning.seeds import derive_seed
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STOCHASTIC = "bf16_stochastic_round"
+"Attribute and argument of torchao's optimizers: bfloat16 weights are rounded up or down at random, unbiased."
 ZERO_CREDIT = 1e-12
 "A group whose credits are all smaller than this gives no gradient."
 
@@ -52,6 +58,7 @@ class PolicyModule(LightningModule):
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
         lora: LoRA | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=5e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -79,6 +86,10 @@ class PolicyModule(LightningModule):
             gradient_checkpointing: Recompute activations in the backward pass.
             lora: Train low-rank adapters only; None: train every weight. With adapters, `kl_target: reference` costs
                 no second model.
+            dtype: Of the weights and gradients. `bfloat16` halves them, and needs an optimizer that rounds
+                stochastically (`bf16_stochastic_round` of `torchao.optim`): to the nearest, updates at the paper's
+                learning rate vanish. Gradients of micro-batches are then summed in bfloat16 too. With `lora` it
+                concerns the frozen weights alone, and any optimizer will do.
             optimizer: The paper's Adam with learning rate 5e-6.
             lr_scheduler: Stepped after every optimizer step; None: constant.
 
@@ -107,7 +118,11 @@ class PolicyModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
+        self.dtype_name = dtype
+        self.rounds_weights = dtype == "bfloat16" and lora is None
         self.make_optimizer = optimizer
+        if self.rounds_weights and not getattr(optimizer([nn.Parameter(torch.zeros(1))]), STOCHASTIC, False):
+            raise ValueError(f"model.dtype: bfloat16 needs a model.optimizer with {STOCHASTIC}: true (torchao.optim)")
         self.make_lr_scheduler = lr_scheduler
         self.policy: Policy | None = None
         self._unregistered: dict[str, nn.Module] = {}  # the reference policy: in no checkpoint and no optimizer
@@ -118,18 +133,26 @@ class PolicyModule(LightningModule):
         """Load the policy, and the reference policy where the KL penalty needs one."""
         if self.policy is not None:
             return
-        model = load_model(self.policy_name)
+        model = self._load_model()
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.lora is not None:
             add_adapters(model, self.lora)
         self.policy = Policy(model).train()  # Hugging Face loads in eval mode, where nothing would be recomputed
         if self.kl_target == "reference" and self.lora is None:
-            self._unregistered["reference"] = Policy(load_model(self.policy_name)).requires_grad_(False).eval()
+            self._unregistered["reference"] = Policy(self._load_model()).requires_grad_(False).eval()
 
     def configure_optimizers(self) -> Any:
-        """Optimizer and schedule from the callables of the configuration."""
+        """Optimizer and schedule from the callables of the configuration.
+
+        Raises:
+            ValueError: ranks that hold copies of the weights would round them apart.
+        """
         optimizer = self.make_optimizer([p for p in self._policy.parameters() if p.requires_grad])
+        if self.rounds_weights:
+            if self.trainer.world_size > 1 and self.device_mesh is None:
+                raise ValueError("model.dtype: bfloat16 on several ranks needs trainer.strategy: fsdp2")
+            optimizer.register_step_pre_hook(self._seed_rounding)
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
@@ -246,6 +269,13 @@ class PolicyModule(LightningModule):
     def _policy(self) -> Policy:
         assert self.policy is not None, "configure_model has not run"
         return self.policy
+
+    def _load_model(self) -> "PreTrainedModel":
+        return load_model(self.policy_name, dtype=getattr(torch, self.dtype_name))
+
+    def _seed_rounding(self, *_: Any) -> None:
+        """Make the rounding of a step a function of its number, so that a resumed run repeats it."""
+        torch.manual_seed(derive_seed("rounding", self.global_step, self.global_rank))
 
     @property
     def _restores_in_place(self) -> bool:

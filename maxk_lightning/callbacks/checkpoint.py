@@ -27,3 +27,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load to host memory, whatever `map_location`.
+
+        Lightning's default is a function, under which torch does not rebuild tensors such as 8-bit optimizer states.
+        """
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, "cpu", weights_only)  # type: ignore[arg-type]
+        return checkpoint

@@ -1,5 +1,6 @@
 """`export`: a Lightning checkpoint -> a Hugging Face directory."""
 
+import importlib
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,10 +84,13 @@ def _trained_model(checkpoint: dict[str, Any], adapter: bool) -> "PreTrainedMode
 
 def _read(path: Path) -> dict[str, Any]:
     import torch
+    from torch.serialization import get_unsafe_globals_in_checkpoint
 
     if not path.is_file():
         raise ValueError(f"--ckpt: {path} is not a file")
     try:
+        if any(name.startswith("torchao.") for name in get_unsafe_globals_in_checkpoint(path)):
+            importlib.import_module("torchao.optim")  # declares its optimizer states safe to load
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"--ckpt: {path} is not a checkpoint ({error})") from error

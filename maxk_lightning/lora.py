@@ -46,6 +46,8 @@ class LoRA:
 def add_adapters(model: "PreTrainedModel", lora: LoRA) -> None:
     """Freeze the model and give it adapters, in place; B is zero, so it computes what it computed before.
 
+    Adapters are float32 whatever the type of the weights: they are what trains.
+
     Raises:
         ValueError: `target_modules` names no layer, or an embedding (which may be tied to another).
     """
@@ -57,6 +59,9 @@ def add_adapters(model: "PreTrainedModel", lora: LoRA) -> None:
         model.add_adapter(config)
     except ValueError as error:  # peft finds no such layer, or one of a type that takes no adapter
         raise ValueError(f"model.lora.target_modules is {targets}: {error}") from error
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            parameter.data = parameter.data.float()
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
     if any(hasattr(layer, "base_layer") for layer in embeddings):
         raise ValueError(f"model.lora.target_modules is {targets}: embeddings and the output head take no adapter")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maxk_lightning.lora import LoRA, add_adapters
-from maxk_lightning.policy import CHUNK_TOKENS, resolve_policy
+from maxk_lightning.policy import CHUNK_TOKENS, find_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,7 +159,7 @@ def describe(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(resolve_policy(policy))
+        config = AutoConfig.from_pretrained(find_policy(policy))
     except OSError as error:
         raise ValueError(f"model.policy: cannot load {policy}: {error}") from error
     if num_layers is not None:

@@ -134,7 +134,7 @@ def items_of(plan: Plan) -> list[Item]:
 
 def table(items: Sequence[Item], capacity_bytes: int | None = None) -> str:
     """The items in GiB, their sums, and whether they fit."""
-    lines = [f"{'GiB per GPU':<36}{'training':>10}{'sampling':>10}"]
+    lines = [f"{'GiB per rank':<36}{'training':>10}{'sampling':>10}"]
     lines += [_line(item.name, item.train_bytes, item.sample_bytes) for item in items]
     totals = sum(item.train_bytes for item in items), sum(item.sample_bytes for item in items)
     lines.append(_line("total", *totals))
@@ -171,6 +171,13 @@ def describe(
         if lora is not None:
             add_adapters(model, lora)
     return model
+
+
+def kv_bytes_per_token(policy: str, dtype: torch.dtype) -> int:
+    """Keys and values of one token in all layers."""
+    config = describe(policy, dtype).config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * int(config.num_hidden_layers * config.num_key_value_heads * head_dim) * dtype.itemsize
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

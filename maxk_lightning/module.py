@@ -88,8 +88,8 @@ class PolicyModule(LightningModule):
                 no second model.
             dtype: Of the weights and gradients. `bfloat16` halves them, and needs an optimizer that rounds
                 stochastically (`bf16_stochastic_round` of `torchao.optim`): to the nearest, updates at the paper's
-                learning rate vanish. Gradients of micro-batches are then summed in bfloat16 too. With `lora` it
-                concerns the frozen weights alone, and any optimizer will do.
+                learning rate vanish. Gradients of micro-batches are then summed in bfloat16 too. One GPU only. With
+                `lora` it concerns the frozen weights alone, and any optimizer and strategy will do.
             optimizer: The paper's Adam with learning rate 5e-6.
             lr_scheduler: Stepped after every optimizer step; None: constant.
 
@@ -146,12 +146,12 @@ class PolicyModule(LightningModule):
         """Optimizer and schedule from the callables of the configuration.
 
         Raises:
-            ValueError: ranks that hold copies of the weights would round them apart.
+            ValueError: bfloat16 weights on several ranks: copies would be rounded apart, and torchao fails on shards.
         """
         optimizer = self.make_optimizer([p for p in self._policy.parameters() if p.requires_grad])
         if self.rounds_weights:
-            if self.trainer.world_size > 1 and self.device_mesh is None:
-                raise ValueError("model.dtype: bfloat16 on several ranks needs trainer.strategy: fsdp2")
+            if self.trainer.world_size > 1 or self.device_mesh is not None:
+                raise ValueError("model.dtype: bfloat16 trains all weights on one GPU only, without trainer.strategy")
             optimizer.register_step_pre_hook(self._seed_rounding)
         if self.make_lr_scheduler is None:
             return optimizer

@@ -124,7 +124,7 @@ def load_stop_tokens(policy: str) -> set[int]:
     from transformers import GenerationConfig
 
     try:
-        configured = GenerationConfig.from_pretrained(resolve_policy(policy)).eos_token_id
+        configured = GenerationConfig.from_pretrained(find_policy(policy)).eos_token_id
     except OSError:  # a policy needs none
         configured = None
     stop_tokens = {configured} if isinstance(configured, int) else set(configured or ())
@@ -137,7 +137,7 @@ def weight_shapes(policy: str) -> dict[str, torch.Size]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(resolve_policy(policy))
+        config = AutoConfig.from_pretrained(find_policy(policy))
         model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 

@@ -1,5 +1,6 @@
 """Adapters: what they compute, what trains, what is saved, and that engines and exports see plain merged weights."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lightning import Trainer
 from peft import LoraConfig, PeftModel, get_peft_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from maxk_lightning.callbacks import AtomicCheckpointIO, RolloutCallback
@@ -28,6 +30,7 @@ from maxk_lightning.rollouts import TransformersEngine
 from maxk_lightning.types import Sampling
 from tests.fakes import LengthReward
 
+ROOT = Path(__file__).parents[1]
 LORA = LoRA(r=4, alpha=12.0)
 SAMPLING = Sampling(num_completions=4, max_new_tokens=8)
 IDS = torch.arange(3, 40)[None]
@@ -171,6 +174,16 @@ def test_only_adapters_train_and_the_engine_gets_what_they_amount_to(random_poli
     torch.testing.assert_close(stats.logprobs_BT[rows.mask_BT], sampled, atol=1e-4, rtol=0)
 
 
+def test_frozen_weights_of_16_bits_with_adapters_of_32(random_policy: str) -> None:
+    module, _ = _fit(random_policy, 1, dtype="bfloat16")
+    types = {is_adapter(name): p.dtype for name, p in module.policy.named_parameters()}  # type: ignore[union-attr]
+    assert types == {True: torch.float32, False: torch.bfloat16}
+    base = load_model(random_policy, torch.bfloat16).state_dict()
+    weights = dict(module.hf_weights())
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert any(not torch.equal(weight, base[name]) for name, weight in weights.items())
+
+
 def test_resumed_is_undisturbed_and_the_checkpoint_holds_adapters_only(random_policy: str, tmp_path: Path) -> None:
     undisturbed, _ = _fit(random_policy, 2)
     _, first = _fit(random_policy, 1)
@@ -264,3 +277,21 @@ def test_without_peft_one_sentence_says_what_to_install() -> None:
     assert done.returncode != 0
     assert "model.lora needs peft: pip install 'maxk-lightning[lora]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_gets_merged_weights(tmp_path: Path) -> None:
+    """After two rollouts with real adapters the engine's log-probs are the trainer's, which the callback measures."""
+    args = ["--config", "configs/tiny_vllm.yaml", "--trainer.default_root_dir", str(tmp_path), "--model.lora.r", "4"]
+    args += ["--trainer.max_epochs", "2", "--validate_before_fit", "false", "--trainer.enable_progress_bar", "false"]
+    args += ["--model.optimizer.lr", "1e-3", "--data.prompts_per_rollout", "4", "--model.kl_target", "reference"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    command = [sys.executable, "-m", "maxk_lightning", "fit", *args]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    curves = EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    kl, gaps = ([event.value for event in curves.Scalars(tag)] for tag in ("train/kl", "rollout/logprob_gap"))
+    assert kl[0] < 1e-6 < kl[-1]  # the adapters have come to do something
+    assert max(gaps) < 1e-4

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torchao.optim import Adam8bit
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from maxk_lightning.callbacks import RolloutCallback
+from maxk_lightning.commands.memory_plan import Machine, plan_of, remark_on
+from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.lora import LoRA, add_adapters
 from maxk_lightning.memory import GIB, EngineMemory, Plan, items_of, saved_bytes, state_bytes_per_element, table
+from maxk_lightning.module import PolicyModule
 from maxk_lightning.packing import pack
 from maxk_lightning.policy import Policy, load_model
+from maxk_lightning.rollouts import VLLMEngine, VLLMServerEngine
 
 Sizes = dict[str, int]
 
@@ -208,3 +215,44 @@ def test_the_table_adds_up_and_says_whether_it_fits(small_policy: str) -> None:
     assert columns[0][-1] == pytest.approx(sum(item.train_bytes for item in items) / GIB, abs=0.005)
     assert lines[-1] == "fits into the GPU's 6.00 GiB"
     assert table(items, 5 * GIB).splitlines()[-1] == "DOES NOT FIT into the GPU's 5.00 GiB"
+
+
+def test_a_dry_run_prints_the_table_of_the_configured_run(
+    random_policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--model.policy", random_policy, "--data.validation", "null", "--trainer.accelerator", "cpu"]
+    args += ["--trainer.default_root_dir", str(tmp_path / "run"), "--rollout.engine.max_batch_rows", "16"]
+    with pytest.raises(SystemExit) as ended:
+        MaxKCLI(["fit", *args, "--dry_run", "true"])
+    assert ended.value.code == 0
+    module = PolicyModule(policy=random_policy)
+    kv_cache_bytes = 16 * (512 + 256) * 2 * (2 * 2 * 8) * 4  # rows, tokens, K and V, layers x heads x width, float32
+    engine = EngineMemory(weights_dtype=torch.float32, kv_cache_bytes=kv_cache_bytes)
+    plan = _plan(random_policy, optimizer=module.make_optimizer, engine=engine, num_groups=8, num_completions=8)
+    plan = replace(plan, max_prompt_tokens=512, max_new_tokens=256, max_row_tokens=2048)
+    assert table(items_of(plan)) in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_follows_the_configuration(small_policy: str) -> None:
+    module = PolicyModule(policy=small_policy, lora=LoRA(r=4), dtype="bfloat16", prompts_per_micro_batch=3)
+    data = PromptDataModule(policy=small_policy, prompts_per_rollout=64, prompts_per_step=32)
+    vllm = VLLMEngine(small_policy, kv_cache_gib=2.0, sleep_while_training=True)
+    machine = Machine(num_ranks=4, is_sharded=True, has_gpu=True, capacity_bytes=80 * GIB)
+    plan = plan_of(module, data, RolloutCallback(vllm), machine)
+    assert plan.num_groups == 3
+    assert plan.has_whole_gradients  # 8 groups per rank are 3 micro-batches
+    assert (plan.weights_dtype, plan.compute_dtype) == (torch.bfloat16, torch.bfloat16)
+    assert plan.engine == EngineMemory(weights_dtype=torch.bfloat16, kv_cache_bytes=2 * GIB, is_asleep_in_training=True)
+    eager = plan_of(module, data, RolloutCallback(vllm), replace(machine, reduces_every_micro_batch=True))
+    assert not eager.has_whole_gradients
+    share = VLLMEngine(small_policy, gpu_memory_utilization=0.5)
+    mixed = plan_of(
+        PolicyModule(policy=small_policy), data, RolloutCallback(share), replace(machine, precision="bf16-mixed")
+    )
+    assert mixed.compute_dtype == torch.bfloat16
+    assert mixed.engine is not None
+    assert mixed.engine.kv_cache_bytes + 2 * load_model(small_policy).num_parameters() == 40 * GIB
+    server = RolloutCallback(VLLMServerEngine(small_policy, url="http://127.0.0.1:1"))
+    assert plan_of(module, data, server, machine).engine is None
+    assert "VLLMServerEngine): on GPUs of its own" in remark_on(server)

@@ -20,6 +20,7 @@ from maxk_lightning.data import Builtin
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import GRPO
+from maxk_lightning.policy import Policy, load_model
 from maxk_lightning.rollouts import TransformersEngine
 from maxk_lightning.types import Sampling
 from tests.fakes import LengthReward
@@ -76,7 +77,7 @@ def test_states_of_8_bits_follow_adam(wide_policy: str) -> None:
     Dynamic 8-bit quantisation errs by a few per cent of the block's largest value, so nearly all weights agree to a
     small part of the way they went; a weight whose own states are tiny may go astray, but not farther than Adam could.
     """
-    start = dict(PolicyModule(policy=wide_policy)._load_model().state_dict())
+    start = load_model(wide_policy).state_dict()
     adam = dict(_fit(wide_policy, partial(torch.optim.Adam, lr=LEARNING_RATE), epochs=1)[0].hf_weights())
     module, trainer = _fit(wide_policy, partial(Adam8bit, lr=LEARNING_RATE), epochs=1)
     ours = dict(module.hf_weights())
@@ -157,6 +158,16 @@ def test_stochastic_rounding_is_unbiased_where_the_nearest_is_stuck() -> None:
 def test_bfloat16_without_stochastic_rounding_is_refused(random_policy: str) -> None:
     with pytest.raises(ValueError, match=r"model.dtype: bfloat16 needs a model.optimizer with bf16_stochastic_round"):
         PolicyModule(policy=random_policy, dtype="bfloat16")
+
+
+def test_bfloat16_weights_on_several_ranks_are_refused(random_policy: str) -> None:
+    module = PolicyModule(
+        policy=random_policy, dtype="bfloat16", optimizer=partial(Adam8bit, lr=1e-3, bf16_stochastic_round=True)
+    )
+    module.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
+    module.policy = Policy(load_model(random_policy, torch.bfloat16))
+    with pytest.raises(ValueError, match=r"model\.dtype: bfloat16 trains all weights on one GPU only"):
+        module.configure_optimizers()
 
 
 def test_the_command_line_takes_torchao() -> None:

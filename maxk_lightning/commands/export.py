@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
         if any(name.startswith("torchao.") for name in get_unsafe_globals_in_checkpoint(path)):
             importlib.import_module("torchao.optim")  # declares its optimizer states safe to load
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"--ckpt: {path} is not a checkpoint ({error})") from error
     if not isinstance(checkpoint, dict) or "policy" not in checkpoint or "state_dict" not in checkpoint:
         raise ValueError(f"--ckpt: {path} was not written by `python -m maxk_lightning fit`")

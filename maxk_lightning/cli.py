@@ -1,6 +1,7 @@
 """The command line. Imports nothing heavy itself, so that `--help` is back at once."""
 
 import importlib
+import logging
 import sys
 
 OVERVIEW = """\
@@ -28,6 +29,8 @@ PLAIN = ("score", "evaluate", "compare", "data", "export", "doctor")
 
 def main() -> None:
     """Run the command named by the first argument."""
+    for noisy in ("torchao", "torch.utils._pytree"):  # torchao, where transformers finds it, misses kernels
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         print(OVERVIEW, end="")

@@ -5,6 +5,7 @@ Legend: P prompts, N completions per prompt, B = P*N rows, T completion tokens.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from maxk_lightning.experience import Batch, Group, Rollout, to_batch
+from maxk_lightning.lora import LoRA, add_adapters, is_adapter, merged, without_adapters
 from maxk_lightning.losses import (
     BatchCounts,
     ClippedSurrogate,
@@ -26,9 +28,11 @@ from maxk_lightning.losses import (
 )
 from maxk_lightning.metrics import RolloutMetrics
 from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, group_diagnostics, objective_at
-from maxk_lightning.policy import Policy, load_model, resolve_policy
+from maxk_lightning.policy import Policy, TokenStats, load_model, resolve_policy
 from maxk_lightning.sharding import load_sharded, whole
 
+STOCHASTIC = "bf16_stochastic_round"
+"Attribute and argument of torchao's optimizers: bfloat16 weights are rounded up or down at random, unbiased."
 ONCE: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1}
 "How to log what is known once per rollout or validation."
 ZERO_CREDIT = 1e-12
@@ -54,6 +58,8 @@ class PolicyModule(LightningModule):
         max_row_tokens: int | None = 2048,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
+        lora: LoRA | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=5e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -79,6 +85,12 @@ class PolicyModule(LightningModule):
                 1: every completion in a row of its own. Changes speed and memory, never the loss.
             max_grad_norm: Gradients are clipped to this norm; None: not at all.
             gradient_checkpointing: Recompute activations in the backward pass.
+            lora: Train low-rank adapters only; None: train every weight. With adapters, `kl_target: reference` costs
+                no second model.
+            dtype: Of the weights and gradients. `bfloat16` halves them, and needs an optimizer that rounds
+                stochastically (`bf16_stochastic_round` of `torchao.optim`): to the nearest, updates at the paper's
+                learning rate vanish. Gradients of micro-batches are then summed in bfloat16 too. One GPU only. With
+                `lora` it concerns the frozen weights alone, and any optimizer and strategy will do.
             optimizer: The paper's Adam with learning rate 5e-6.
             lr_scheduler: Stepped after every optimizer step; None: constant.
 
@@ -106,7 +118,12 @@ class PolicyModule(LightningModule):
         self.max_row_tokens = max_row_tokens
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
+        self.lora = lora
+        self.dtype_name = dtype
+        self.rounds_weights = dtype == "bfloat16" and lora is None
         self.make_optimizer = optimizer
+        if self.rounds_weights and not getattr(optimizer([nn.Parameter(torch.zeros(1))]), STOCHASTIC, False):
+            raise ValueError(f"model.dtype: bfloat16 needs a model.optimizer with {STOCHASTIC}: true (torchao.optim)")
         self.make_lr_scheduler = lr_scheduler
         self.policy: Policy | None = None
         self._unregistered: dict[str, nn.Module] = {}  # the reference policy: in no checkpoint and no optimizer
@@ -118,23 +135,30 @@ class PolicyModule(LightningModule):
         if self.policy is not None:
             return
         self.policy = self._load_policy().train()  # Hugging Face loads in eval mode, where nothing would be recomputed
-        if self.kl_target == "reference":
+        if self.kl_target == "reference" and self.lora is None:
             self._unregistered["reference"] = self._load_policy().requires_grad_(False).eval()
 
     def configure_optimizers(self) -> Any:
-        """Optimizer and schedule from the callables of the configuration."""
-        optimizer = self.make_optimizer(self._policy.parameters())
+        """Optimizer and schedule from the callables of the configuration.
+
+        Raises:
+            ValueError: bfloat16 weights on several ranks: copies would be rounded apart, and torchao fails on shards.
+        """
+        optimizer = self.make_optimizer([p for p in self._policy.parameters() if p.requires_grad])
+        if self.rounds_weights and (self.trainer.world_size > 1 or self.device_mesh is not None):
+            raise ValueError("model.dtype: bfloat16 trains all weights on one GPU only, without trainer.strategy")
         if self.make_lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_lr_scheduler(optimizer)}
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights under their Hugging Face names, tied ones included.
+        """The policy's weights under their Hugging Face names, tied ones included, adapters merged into theirs.
 
         Sharded ones are gathered one at a time: all ranks must iterate together.
         """
-        weights = self._policy.state_dict(keep_vars=True)
-        return ((name.removeprefix("model."), whole(tensor.detach())) for name, tensor in weights.items())
+        held = self._policy.state_dict(keep_vars=True)
+        weights = ((name.removeprefix("model."), whole(tensor.detach())) for name, tensor in held.items())
+        return weights if self.lora is None else merged(weights, self.lora.scaling)
 
     def training_step(self, batch: Rollout, batch_idx: int) -> None:
         """One optimizer step over the groups of `batch`, micro-batch by micro-batch."""
@@ -212,8 +236,30 @@ class PolicyModule(LightningModule):
         self._log_metrics("test", self.eval_metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the policy that the weights belong to, for `export`."""
+        """Name the policy that the weights belong to, for `export`; of a policy with adapters keep these alone."""
         checkpoint["policy"] = self.policy_name
+        if self.lora is not None:
+            checkpoint["lora"] = asdict(self.lora)
+            if not self._restores_in_place:
+                weights = checkpoint["state_dict"]
+                checkpoint["state_dict"] = {name: weights[name] for name in weights if is_adapter(name)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen weights back that the checkpoint leaves out.
+
+        Raises:
+            ValueError: the checkpoint was written with other adapters, or none, or for another policy.
+        """
+        lora = None if self.lora is None else asdict(self.lora)
+        if checkpoint.get("lora") != lora:
+            raise ValueError(f"model.lora is {lora}, but the checkpoint was written with {checkpoint.get('lora')}")
+        if lora is not None and checkpoint["policy"] != self.policy_name:
+            raise ValueError(
+                f"model.policy is {self.policy_name}, the checkpoint has adapters of {checkpoint['policy']}"
+            )
+        if lora is not None and not self._restores_in_place:
+            frozen = {name: weight for name, weight in self.state_dict().items() if not is_adapter(name)}
+            checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log `train/...` of a fresh rollout."""
@@ -224,6 +270,11 @@ class PolicyModule(LightningModule):
     def _policy(self) -> Policy:
         assert self.policy is not None, "configure_model has not run"
         return self.policy
+
+    @property
+    def _restores_in_place(self) -> bool:
+        """Whether checkpoints go through torch.distributed.checkpoint, which restores all weights or none."""
+        return self.trainer.strategy.restore_checkpoint_after_setup
 
     @property
     def _progress(self) -> float:
@@ -239,9 +290,11 @@ class PolicyModule(LightningModule):
         return load_sharded(self._build_policy, self.device_mesh["data_parallel"], strategy.root_device, is_bf16)
 
     def _build_policy(self, has_weights: bool = True) -> Policy:
-        model = load_model(self.policy_name, has_weights=has_weights)
+        model = load_model(self.policy_name, getattr(torch, self.dtype_name), has_weights=has_weights)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.lora is not None:
+            add_adapters(model, self.lora)
         return Policy(model)
 
     def _micro_batches(self, groups: Sequence[Group]) -> list[Sequence[Group]]:
@@ -259,10 +312,13 @@ class PolicyModule(LightningModule):
     def _kl_target_logprobs(self, batch: Batch, temperature: float) -> Tensor:
         if self.kl_target == "old":
             return batch.behaviour_logprobs_BT
-        reference = self._unregistered["reference"].to(self.device)
-        with torch.no_grad():
-            logprobs_BT: Tensor = reference(batch.rows, temperature).logprobs_BT
-        return logprobs_BT
+        if self.lora is not None:
+            with torch.no_grad(), without_adapters(self._policy.model):
+                stats: TokenStats = self._policy(batch.rows, temperature)
+        else:
+            with torch.no_grad():
+                stats = self._unregistered["reference"].to(self.device)(batch.rows, temperature)
+        return stats.logprobs_BT
 
     def _global_counts(self, batch: Rollout) -> BatchCounts:
         """Denominators of the whole optimizer step: all micro-batches, all ranks."""

@@ -4,6 +4,9 @@ Legend: R rows, L tokens of a row, B completions, T completion tokens, M complet
 C a chunk of them, D hidden size, V vocabulary.
 """
 
+import ssl
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin"
 BUILTIN_DIR = Path(__file__).parent / "data" / "builtin" / "policy"
+HUB_TIMEOUT_S = 10.0
+"How long the hub may take to answer at all."
 CHUNK_TOKENS = 2048
 "Completion tokens projected to the vocabulary at a time; bounds the logits that are alive."
 
@@ -50,6 +55,35 @@ def resolve_policy(policy: str) -> str:
     return policy
 
 
+def find_policy(policy: str) -> str:
+    """The directory or hub name behind `model.policy`, for libraries that download what is not in their cache.
+
+    Raises:
+        ValueError: a hub name that is not cached while the hub cannot be reached: said at once, where the libraries
+            would first try again for a minute per file.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    source = resolve_policy(policy)
+    if Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json"), str):
+        return source
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_S)
+    except urllib.error.HTTPError:
+        pass  # it answers; what it has to say is told by the library
+    except OSError as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if not isinstance(reason, ssl.SSLError):  # certificates are the library's affair
+            raise ValueError(
+                f"model.policy: {policy} is not in the local cache, and {constants.ENDPOINT} cannot be reached "
+                f"({reason}): give a directory as model.policy, or fill the cache on a machine with network "
+                f"(`hf download {policy}`), bring it here as HF_HOME and set HF_HUB_OFFLINE=1"
+            ) from error
+    return source
+
+
 def load_model(policy: str, dtype: torch.dtype = torch.float32, *, has_weights: bool = True) -> "PreTrainedModel":
     """Load the causal language model of a policy directory or hub name.
 
@@ -62,7 +96,7 @@ def load_model(policy: str, dtype: torch.dtype = torch.float32, *, has_weights: 
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    source = resolve_policy(policy)
+    source = find_policy(policy)
     model: PreTrainedModel
     try:
         if has_weights:
@@ -83,7 +117,7 @@ def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve_policy(policy))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(find_policy(policy))
     except OSError as error:
         raise ValueError(f"model.policy: cannot load the tokenizer of {policy}: {_first_line(error)}") from error
     if not tokenizer.chat_template:
@@ -98,7 +132,7 @@ def load_stop_tokens(policy: str) -> set[int]:
     from transformers import GenerationConfig
 
     try:
-        configured = GenerationConfig.from_pretrained(resolve_policy(policy)).eos_token_id
+        configured = GenerationConfig.from_pretrained(find_policy(policy)).eos_token_id
     except OSError:  # a policy needs none
         configured = None
     stop_tokens = {configured} if isinstance(configured, int) else set(configured or ())

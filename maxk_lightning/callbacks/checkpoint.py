@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from maxk_lightning.checkpoints import is_sharded, read_sharded, replace_checkpoint
+from maxk_lightning.checkpoints import is_sharded, read_sharded
 
 
 class RolloutCheckpoint(ModelCheckpoint):
@@ -55,16 +55,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        if target.is_dir():
-            replace_checkpoint(part, target)
-        else:
-            part.replace(target)
+        part.replace(target)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load a file, or a directory that a sharded run wrote."""
+        """Load a file to host memory, whatever `map_location`, or a directory that a sharded run wrote.
+
+        Lightning's default is a function, under which torch does not rebuild tensors such as 8-bit optimizer states.
+        """
         if is_sharded(Path(path)):
             return read_sharded(Path(path))
-        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, "cpu", weights_only)  # type: ignore[arg-type]
         return checkpoint

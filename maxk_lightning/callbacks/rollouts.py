@@ -22,6 +22,7 @@ from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
 from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.seeds import derive_seed
+from maxk_lightning.stored_rollouts import from_state, to_state
 from maxk_lightning.strategy import FSDP2Strategy
 from maxk_lightning.types import Problem, Prompt, Sampling
 
@@ -49,7 +50,7 @@ class RolloutCallback(Callback):
             eval_sampling: Of validation, test and predict.
             rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
                 One rollout off-policy, which exact and first-order off-policy objectives correct for; `rollout/age`
-                says how old.
+                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly.
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
                 on average (nats per token). bfloat16 engines differ by about 0.01, float32 ones by less than 1e-5.
 
@@ -75,6 +76,7 @@ class RolloutCallback(Callback):
         self._sync = WeightSync(engine, max_logprob_gap)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._ahead: tuple[int, Future[Rollout]] | None = None
+        self._stored_ahead: dict[str, Any] | None = None
         self._logged_epoch: int | None = None
         self._training_since = self._training_until = 0.0
 
@@ -150,6 +152,20 @@ class RolloutCallback(Callback):
         """Restore it, for runs that are resumed amid a rollout."""
         self._sync.gap, self._sync.seconds = state_dict["gap"], state_dict["sync_s"]
 
+    def on_save_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Wait for the rollout that is under way, whose weights no later run has, and store it."""
+        rollout = self._finish_ahead(trainer)
+        if self._ahead is not None and rollout is not None:
+            checkpoint["rollout_ahead"] = {"index": self._ahead[0], **to_state(rollout)}
+
+    def on_load_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep a stored rollout until its epoch begins."""
+        self._stored_ahead = checkpoint.get("rollout_ahead")
+
     def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
         if self._ahead is not None:
             self._ahead[1].exception()  # wait: the engine does one thing at a time
@@ -202,18 +218,28 @@ class RolloutCallback(Callback):
 
     def _take_ahead(self, trainer: Trainer, index: int) -> Rollout | None:
         """The rollout that was begun an epoch ago; None when there is none, or the engine of any rank failed."""
+        stored, self._stored_ahead = self._stored_ahead, None
+        if stored is not None and stored["index"] == index:
+            problems, prompts = _datamodule(trainer).rollout_prompts(index)
+            return from_state(stored, problems, prompts, trainer.global_rank, trainer.world_size)
         if self._ahead is None or self._ahead[0] != index:
             return None
-        future, self._ahead = self._ahead[1], None
+        rollout = self._finish_ahead(trainer)
+        self._ahead = None
+        if rollout is None:
+            self._sync.restart()
+        return rollout
+
+    def _finish_ahead(self, trainer: Trainer) -> Rollout | None:
+        """Wait for the rollout that is under way; None when there is none, or the engine of any rank failed."""
+        if self._ahead is None:
+            return None
         rollout = None
         try:
-            rollout = future.result()
+            rollout = self._ahead[1].result()
         except EngineError as error:
             logger.warning("%s", error)
-        if trainer.strategy.reduce_boolean_decision(rollout is not None):
-            return rollout
-        self._sync.restart()
-        return None
+        return rollout if trainer.strategy.reduce_boolean_decision(rollout is not None) else None
 
     def _log_once(self, trainer: Trainer, pl_module: PolicyModule, num_done: int) -> None:
         """Log the current rollout, of which `num_done` steps have been made, unless this process has done so."""

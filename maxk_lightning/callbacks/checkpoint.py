@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from maxk_lightning.checkpoints import is_sharded, read_sharded
+from maxk_lightning.checkpoints import is_sharded, read_sharded, replace_checkpoint
 
 
 class RolloutCheckpoint(ModelCheckpoint):
@@ -63,7 +63,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(target)
+        if target.is_dir():
+            replace_checkpoint(part, target)
+        else:
+            part.replace(target)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

@@ -1,7 +1,7 @@
 """The policy: find it, load it, and compute log-probs of given completions.
 
 Legend: R rows, L tokens of a row, B completions, T completion tokens, M completion tokens of all completions together,
-C a chunk of them, D hidden size, V vocabulary.
+D hidden size.
 """
 
 import ssl
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._pytree import register_dataclass
-from torch.utils.checkpoint import checkpoint
 
 from maxk_lightning.packing import PackedRows
+from maxk_lightning.projection import project
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,8 +26,6 @@ BUILTIN = "builtin"
 BUILTIN_DIR = Path(__file__).parent / "data" / "builtin" / "policy"
 HUB_TIMEOUT_S = 10.0
 "How long the hub may take to answer at all."
-CHUNK_TOKENS = 2048
-"Completion tokens projected to the vocabulary at a time; bounds the logits that are alive."
 
 
 def resolve_policy(policy: str) -> str:
@@ -169,7 +166,7 @@ register_dataclass(
 class Policy(nn.Module):
     """A causal language model whose forward pass returns log-probs instead of logits.
 
-    Only completion tokens are projected to the vocabulary, `CHUNK_TOKENS` at a time under activation checkpointing, so
+    Only completion tokens are projected to the vocabulary, a chunk at a time (see `projection`), so
     that the logits never exist as a whole. All of it stands in one `forward`, because a sharded model may only be
     entered at its root.
     """
@@ -188,26 +185,11 @@ class Policy(nn.Module):
         ).last_hidden_state
         hidden_MD = hidden_RLD.flatten(0, 1)[rows.sources_M]
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        chunks = [
-            checkpoint(_chunk_stats, head, hidden_CD, targets_C, temperature, use_reentrant=False)
-            for hidden_CD, targets_C in zip(
-                torch.split(hidden_MD, CHUNK_TOKENS), torch.split(rows.targets_M, CHUNK_TOKENS), strict=True
-            )
-        ]
-        logprobs, entropies = zip(*chunks, strict=True)
+        logprobs_M, entropies_M = project(head, hidden_MD, rows.targets_M, temperature)
         return TokenStats(
-            logprobs_BT=_lay_out(torch.cat(logprobs), rows.mask_BT),
-            entropies_BT=_lay_out(torch.cat(entropies), rows.mask_BT),
+            logprobs_BT=_lay_out(logprobs_M, rows.mask_BT), entropies_BT=_lay_out(entropies_M, rows.mask_BT)
         )
 
 
 def _lay_out(values_M: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.zeros(mask_BT.shape, dtype=values_M.dtype, device=values_M.device).masked_scatter(mask_BT, values_M)
-
-
-def _chunk_stats(head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    all_logprobs_CV = F.log_softmax(head(hidden_CD).float() / temperature, dim=-1)
-    logprobs_C = all_logprobs_CV.gather(-1, targets_C[:, None]).squeeze(-1)
-    with torch.no_grad():
-        entropies_C = -(all_logprobs_CV.exp() * all_logprobs_CV).sum(-1)
-    return logprobs_C, entropies_C

@@ -1,0 +1,122 @@
+"""Log-probs of given tokens from hidden states, without all logits at once.
+
+Legend: M tokens, C a chunk of them, D hidden size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_LOGITS = 2**24
+"Logits computed at a time on a CPU, tokens times vocabulary: 64 MiB in float32."
+CHUNK_LOGITS_GPU = 2**26
+"""The same on a GPU, which reads the head once per chunk: 441 tokens of a vocabulary of 152k. An H200 makes about 400
+multiplications and additions in bfloat16 in the time in which it reads one number."""
+
+
+def project(
+    head: nn.Module, hidden_MD: Tensor, targets_M: Tensor, temperature: float, *, chunk_logits: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies (no gradient) of target tokens under softmax(head(hidden) / temperature), float32.
+
+    `chunk_logits` logits are computed at a time, and again in the backward pass. That of a plain matrix adds up the
+    head's gradient in place; any other head (a bias, adapters) goes through activation checkpointing.
+    """
+    vocabulary: int = head.weight.shape[0]  # type: ignore[assignment, index]
+    chunk_logits = chunk_logits or (CHUNK_LOGITS if hidden_MD.device.type == "cpu" else CHUNK_LOGITS_GPU)
+    chunk_tokens = max(1, chunk_logits // vocabulary)
+    if type(head) is nn.Linear and getattr(head, "bias", None) is None:
+        dtype = _compute_dtype(hidden_MD)
+        logprobs_M, entropies_M = _Projection.apply(  # type: ignore[no-untyped-call]
+            hidden_MD.to(dtype), head.weight.to(dtype), targets_M, temperature, chunk_tokens
+        )
+        return logprobs_M, entropies_M
+    chunks = [
+        checkpoint(_head_stats, head, hidden_CD, targets_C, temperature, use_reentrant=False)
+        for hidden_CD, targets_C in _chunks(chunk_tokens, hidden_MD, targets_M)
+    ]
+    logprobs, entropies = zip(*chunks, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+class _Projection(torch.autograd.Function):
+    """The backward pass starts with the last chunk: its log-probs are kept, those of the others computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, temperature: float, chunk_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = [], []
+        for hidden_CD, targets_C in _chunks(chunk_tokens, hidden_MD, targets_M):
+            all_logprobs_CV = _all_logprobs(F.linear(hidden_CD, weight_VD), temperature)
+            logprobs.append(_chosen(all_logprobs_CV, targets_C))
+            entropies.append(_entropies(all_logprobs_CV))
+        ctx.save_for_backward(hidden_MD, weight_VD, targets_M)
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        # A tensor of its own, not of the graph; kept here because it has to be released before the next chunk.
+        ctx.last_logprobs_CV = all_logprobs_CV if any(ctx.needs_input_grad) else None
+        entropies_M = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropies_M)
+        return torch.cat(logprobs), entropies_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads_M: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        """d log softmax(z / T)_y / dz = (1[y] - p) / T."""
+        hidden_MD, weight_VD, targets_M = ctx.saved_tensors
+        hidden_grads_MD = torch.empty_like(hidden_MD)
+        weight_grad_VD = None
+        if ctx.needs_input_grad[1]:
+            weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.promote_types(weight_VD.dtype, torch.float32))
+        chunks = _chunks(ctx.chunk_tokens, hidden_MD, targets_M, grads_M / ctx.temperature, hidden_grads_MD)
+        for hidden_CD, targets_C, grads_C, hidden_grads_CD in reversed(chunks):
+            if ctx.last_logprobs_CV is None:
+                probs_CV = _all_logprobs(F.linear(hidden_CD, weight_VD), ctx.temperature).exp_()
+            else:
+                probs_CV, ctx.last_logprobs_CV = ctx.last_logprobs_CV.exp_(), None
+            logit_grads_CV = probs_CV.mul_(-grads_C[:, None])
+            logit_grads_CV.scatter_add_(1, targets_C[:, None], grads_C[:, None])
+            logit_grads_CV = logit_grads_CV.to(weight_VD.dtype)
+            torch.mm(logit_grads_CV, weight_VD, out=hidden_grads_CD)
+            if weight_grad_VD is None:
+                continue
+            if weight_grad_VD.dtype == weight_VD.dtype:
+                weight_grad_VD.addmm_(logit_grads_CV.T, hidden_CD)
+            else:
+                weight_grad_VD += logit_grads_CV.T @ hidden_CD  # half precision inside a chunk only
+        weight_grad_VD = None if weight_grad_VD is None else weight_grad_VD.to(weight_VD.dtype)
+        return hidden_grads_MD, weight_grad_VD, None, None, None
+
+
+def _head_stats(head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    all_logprobs_CV = _all_logprobs(head(hidden_CD), temperature)
+    return _chosen(all_logprobs_CV, targets_C), _entropies(all_logprobs_CV.detach())
+
+
+def _all_logprobs(logits_CV: Tensor, temperature: float) -> Tensor:
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    if temperature != 1.0:
+        wide_CV = wide_CV / temperature if wide_CV.requires_grad else wide_CV.div_(temperature)
+    return F.log_softmax(wide_CV, dim=-1)
+
+
+def _chosen(all_logprobs_CV: Tensor, targets_C: Tensor) -> Tensor:
+    return all_logprobs_CV.gather(-1, targets_C[:, None]).squeeze(-1)
+
+
+def _entropies(all_logprobs_CV: Tensor) -> Tensor:
+    dots_C: Tensor = torch.linalg.vecdot(all_logprobs_CV.exp(), all_logprobs_CV)
+    return -dots_C
+
+
+def _chunks(size: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(torch.split(tensor, size) for tensor in tensors), strict=True))
+
+
+def _compute_dtype(hidden_MD: Tensor) -> torch.dtype:
+    kind = hidden_MD.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_MD.dtype

@@ -148,7 +148,9 @@ class Batch:
     behaviour_logprobs_BT: Tensor
     "log pi_old of every completion token, float32, nats; 0 where masked."
     rewards_PN: Tensor
-    "float64; NaN where a sample could not be scored."
+    "float64; NaN where a sample could not be scored. No rows where credits are given."
+    credits_B: Tensor | None = None
+    "float64; for parts of groups, whose credits depend on completions that are not here."
 
     @property
     def mask_BT(self) -> Tensor:
@@ -161,11 +163,24 @@ class Batch:
             rows=self.rows.to(device),
             behaviour_logprobs_BT=self.behaviour_logprobs_BT.to(device),
             rewards_PN=self.rewards_PN.to(device),
+            credits_B=None if self.credits_B is None else self.credits_B.to(device),
         )
 
 
-def to_batch(groups: Sequence[Group], max_row_tokens: int | None = None, num_completions: int = 0) -> Batch:
-    """Lay whole groups out as tensors; see `packing.pack`. `num_completions` is the N of a batch without groups."""
+def to_batch(
+    groups: Sequence[Group],
+    max_row_tokens: int | None = None,
+    num_completions: int = 0,
+    credits_B: Tensor | None = None,
+) -> Batch:
+    """Lay groups out as tensors; see `packing.pack`.
+
+    Args:
+        groups: Whole ones, or, with credits, parts.
+        max_row_tokens: Of a packed row.
+        num_completions: The N of a batch without whole groups.
+        credits_B: Of the completions, where they are known.
+    """
     rows = pack(
         [group.prompt.token_ids for group in groups],
         [[completion.token_ids for completion in group.completions] for group in groups],
@@ -174,5 +189,9 @@ def to_batch(groups: Sequence[Group], max_row_tokens: int | None = None, num_com
     logprobs = [logprob for group in groups for c in group.completions for logprob in c.logprobs]
     behaviour_logprobs_BT = torch.zeros(rows.mask_BT.shape)
     behaviour_logprobs_BT[rows.mask_BT] = torch.tensor(logprobs, dtype=torch.float32)
-    rewards_PN = _rewards(groups, num_completions)
-    return Batch(rows=rows, behaviour_logprobs_BT=behaviour_logprobs_BT, rewards_PN=rewards_PN)
+    return Batch(
+        rows=rows,
+        behaviour_logprobs_BT=behaviour_logprobs_BT,
+        rewards_PN=_rewards(groups if credits_B is None else [], num_completions),
+        credits_B=credits_B,
+    )

@@ -27,9 +27,11 @@ from maxk_lightning.losses import (
     token_weights,
 )
 from maxk_lightning.metrics import RolloutMetrics
+from maxk_lightning.micro_batches import Plan, plan_by_prompts, plan_by_tokens
 from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, group_diagnostics, objective_at
 from maxk_lightning.policy import Policy, TokenStats, load_model, resolve_policy
 from maxk_lightning.sharding import load_sharded, whole
+from maxk_lightning.types import Sampling
 
 STOCHASTIC = "bf16_stochastic_round"
 "Attribute and argument of torchao's optimizers: bfloat16 weights are rounded up or down at random, unbiased."
@@ -55,6 +57,7 @@ class PolicyModule(LightningModule):
         kl_coef: float = 0.01,
         kl_target: Literal["old", "reference"] = "old",
         prompts_per_micro_batch: int | None = None,
+        tokens_per_micro_batch: int | None = None,
         max_row_tokens: int | None = 2048,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
@@ -79,8 +82,9 @@ class PolicyModule(LightningModule):
             kl_target: `old`: the policy that sampled, as in the paper, needs no extra model; `reference`: the initial
                 policy.
             prompts_per_micro_batch: Groups per forward pass; None: all groups of the optimizer step at once. Changes
-                memory,
-                never the loss.
+                memory, never the loss.
+            tokens_per_micro_batch: Instead: tokens of packed rows per forward pass, padding included. A group that is
+                larger is split; its ratios then take another forward pass. Changes memory, never the loss.
             max_row_tokens: The completions of a group share a copy of their prompt, in rows of at most so many tokens;
                 1: every completion in a row of its own. Changes speed and memory, never the loss.
             max_grad_norm: Gradients are clipped to this norm; None: not at all.
@@ -108,13 +112,21 @@ class PolicyModule(LightningModule):
             raise ValueError(f"model.kl_coef is {kl_coef}, must not be negative")
         if kl_target == "reference" and kl_coef == 0:
             raise ValueError("model.kl_target: reference has no effect with model.kl_coef 0")
-        for name, size in (("prompts_per_micro_batch", prompts_per_micro_batch), ("max_row_tokens", max_row_tokens)):
+        sizes = {
+            "prompts_per_micro_batch": prompts_per_micro_batch,
+            "tokens_per_micro_batch": tokens_per_micro_batch,
+            "max_row_tokens": max_row_tokens,
+        }
+        for name, size in sizes.items():
             if size is not None and size < 1:
                 raise ValueError(f"model.{name} is {size}, must be at least 1")
+        if prompts_per_micro_batch is not None and tokens_per_micro_batch is not None:
+            raise ValueError("model.tokens_per_micro_batch excludes model.prompts_per_micro_batch: set one to null")
         self.weigh = token_weights(normalisation)
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         self.prompts_per_micro_batch = prompts_per_micro_batch
+        self.tokens_per_micro_batch = tokens_per_micro_batch
         self.max_row_tokens = max_row_tokens
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
@@ -165,16 +177,18 @@ class PolicyModule(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         counts = self._global_counts(batch)
-        totals: dict[str, Tensor] = {}
-        micro_batches = self._micro_batches(batch.groups)
-        for number, groups in enumerate(micro_batches, start=1):
-            micro_batch = to_batch(groups, self.max_row_tokens, batch.sampling.num_completions).to(self.device)
-            loss, sums = self._loss(micro_batch, counts, batch.sampling.temperature)
-            with nullcontext() if number == len(micro_batches) else self._block_sync():
+        plan = self._plan(batch.groups)
+        num_ratio_passes, num_passes = self._over_ranks([len(plan.parts), len(plan.whole) + len(plan.parts)], "max")
+        credits_of_parts, totals = self._credits_of_parts(plan, int(num_ratio_passes), batch.sampling)
+        micro_batches = [self._to_batch(groups, batch.sampling) for groups in plan.whole]
+        for part, credits_B in zip(plan.parts, credits_of_parts, strict=True):
+            micro_batches.append(self._to_batch([part], batch.sampling, credits_B))
+        for number, micro_batch in enumerate(self._padded(micro_batches, num_passes, batch.sampling), start=1):
+            loss, sums = self._loss(micro_batch.to(self.device), counts, batch.sampling.temperature)
+            with nullcontext() if number == num_passes else self._block_sync():
                 # Data-parallel strategies average gradients over ranks; ours are shares of one sum.
                 self.manual_backward(loss * self.trainer.world_size)
-            for name, value in {"loss": loss.detach(), **sums}.items():
-                totals[name] = totals.get(name, 0) + value
+            _add(totals, {"loss": loss.detach(), **sums})
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._policy.parameters() if p.grad is not None])
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._policy.parameters(), self.max_grad_norm, grad_norm)
@@ -188,29 +202,34 @@ class PolicyModule(LightningModule):
     def _loss(self, batch: Batch, counts: BatchCounts, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch, and sums over its tokens, rows and groups for the log."""
         stats = self._policy(batch.rows, temperature)
-        log_ratios_BT = (stats.logprobs_BT - batch.behaviour_logprobs_BT).detach()
-        log_ratios_PN = log_ratios_BT.double().sum(1).view_as(batch.rewards_PN)
-        objective = objective_at(self.objective, self._progress)
-        has_groups = len(batch.rewards_PN) > 0
-        credits_PN = objective(batch.rewards_PN, log_ratios_PN) if has_groups else batch.rewards_PN
-        terms = self.policy_loss(stats.logprobs_BT, batch.behaviour_logprobs_BT, credits_PN.flatten(), batch.mask_BT)
+        credits_B = batch.credits_B
+        sums: dict[str, Tensor] = {}
+        if credits_B is None:
+            credits_PN, sums = self._credits(batch.rewards_PN, _log_ratios(stats, batch).view_as(batch.rewards_PN))
+            credits_B = credits_PN.flatten()
+        terms = self.policy_loss(stats.logprobs_BT, batch.behaviour_logprobs_BT, credits_B, batch.mask_BT)
         weights_BT = self.weigh(batch.mask_BT, counts)
         kl_BT = kl_k3(stats.logprobs_BT, self._kl_target_logprobs(batch, temperature)) * batch.mask_BT
         loss = (terms.loss_BT * weights_BT).sum()
         if self.kl_coef > 0:
             loss = loss + self.kl_coef * (kl_BT * weights_BT).sum() / counts.num_completions
-        diagnostics = group_diagnostics(batch.rewards_PN, log_ratios_PN, getattr(objective, "k", 1))
-        sums = {
-            "token/kl": kl_BT.detach().sum(),
-            "token/entropy": stats.entropies_BT.sum(),
-            "token/clip_fraction": terms.is_clipped_BT.sum(),
+        sums["token/kl"] = kl_BT.detach().sum()
+        sums["token/entropy"] = stats.entropies_BT.sum()
+        sums["token/clip_fraction"] = terms.is_clipped_BT.sum()
+        return loss, sums
+
+    def _credits(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Credits of whole groups, and sums over groups for the log."""
+        objective = objective_at(self.objective, self._progress)
+        credits_PN = objective(rewards_PN, log_ratios_PN) if len(rewards_PN) > 0 else rewards_PN
+        diagnostics = group_diagnostics(rewards_PN, log_ratios_PN, getattr(objective, "k", 1))
+        return credits_PN, {
             "group/log_ratio_std": diagnostics.log_ratio_std_P.nansum(),
             "group/log_normaliser": diagnostics.log_normaliser_P.nansum(),
             "group/effective_subsets_fraction": diagnostics.effective_fraction_P.nansum(),
             "group/zero_credit_fraction": (credits_PN.abs() < ZERO_CREDIT).all(1).sum(),
             "group/too_small_fraction": diagnostics.is_too_small_P.sum(),
         }
-        return loss, sums
 
     def validation_step(self, batch: Rollout, batch_idx: int) -> None:
         """Count scored validation samples; the curve is logged when the epoch ends."""
@@ -297,12 +316,43 @@ class PolicyModule(LightningModule):
             add_adapters(model, self.lora)
         return Policy(model)
 
-    def _micro_batches(self, groups: Sequence[Group]) -> list[Sequence[Group]]:
-        """Equally many on all ranks, which communicate in every pass: a rank that has none left computes with none."""
-        size = self.prompts_per_micro_batch or max(1, len(groups))
-        own = [groups[start : start + size] for start in range(0, len(groups), size)]
-        (num_micro_batches,) = self._over_ranks([len(own)], "max")
-        return own + [()] * (int(num_micro_batches) - len(own))
+    def _plan(self, groups: Sequence[Group]) -> Plan:
+        if self.tokens_per_micro_batch is None:
+            return plan_by_prompts(groups, self.prompts_per_micro_batch)
+        return plan_by_tokens(groups, self.tokens_per_micro_batch, self.max_row_tokens)
+
+    def _credits_of_parts(
+        self, plan: Plan, num_passes: int, sampling: Sampling
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Credits of the parts of split groups, and sums over these groups for the log.
+
+        Credits know the ratios of the whole group, from passes without gradients. They carry no gradient anyway, so
+        that of the parts adds up to the group's.
+        """
+        log_ratios: list[Tensor] = []
+        batches = [self._to_batch([part], sampling) for part in plan.parts]
+        for batch in self._padded(batches, num_passes, sampling):
+            on_device = batch.to(self.device)
+            with torch.no_grad():
+                log_ratios.append(_log_ratios(self._policy(on_device.rows, sampling.temperature), on_device))
+        credits_of_parts: list[Tensor] = []
+        totals: dict[str, Tensor] = {}
+        start = 0
+        for group, num_parts in zip(plan.split, plan.num_parts, strict=True):
+            rewards_1N = torch.tensor([group.rewards], dtype=torch.float64, device=self.device)
+            parts = log_ratios[start : start + num_parts]
+            credits_1N, sums = self._credits(rewards_1N, torch.cat(parts)[None])
+            credits_of_parts += torch.split(credits_1N[0], [len(part) for part in parts])
+            _add(totals, sums)
+            start += num_parts
+        return credits_of_parts, totals
+
+    def _to_batch(self, groups: Sequence[Group], sampling: Sampling, credits_B: Tensor | None = None) -> Batch:
+        return to_batch(groups, self.max_row_tokens, sampling.num_completions, credits_B)
+
+    def _padded(self, batches: list[Batch], number: float, sampling: Sampling) -> list[Batch]:
+        """All ranks communicate in every pass: one that has no groups left computes with none."""
+        return batches + [self._to_batch([], sampling)] * (int(number) - len(batches))
 
     def _block_sync(self) -> AbstractContextManager[None]:
         """Leave gradients on this rank: they are summed over ranks once, in the last micro-batch."""
@@ -340,8 +390,9 @@ class PolicyModule(LightningModule):
     def _log_step(self, totals: dict[str, Tensor], counts: BatchCounts) -> None:
         """Turn sums over micro-batches and ranks into means; metrics.md says what each tag means."""
         denominators = {"token": max(1, counts.total_tokens), "group": counts.num_prompts, "": 1}
-        sums = self._over_ranks([float(value) for value in totals.values()], "sum")
-        for name, value in zip(totals, sums, strict=True):
+        names = sorted(totals)  # the same order on all ranks
+        sums = self._over_ranks([float(totals[name]) for name in names], "sum")
+        for name, value in zip(names, sums, strict=True):
             unit, _, tag = name.rpartition("/")
             self.log(f"train/{tag}", value / denominators[unit], prog_bar=tag == "loss")
 
@@ -351,3 +402,13 @@ class PolicyModule(LightningModule):
         metrics.reset()
         for tag, value in values.items():
             self.log(f"{prefix}/{tag}", value, prog_bar=tag == "reward", sync_dist=True, **ONCE)
+
+
+def _log_ratios(stats: TokenStats, batch: Batch) -> Tensor:
+    """log pi - log pi_old of whole completions [B], float64, without gradient."""
+    return (stats.logprobs_BT - batch.behaviour_logprobs_BT).detach().double().sum(1)
+
+
+def _add(totals: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+    for name, value in sums.items():
+        totals[name] = totals.get(name, 0) + value

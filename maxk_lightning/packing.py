@@ -95,6 +95,11 @@ def pack(
     )
 
 
+def row_lengths(prompt: Tokens, group: Sequence[Tokens], max_row_tokens: int | None = None) -> list[int]:
+    """Tokens of each row that `pack` makes of a group."""
+    return [len(prompt) + sum(map(len, part)) for part in _parts(len(prompt), group, max_row_tokens)]
+
+
 def _parts(prompt_tokens: int, group: Sequence[Tokens], max_row_tokens: int | None) -> Iterator[list[Tokens]]:
     """Consecutive completions that share a row."""
     part: list[Tokens] = []

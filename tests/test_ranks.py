@@ -36,6 +36,8 @@ FSDP2 = ("--trainer.strategy", "fsdp2", "--trainer.devices", "2")
 FSDP2_LEAN = (
     *("--trainer.strategy", "maxk_lightning.strategy.FSDP2Strategy", "--trainer.devices", "2"),
     *("--trainer.strategy.reduce_every_micro_batch", "true"),
+    # Fewer than a group has, so that groups are split, and ranks make different numbers of passes of their own.
+    *("--model.prompts_per_micro_batch", "null", "--model.tokens_per_micro_batch", "150"),
 )
 
 

@@ -31,6 +31,7 @@ def _fit(policy: str, root: Path, reward: Reward | None = None, epochs: int = 2,
     """Train on real rollouts of the random policy; return its weights and the last rollout."""
     torch.manual_seed(0)
     learning_rate = options.pop("learning_rate", 1e-2)
+    callbacks = options.pop("callbacks", [])
     module = PolicyModule(
         policy=policy, optimizer=lambda params: torch.optim.SGD(params, lr=learning_rate), max_grad_norm=None, **options
     )
@@ -44,7 +45,7 @@ def _fit(policy: str, root: Path, reward: Reward | None = None, epochs: int = 2,
             max_epochs=epochs,
             accelerator="cpu",
             default_root_dir=root,
-            callbacks=[callback],
+            callbacks=[callback, *callbacks],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

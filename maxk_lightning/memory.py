@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from maxk_lightning.lora import LoRA, add_adapters
-from maxk_lightning.policy import CHUNK_TOKENS, find_policy
+from maxk_lightning.policy import find_policy
+from maxk_lightning.projection import CHUNK_LOGITS_GPU
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +103,7 @@ def items_of(plan: Plan) -> list[Item]:
     gradients = tensor_bytes(trained) // (1 if plan.has_whole_gradients else shards)
     states = round(state_bytes_per_element(plan.optimizer, trained[0].dtype) * _numel(trained)) // shards
     activations, recomputed = _activations(plan)
-    logits = LOGITS_COPIES * _chunk_tokens(plan) * _vocabulary(model) * 4
+    logits = LOGITS_COPIES * _chunk_logits(plan, model) * 4
     both = [
         ("weights", tensor_bytes(parameters) // shards),
         ("gradients", gradients),
@@ -115,6 +116,7 @@ def items_of(plan: Plan) -> list[Item]:
         (f"weights in {_name(plan.compute_dtype)}", 0 if plan.is_sharded else _cast_bytes(plan, model)),
         ("activations", activations),
         ("logits of a chunk", logits),
+        ("gradient of the head, summed", _head_gradient_bytes(plan, model)),
         ("a layer recomputed, beyond that", max(0, recomputed - logits)),  # the logits are gone by then
     ]
     items = [Item(name=name, train_bytes=size, sample_bytes=size) for name, size in both]
@@ -258,8 +260,17 @@ def _rows(plan: Plan) -> tuple[int, int]:
     return plan.num_groups * math.ceil(n / per_row), plan.max_prompt_tokens + per_row * plan.max_new_tokens
 
 
-def _chunk_tokens(plan: Plan) -> int:
-    return min(CHUNK_TOKENS, plan.num_groups * plan.num_completions * plan.max_new_tokens)
+def _chunk_logits(plan: Plan, model: "PreTrainedModel") -> int:
+    all_logits = plan.num_groups * plan.num_completions * plan.max_new_tokens * _vocabulary(model)
+    return min(CHUNK_LOGITS_GPU, all_logits)
+
+
+def _head_gradient_bytes(plan: Plan, model: "PreTrainedModel") -> int:
+    """What `projection` adds the head's gradient up in when it computes in half precision: float32, and a copy."""
+    weight: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    if not weight.requires_grad or plan.compute_dtype == torch.float32:
+        return 0
+    return weight.numel() * (4 + plan.compute_dtype.itemsize)
 
 
 def _gathered_bytes(plan: Plan, model: "PreTrainedModel") -> int:

@@ -1,7 +1,7 @@
 """Rows that share a prompt: the completions of a group stand behind one copy of it.
 
 Legend: R rows, L tokens of a row, P prompts, N completions per prompt, B = P*N completions, T completion tokens,
-M completion tokens of all completions together.
+M completion tokens of all completions together, U rows of a single completion, S tokens of such a row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,6 +37,10 @@ class PackedRows:
     "The completion tokens, completion by completion, int64."
     mask_BT: Tensor
     "True on completion tokens, the first of each completion in column 0."
+    copies_US: Tensor
+    "Index into the flattened rows of the tokens of U rows that hold a single completion; 0 where padded, int64."
+    places_RL: Tensor
+    "Index into the flattened U rows of a copy of each token; 0 where padded, int64."
 
     def to(self, device: torch.device) -> "PackedRows":
         """The same rows on a device."""
@@ -71,18 +75,24 @@ def pack(
     positions_RL = torch.zeros(len(rows), length, dtype=torch.long)
     segments_RL = torch.full((len(rows), length), PADDING)
     sources: list[int] = []
+    copies: list[list[int]] = []
     for row, (prompt, part) in enumerate(rows):
         tokens, positions, segments = list(prompt), list(range(len(prompt))), [PROMPT] * len(prompt)
+        prompt_indices = list(range(row * length, row * length + len(prompt)))
         for segment, completion in enumerate(part, start=1):
+            start = row * length + len(tokens)
+            copies.append([*prompt_indices, *range(start, start + len(completion))])
             if completion:
-                start = row * length + len(tokens)
                 sources += [row * length + len(prompt) - 1, *range(start, start + len(completion) - 1)]
             tokens += completion
             positions += range(len(prompt), len(prompt) + len(completion))
             segments += [segment] * len(completion)
+        if not part:
+            copies.append(prompt_indices)
         input_ids_RL[row, : len(tokens)] = torch.tensor(tokens)
         positions_RL[row, : len(tokens)] = torch.tensor(positions)
         segments_RL[row, : len(tokens)] = torch.tensor(segments)
+    copies_US, places_RL = _unshared(copies, input_ids_RL.shape)
     lengths = [len(completion) for group in completions for completion in group]
     lengths_B = torch.tensor(lengths, dtype=torch.long)
     return PackedRows(
@@ -92,7 +102,18 @@ def pack(
         sources_M=torch.tensor(sources, dtype=torch.long),
         targets_M=torch.tensor([token for group in completions for c in group for token in c], dtype=torch.long),
         mask_BT=torch.arange(max([1, *lengths])) < lengths_B[:, None],
+        copies_US=copies_US,
+        places_RL=places_RL,
     )
+
+
+def _unshared(copies: Sequence[Sequence[int]], shape: torch.Size) -> tuple[Tensor, Tensor]:
+    copies_US = torch.zeros(len(copies), max(map(len, copies)), dtype=torch.long)
+    places = torch.zeros(shape.numel(), dtype=torch.long)
+    for row, indices in enumerate(copies):
+        copies_US[row, : len(indices)] = torch.tensor(indices)
+        places[indices] = row * copies_US.shape[1] + torch.arange(len(indices))
+    return copies_US, places.view(shape)
 
 
 def row_lengths(prompt: Tokens, group: Sequence[Tokens], max_row_tokens: int | None = None) -> list[int]:

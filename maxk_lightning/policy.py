@@ -18,6 +18,7 @@ from torch.utils._pytree import register_dataclass
 
 from maxk_lightning.packing import PackedRows
 from maxk_lightning.projection import project
+from maxk_lightning.shared_prompt_attention import NO_MASK_1111, use_shared_prompt_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -174,14 +175,17 @@ class Policy(nn.Module):
     def __init__(self, model: "PreTrainedModel") -> None:
         super().__init__()
         self.model = model
+        self._is_unmasked = use_shared_prompt_attention(model)
 
     def forward(self, rows: PackedRows, temperature: float) -> TokenStats:
         """Log-probs and entropies of the completion tokens."""
+        layout: dict[str, Tensor | None]
+        if self._is_unmasked:
+            layout = {"attention_mask": NO_MASK_1111, "copies_US": rows.copies_US, "places_RL": rows.places_RL}
+        else:
+            layout = {"attention_mask": rows.attention_mask_R1LL}
         hidden_RLD = self.model.base_model(
-            input_ids=rows.input_ids_RL,
-            position_ids=rows.positions_RL,
-            attention_mask=rows.attention_mask_R1LL,
-            use_cache=False,
+            input_ids=rows.input_ids_RL, position_ids=rows.positions_RL, use_cache=False, **layout
         ).last_hidden_state
         hidden_MD = hidden_RLD.flatten(0, 1)[rows.sources_M]
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from maxk_lightning.packing import PADDING, pack
 from maxk_lightning.policy import Policy, load_model
@@ -12,11 +13,18 @@ COMPLETIONS = [[(10, 11, 12), (13,), (), (14, 15, 16, 17)], [(18, 19), (20, 21, 
 LIMITS = [None, 1, 9, 12, 1000]
 
 
+@pytest.mark.parametrize("is_sliding", [False, True])
 @pytest.mark.parametrize("max_row_tokens", LIMITS)
 def test_log_probs_and_gradients_equal_those_of_separate_sequences(
-    random_policy: str, max_row_tokens: int | None
+    random_policy: str, max_row_tokens: int | None, is_sliding: bool
 ) -> None:
-    policy = Policy(load_model(random_policy))
+    """Both with attention that knows of shared prompts, and, where a model has attention of its own, with a mask."""
+    config = AutoConfig.from_pretrained(random_policy)
+    if is_sliding:
+        config.use_sliding_window, config.sliding_window = True, 1000  # longer than anything here
+        config.layer_types = ["full_attention", "sliding_attention"]
+    policy = Policy(AutoModelForCausalLM.from_pretrained(random_policy, config=config, dtype=torch.float32))
+    assert policy.model.config._attn_implementation == ("sdpa" if is_sliding else "shared_prompt")
     rows = pack(PROMPTS, COMPLETIONS, max_row_tokens)
     stats = policy(rows, 0.7)
     coefficients_BT = torch.randn(rows.mask_BT.shape, generator=torch.Generator().manual_seed(0)) * rows.mask_BT

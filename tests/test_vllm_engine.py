@@ -1,5 +1,6 @@
 """The colocated vLLM engine against the policy's own forward pass. The engine is the real one."""
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -209,6 +210,21 @@ def test_more_prompt_tokens_than_fit_a_step_and_more_samples_than_fit_the_cache(
 def test_a_prompt_that_leaves_no_room_is_refused(engine: VLLMEngine) -> None:
     with pytest.raises(ValueError, match=r"max_model_len is 256, too short for a prompt of 23 tokens and 250 new ones"):
         engine.generate(PROMPTS, Sampling(max_new_tokens=250))
+
+
+def test_a_process_group_of_the_trainer_outlives_the_engine_and_its_successor(tmp_path: Path) -> None:
+    if torch.distributed.is_initialized():  # vLLM's own, of a test before
+        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    engine = _engine("builtin")
+    seen = []
+    for _ in range(2):
+        engine.load_weights(load_model("builtin").state_dict().items(), 0)
+        seen.append(_token_ids(engine.generate(PROMPTS, SAMPLING)))
+        engine.close()
+        gc.collect()
+        assert torch.distributed.is_initialized()
+    assert seen[0] == seen[1]
 
 
 def test_a_call_that_takes_too_long_is_a_failed_engine() -> None:

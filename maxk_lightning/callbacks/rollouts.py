@@ -83,6 +83,7 @@ class RolloutCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
         """Refuse an objective that cannot work with this group size before anything expensive starts."""
         self._sync.version = None
+        self._ahead = None
         self._logged_epoch = None
         if stage == "fit":
             _check_trainer(trainer)
@@ -137,12 +138,12 @@ class RolloutCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: PolicyModule, exception: BaseException) -> None:  # type: ignore[override]
         """Leave no engine behind."""
-        self._sync.restart()
+        self._close()
 
     def teardown(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
         """Leave no engine behind; one that only evaluated may be asked again."""
         if stage == "fit":
-            self._sync.restart()
+            self._close()
 
     def state_dict(self) -> dict[str, Any]:
         """What is logged of the current rollout and stands in no other part of a checkpoint."""
@@ -159,6 +160,8 @@ class RolloutCallback(Callback):
         rollout = self._finish_ahead(trainer)
         if self._ahead is not None and rollout is not None:
             checkpoint["rollout_ahead"] = {"index": self._ahead[0], **to_state(rollout)}
+        elif self._stored_ahead is not None:  # of the checkpoint that this run was resumed from
+            checkpoint["rollout_ahead"] = self._stored_ahead
 
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
@@ -211,8 +214,14 @@ class RolloutCallback(Callback):
         """Begin the next rollout with the weights as they are."""
         problems, prompts = _datamodule(trainer).rollout_prompts(index)
         if self._sync.refresh(trainer, pl_module, prompts, self.sampling):
-            step = trainer.global_step
-            self._ahead = index, self._thread.submit(self._collect, step, problems, prompts, self.sampling)
+            step, device = trainer.global_step, pl_module.device
+
+            def collect_there() -> Rollout:
+                if device.type == "cuda":
+                    torch.cuda.set_device(device)  # every thread starts with the first
+                return self._collect(step, problems, prompts, self.sampling)
+
+            self._ahead = index, self._thread.submit(collect_there)
         else:
             self._sync.restart()  # sampled when its epoch begins
 
@@ -240,6 +249,13 @@ class RolloutCallback(Callback):
         except EngineError as error:
             logger.warning("%s", error)
         return rollout if trainer.strategy.reduce_boolean_decision(rollout is not None) else None
+
+    def _close(self) -> None:
+        """Close the engine, once the thread that samples ahead has let go of it."""
+        if self._ahead is not None:
+            self._ahead[1].exception()
+            self._ahead = None
+        self._sync.restart()
 
     def _log_once(self, trainer: Trainer, pl_module: PolicyModule, num_done: int) -> None:
         """Log the current rollout, of which `num_done` steps have been made, unless this process has done so."""
@@ -287,7 +303,7 @@ def _save_checkpoint(trainer: Trainer) -> str:
     """Save the run where `--ckpt_path last` finds it; says so, or why not."""
     directory = getattr(trainer.checkpoint_callback, "dirpath", None)
     if not trainer.training or directory is None:
-        return "nothing was trained since the last checkpoint"
+        return "no checkpoint was saved"
     path = Path(directory) / "last.ckpt"
     trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()  # this epoch's; still those of the epoch before
     trainer.save_checkpoint(path)

@@ -81,7 +81,7 @@ class WeightSync:
             return None
 
     def _judge(self, trainer: Trainer, module: PolicyModule, mean: float, largest: float) -> None:
-        gaps = torch.tensor([mean, largest], device=module.device)
+        gaps = torch.tensor([mean, largest], device=module.device).nan_to_num(nan=torch.inf)  # a maximum may lose NaN
         mean, largest = trainer.strategy.reduce(gaps, reduce_op="max").tolist()
         self.gap = mean
         if not mean <= self.max_logprob_gap:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from maxk_lightning.types import Completion, Prompt, Sampling
+from maxk_lightning.types import Completion, FinishReason, Prompt, Sampling
 
 # jsonargparse wants annotations that a user's class may write in another way or leave out; see `rewards.reward`.
 if TYPE_CHECKING:
@@ -18,6 +18,19 @@ else:
 
 class EngineError(RuntimeError):
     """A rollout engine failed; a fresh one may work."""
+
+
+def finish_reason(told: str | None) -> FinishReason:
+    """What vLLM tells, as ours.
+
+    Raises:
+        EngineError: the request was aborted or failed.
+    """
+    if told == "stop":
+        return "stop"
+    if told == "length":
+        return "length"
+    raise EngineError(f"vLLM ended a completion because of: {told}")
 
 
 class RolloutEngine(Protocol):

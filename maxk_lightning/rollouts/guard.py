@@ -20,9 +20,9 @@ GRACE_S = 5.0
 
 def main(parent: int, command: list[str]) -> int:
     """Return the command's exit status, or 1 when it had to be ended."""
-    signal.signal(signal.SIGTERM, _exit)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
+        signal.signal(signal.SIGTERM, _exit)
         while child.poll() is None and os.getppid() == parent:
             time.sleep(POLL_S)
     finally:
@@ -31,6 +31,7 @@ def main(parent: int, command: list[str]) -> int:
 
 
 def _end_session(child: "subprocess.Popen[bytes]") -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGKILL):  # the second also for children that outlived their parent
         with suppress(ProcessLookupError):
             os.killpg(child.pid, number)

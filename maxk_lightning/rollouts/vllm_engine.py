@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
-from maxk_lightning.rollouts.engine import EngineError
+from maxk_lightning.rollouts.engine import EngineError, finish_reason
 from maxk_lightning.rollouts.weights import checked
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
@@ -65,7 +65,7 @@ class VLLMEngine:
             sleep_while_training: Free the KV cache and the weights between rollouts (CUDA only).
             record_entropy: Also tell the entropy of the distribution each token was drawn from, before top_p; costs
                 a pass over the logits per token. For `evaluate`; training measures entropies itself.
-            timeout_s: A call of `generate` that takes longer counts as a failed engine.
+            timeout_s: A call of `generate` that takes longer counts as a failed engine; looked at between steps.
 
         Raises:
             ValueError: a value out of range, or both ways to size the KV cache.
@@ -100,6 +100,7 @@ class VLLMEngine:
         "Tokens that end a completion, known once vLLM runs."
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._is_asleep = False
+        self._shares_process_group = False
         self._num_requests = 0
         self._entropies: dict[str, dict[int, float]] = {}  # by request and position
 
@@ -112,10 +113,10 @@ class VLLMEngine:
         """
         self._start("dummy")
         self.version = None  # until all of them have arrived
-        if self._is_asleep:
-            self.llm.wake_up(["weights"])
         weights = checked(named_tensors, weight_shapes(self.policy))
         with _as_engine_error("loading weights"):
+            if self._is_asleep:
+                self.llm.wake_up(["weights"])
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             if self._is_asleep:
                 self.llm.wake_up(["kv_cache"])
@@ -143,17 +144,20 @@ class VLLMEngine:
         self._check_lengths(prompts, sampling)
         engine = self.llm.llm_engine
         places = {}
-        with _as_engine_error("generating"):
+        try:
             for index, prompt in enumerate(prompts):
                 for sample in range(sampling.num_completions):
                     self._num_requests += 1
                     name = str(self._num_requests)
+                    with _as_engine_error("generating"):
+                        parameters = self._parameters(name, prompt, sample, sampling)
+                        engine.add_request(name, {"prompt_token_ids": list(prompt.token_ids)}, parameters)
                     places[name] = index, sample
-                    parameters = self._parameters(name, prompt, sample, sampling)
-                    engine.add_request(name, {"prompt_token_ids": list(prompt.token_ids)}, parameters)
-        try:
             for output in self._outputs(engine):
                 yield *places.pop(output.request_id), self._completion(output.request_id, output.outputs[0])
+        except EngineError:
+            places.clear()  # nothing can be asked of an engine that failed
+            raise
         finally:
             self._entropies.clear()
             if places and self.llm is not None:  # stopped early
@@ -169,14 +173,24 @@ class VLLMEngine:
         return True
 
     def close(self) -> None:
-        """Free vLLM's memory; groups of torch.distributed that others use stay."""
+        """Free vLLM's memory; a process group that stood before vLLM started stays."""
         if self.llm is None:
             return
         from vllm.distributed.parallel_state import destroy_model_parallel
 
-        self.llm.llm_engine.engine_core.shutdown()
+        client = self.llm.llm_engine.engine_core
+        if self._shares_process_group:
+            # `shutdown`, also the one that runs when the client is freed, would destroy the trainer's group with it.
+            client._finalizer.detach()
+            client.engine_core.structured_output_manager.clear_backend()
+            client.engine_core.model_executor.shutdown()
+            client.engine_core.scheduler.shutdown()
+            gc.unfreeze()
+        else:
+            client.shutdown()
         self.llm, self._is_asleep, self.version = None, False, None
         destroy_model_parallel()
+        del client
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -187,15 +201,17 @@ class VLLMEngine:
             return
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where weights can be handed over
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        if world_size > 1:
-            os.environ["RANK"] = os.environ["VLLM_RANK"] = str(torch.distributed.get_rank())
+        self._shares_process_group = torch.distributed.is_initialized()
+        world_size = torch.distributed.get_world_size() if self._shares_process_group else 1
+        on_gpu = torch.cuda.is_available()
+        if world_size > 1:  # what torchrun sets, and other launchers do not
+            os.environ["RANK"] = str(torch.distributed.get_rank())
             os.environ["WORLD_SIZE"] = str(world_size)
+            os.environ["LOCAL_RANK"] = str(torch.cuda.current_device()) if on_gpu else os.environ.get("LOCAL_RANK", "0")
         try:
             from vllm import LLM
         except ImportError as error:
             raise ValueError(f"{MISSING} ({error})") from error
-        on_gpu = torch.cuda.is_available()
         dtype = self.dtype
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
@@ -274,7 +290,7 @@ class VLLMEngine:
             logprobs=tuple(output.logprobs.logprobs),
             entropies=None if entropies is None else tuple(entropies[position] for position in range(len(tokens))),
             text=text,
-            finish_reason="length" if output.finish_reason == "length" else "stop",
+            finish_reason=finish_reason(output.finish_reason),
         )
 
 
@@ -301,7 +317,8 @@ class NCCLSender:
             from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
             from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
         except ImportError as error:
-            raise ValueError(f"{MISSING} ({error})") from error
+            reason = f"rollout.engine.transfer: nccl needs vllm 0.29 or later in the trainer, file does not ({error})"
+            raise ValueError(reason) from error
         sender = self
 
         class Source(WeightSource):  # type: ignore[misc]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
-from maxk_lightning.rollouts.engine import EngineError
+from maxk_lightning.rollouts.engine import EngineError, finish_reason
 from maxk_lightning.rollouts.weights import checked, save_shards
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
@@ -28,6 +28,11 @@ from maxk_lightning.types import Completion, Prompt, Sampling
 GUARD = Path(__file__).with_name("guard.py")
 REQUIRED_ARGS = {"logprobs-mode": "processed_logprobs", "generation-config": "vllm"}
 "What a server must be started with, or its log-probs and samples are not those of the tempered policy."
+ADDRESS, PORT = "127.0.0.1", 51217
+OF_THE_TRAINER = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+"Variables of the trainer's launcher, which a server would take for its own."
 
 
 class VLLMServerEngine:
@@ -47,8 +52,8 @@ class VLLMServerEngine:
         server_args: Mapping[str, str | int | float | bool] | None = None,
         transfer: Literal["nccl", "file"] = "nccl",
         transfer_dir: str = "/dev/shm",
-        master_address: str = "127.0.0.1",
-        master_port: int = 51217,
+        master_address: str = ADDRESS,
+        master_port: int = PORT,
         max_connections: int = 256,
         timeout_s: float = 3600.0,
         start_timeout_s: float = 1200.0,
@@ -74,6 +79,8 @@ class VLLMServerEngine:
         """
         if url is not None and (gpus is not None or server_args):
             raise ValueError("rollout.engine: gpus and server_args are for a server started here, but url is given")
+        if transfer == "file" and (master_address, master_port) != (ADDRESS, PORT):
+            raise ValueError("rollout.engine: master_address and master_port have no effect with transfer: file")
         limits = {"max_connections": max_connections, "timeout_s": timeout_s, "start_timeout_s": start_timeout_s}
         for name, value in limits.items():
             if not value > 0:
@@ -106,13 +113,20 @@ class VLLMServerEngine:
         self.version = None
         self._connect("dummy" if self.transfer == "nccl" else "auto")  # vLLM reads no files over dummy weights
         weights = checked(named_tensors, weight_shapes(self.policy))
-        if self.transfer == "nccl":
-            self._push_by_nccl(weights)
-        else:
-            self._push_by_file(weights)
-        if _rank() == 0 and not self._post("reset_prefix_cache", {}).get("success", True):
-            raise EngineError("the vLLM server could not reset its prefix cache")
-        _barrier()
+        failure = None
+        try:
+            if self.transfer == "nccl":
+                self._push_by_nccl(weights)
+            else:
+                self._push_by_file(weights)
+            if _rank() == 0 and not self._post("reset_prefix_cache", {}).get("success", True):
+                raise EngineError("the vLLM server could not reset its prefix cache")
+        except EngineError as error:
+            failure = str(error)
+            for _ in weights:  # gathering a sharded weight takes all ranks
+                pass
+        if failure := _told_by_first_rank(failure):
+            raise EngineError(failure)
         self.version = version
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
@@ -128,6 +142,8 @@ class VLLMServerEngine:
             ValueError: the server refuses a request.
             EngineError: the server failed or took too long.
         """
+        if self.url is not None and self.version is None:
+            raise ValueError("rollout.engine.url: nobody knows the weights of that server; they must be loaded first")
         self._connect("auto")
         stop_tokens, tokenizer = sorted(load_stop_tokens(self.policy)), load_tokenizer(self.policy)
 
@@ -140,7 +156,7 @@ class VLLMServerEngine:
                 logprobs=tuple(choice["logprobs"]["token_logprobs"]),
                 entropies=None,
                 text=text,
-                finish_reason="length" if choice["finish_reason"] == "length" else "stop",
+                finish_reason=finish_reason(choice["finish_reason"]),
             )
 
         pool = ThreadPoolExecutor(self.max_connections, thread_name_prefix="vllm")
@@ -161,11 +177,11 @@ class VLLMServerEngine:
 
     def close(self) -> None:
         """End the server, if it was started here."""
-        if self._sender is not None:
-            self._sender.shutdown()
         if self._server is not None:
             self._server.send_signal(signal.SIGTERM)
             self._server.wait()
+        elif self._sender is not None:  # with a server of its own the group has ended
+            self._sender.shutdown()
         self._server = self._sender = self._base_url = self.version = None
 
     def _request(self, prompt: Prompt, sample: int, sampling: Sampling, stop_tokens: list[int]) -> dict[str, Any]:
@@ -185,14 +201,19 @@ class VLLMServerEngine:
         """Find the server, or start it; every rank learns where it is."""
         if self._base_url is not None:
             return
-        url = self.url or (self._launch(load_format) if _rank() == 0 else "")
-        if torch.distributed.is_initialized():
-            told = [url]
-            torch.distributed.broadcast_object_list(told)
-            url = told[0]
-        self._base_url = url.rstrip("/")
-        if self.url is not None:
-            self._wait_until_ready()
+        url, failure = self.url or "", None
+        try:
+            if self.url is None and _rank() == 0:
+                url = self._launch(load_format)
+            elif self.url is not None:
+                self._wait_until_ready(self.url)
+        except EngineError as error:
+            failure = str(error)
+        if failure := _told_by_first_rank(failure):
+            raise EngineError(failure)
+        told = _told_by_first_rank(url)
+        assert told is not None
+        self._base_url = told.rstrip("/")
 
     def _launch(self, load_format: str) -> str:
         with socket.socket() as free:
@@ -216,20 +237,20 @@ class VLLMServerEngine:
         environment.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if self.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # those of the trainer
-            environment.pop(name, None)
+        for name in [name for name in environment if name in OF_THE_TRAINER or name.startswith("TORCHELASTIC_")]:
+            del environment[name]
         self._server = subprocess.Popen(
             [sys.executable, str(GUARD), str(os.getpid()), *command, *flags], env=environment, start_new_session=True
         )
-        self._base_url = f"http://127.0.0.1:{port}"
-        self._wait_until_ready()
-        return self._base_url
+        url = f"http://127.0.0.1:{port}"
+        self._wait_until_ready(url)
+        return url
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, url: str) -> None:
         deadline = time.monotonic() + self.start_timeout_s
         while True:
             try:
-                with urllib.request.urlopen(f"{self._base_url}/health", timeout=10):
+                with urllib.request.urlopen(f"{url}/health", timeout=10):
                     return
             except OSError as error:
                 if self._server is not None and self._server.poll() is not None:
@@ -301,6 +322,10 @@ def _rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def _barrier() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+def _told_by_first_rank(word: str | None) -> str | None:
+    """What rank 0 says, on all ranks, which wait for it."""
+    if not torch.distributed.is_initialized():
+        return word
+    told = [word]
+    torch.distributed.broadcast_object_list(told)
+    return told[0]

@@ -15,7 +15,7 @@ compared with ours.
 
 Measured once on a shared 2-core CPU machine, one thread, float32, at this script's sizes (hidden 256, 4 layers,
 vocabulary 4096, 8 prompts, n = 8, 128 tokens), --repeats 1 --cycles 1 --model_options '{"prompts_per_micro_batch": 1}'
-(TRL: all in one micro-batch):
+(TRL: all in one micro-batch, which costs it memory and perhaps speed; at equal sizes see below):
   CPU s per cycle 24.6 (18.5 with the penalty to pi_old), TRL 34.7: speed_vs_trl 1.41 (1.88); peak MB 1073 (1001), 2928.
   train_mfu 0.34 (0.49). Of our cycle: sampling 16 %, forward 47 % (the reference's among it), backward 36 %, optimizer,
   clipping and logs 1 %. Gradients agree: cosine 1.0000, ratio of norms 1.0000.

@@ -35,7 +35,7 @@ def test_bfloat16_logprobs_follow_every_push_also_after_sleep(engine: VLLMEngine
                 parameter += 0.02 * torch.randn_like(parameter)
         engine.load_weights(policy.model.state_dict().items(), version)
         groups = engine.generate(PROMPTS, SAMPLING)
-        assert logprob_gap(policy, PROMPTS, groups, SAMPLING.temperature)[0] < 0.05  # bfloat16 against float32
+        assert logprob_gap(policy, PROMPTS, groups, SAMPLING.temperature)[0] < 0.1  # bfloat16 against float32
         assert engine.sleep()
         with pytest.raises(EngineError, match="sleeps"):
             engine.generate(PROMPTS, SAMPLING)
@@ -58,6 +58,6 @@ def test_training_in_mixed_precision(tmp_path: Path, ahead: int) -> None:
     MaxKCLI(
         f"fit --config {ROOT}/configs/tiny_vllm.yaml --trainer.accelerator gpu --trainer.precision bf16-mixed"
         f" --trainer.default_root_dir {tmp_path} --trainer.max_epochs 3 --trainer.check_val_every_n_epoch 3"
-        f" --rollout.max_logprob_gap 0.05 --rollout.engine.dtype bfloat16 --rollout.engine.enforce_eager false"
+        f" --rollout.max_logprob_gap 0.2 --rollout.engine.dtype bfloat16 --rollout.engine.enforce_eager false"
         f" --rollout.rollouts_ahead {ahead} --rollout.engine.sleep_while_training {str(not ahead).lower()}".split()
     )

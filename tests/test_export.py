@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from maxk_lightning.callbacks import AtomicCheckpointIO, RolloutCallback
 from maxk_lightning.commands.export import export
-from maxk_lightning.commands.model_card import model_card
+from maxk_lightning.commands.model_card import model_card, read_run_config
 from maxk_lightning.data import Builtin
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
@@ -86,6 +86,22 @@ def test_without_the_run_s_configuration_the_card_says_so(checkpoint: Path, rand
     assert "## Results" not in card.text
     before, after = (GenerationConfig.from_pretrained(each) for each in (random_policy, tmp_path / "policy"))
     assert after.to_diff_dict() == before.to_diff_dict()
+
+
+def test_the_configuration_is_that_of_the_checkpoint_s_own_run(tmp_path: Path) -> None:
+    config = "model: {}\ndata: {}\nrollout: {}\n"
+    for name in ("mine", "other"):
+        (tmp_path / name / "tensorboard").mkdir(parents=True)
+        (tmp_path / name / "tensorboard" / "config.yaml").write_text(f"{config}name: {name}\n")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text(f"{config}name: neighbour\n")
+    (tmp_path / "stray" / "config").mkdir(parents=True)
+    found = read_run_config(tmp_path / "mine" / "checkpoints" / "last.ckpt")
+    assert found is not None
+    assert found["name"] == "mine"
+    assert read_run_config(tmp_path / "stray" / "last.ckpt") is None
+    (tmp_path / "stray" / "config" / "config.yaml").write_text("model: {}\n")
+    assert read_run_config(tmp_path / "stray" / "last.ckpt") is None  # of another program
 
 
 def test_a_hub_policy_is_named_as_base_model_and_a_directory_is_not(tmp_path: Path) -> None:

@@ -34,11 +34,13 @@ NUM_ARGUMENTS = 4
 
 def read_run_config(ckpt: Path) -> dict[str, Any] | None:
     """The config.yaml that `fit` wrote for the run a checkpoint lies in; None where there is none."""
-    found = sorted(ckpt.absolute().parent.parent.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    directory = ckpt.absolute().parent
+    root = directory.parent if directory.name == "checkpoints" else directory  # never the runs beside this one
+    found = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
     if not found:
         return None
     config = yaml.safe_load(found[-1].read_text("utf-8"))
-    return config if isinstance(config, dict) and "model" in config else None
+    return config if isinstance(config, dict) and config.keys() >= {"model", "data", "rollout"} else None
 
 
 def generation_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

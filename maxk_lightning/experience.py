@@ -15,6 +15,7 @@ from maxk_lightning.packing import PackedRows, pack
 from maxk_lightning.policy import Policy
 from maxk_lightning.rewards import Reward, StreamingReward
 from maxk_lightning.rollouts import RolloutEngine, StreamingEngine
+from maxk_lightning.rollouts.engine import in_groups
 from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
 
 
@@ -118,10 +119,11 @@ def _stream(
     sampling: Sampling,
 ) -> tuple[list[list[Completion]], list[list["Future[Score]"]]]:
     """Completions, and their scores to come: each was submitted when it ended, while others were being sampled."""
-    arrived: dict[tuple[int, int], tuple[Completion, Future[Score]]] = {}
-    for index, sample, completion in engine.stream(prompts, sampling):
-        arrived[index, sample] = completion, reward.submit(problems[index], completion.text)
-    groups = [[arrived[index, sample] for sample in range(sampling.num_completions)] for index in range(len(prompts))]
+    arrivals = (
+        (index, sample, (completion, reward.submit(problems[index], completion.text)))
+        for index, sample, completion in engine.stream(prompts, sampling)
+    )
+    groups = in_groups(arrivals, len(prompts), sampling.num_completions)
     completions = [[completion for completion, _ in group] for group in groups]
     return completions, [[future for _, future in group] for group in groups]
 

@@ -125,7 +125,7 @@ def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_stop_tokens(policy: str) -> set[int]:
+def load_stop_tokens(policy: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """Tokens that end a completion: the tokenizer's stop token and those of the model's generation_config."""
     from transformers import GenerationConfig
 
@@ -134,7 +134,7 @@ def load_stop_tokens(policy: str) -> set[int]:
     except OSError:  # a policy needs none
         configured = None
     stop_tokens = {configured} if isinstance(configured, int) else set(configured or ())
-    return stop_tokens | {load_tokenizer(policy).eos_token_id}
+    return stop_tokens | {tokenizer.eos_token_id}
 
 
 @cache

@@ -1,7 +1,7 @@
 """The seam between training and whatever samples completions."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -16,8 +16,19 @@ else:
     Prompts = Groups = NamedTensors = Any
 
 
+Arrival = TypeVar("Arrival")
+
+
 class EngineError(RuntimeError):
     """A rollout engine failed; a fresh one may work."""
+
+
+def in_groups(
+    arrivals: Iterable[tuple[int, int, Arrival]], num_prompts: int, num_completions: int
+) -> list[list[Arrival]]:
+    """What a stream told in the order it ended, as groups: one list per prompt, samples in order."""
+    arrived = {(index, sample): arrival for index, sample, arrival in arrivals}
+    return [[arrived[index, sample] for sample in range(num_completions)] for index in range(num_prompts)]
 
 
 def finish_reason(told: str | None) -> FinishReason:

@@ -14,7 +14,9 @@ from transformers import Cache
 
 from maxk_lightning.policy import load_model, load_stop_tokens, load_tokenizer
 from maxk_lightning.rollouts import grouped_query_attention
+from maxk_lightning.rollouts.engine import in_groups
 from maxk_lightning.rollouts.kv_cache import ReservedLayer
+from maxk_lightning.rollouts.weights import complete
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, FinishReason, Prompt, Sampling
 
@@ -61,22 +63,14 @@ class TransformersEngine:
             ValueError: a name is unknown, or a weight of the model was not given.
         """
         own = self._load()[0].state_dict()
-        missing = set(own)
         with torch.no_grad():
-            for name, tensor in named_tensors:
-                if name not in own:
-                    raise ValueError(f"weight {name} is unknown to the rollout engine's model")
+            for name, tensor in complete(named_tensors, own):
                 own[name].copy_(tensor)
-                missing.discard(name)
-        if missing:
-            raise ValueError(f"the rollout engine was not given {len(missing)} weights, among them {min(missing)}")
         self.version = version
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """Sample completions; prompts of similar length share a batch."""
-        completions = {(index, sample): completion for index, sample, completion in self.stream(prompts, sampling)}
-        samples = range(sampling.num_completions)
-        return [[completions[index, sample] for sample in samples] for index in range(len(prompts))]
+        return in_groups(self.stream(prompts, sampling), len(prompts), sampling.num_completions)
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
         """The same completions as they end: (index of the prompt, sample in its group, completion)."""
@@ -100,7 +94,7 @@ class TransformersEngine:
             if self._model.device.type == "cpu" and self._model.config._attn_implementation == "sdpa":
                 self._model.set_attn_implementation(grouped_query_attention.NAME)
             self._tokenizer = load_tokenizer(self.policy)
-            self._stop_tokens = load_stop_tokens(self.policy)
+            self._stop_tokens = load_stop_tokens(self.policy, self._tokenizer)
         return self._model, self._tokenizer
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
-from maxk_lightning.rollouts.engine import EngineError, finish_reason
+from maxk_lightning.rollouts.engine import EngineError, finish_reason, in_groups
 from maxk_lightning.rollouts.weights import checked
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
@@ -127,9 +127,7 @@ class VLLMEngine:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """Sample completions, all prompts together."""
-        completions = {(index, sample): completion for index, sample, completion in self.stream(prompts, sampling)}
-        samples = range(sampling.num_completions)
-        return [[completions[index, sample] for sample in samples] for index in range(len(prompts))]
+        return in_groups(self.stream(prompts, sampling), len(prompts), sampling.num_completions)
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
         """The same completions as they end: (index of the prompt, sample in its group, completion).
@@ -240,7 +238,7 @@ class VLLMEngine:
                 **{name: value for name, value in options.items() if value is not None},
             )
         self._tokenizer = load_tokenizer(self.policy)
-        self.stop_tokens = sorted(load_stop_tokens(self.policy))
+        self.stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
 
     def _parameters(self, name: str, prompt: Prompt, sample: int, sampling: Sampling) -> Any:
         from vllm import SamplingParams

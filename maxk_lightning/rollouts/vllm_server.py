@@ -14,16 +14,19 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
-from maxk_lightning.rollouts.engine import EngineError, finish_reason
+from maxk_lightning.rollouts.engine import EngineError, finish_reason, in_groups
 from maxk_lightning.rollouts.weights import checked, save_shards
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 GUARD = Path(__file__).with_name("guard.py")
 REQUIRED_ARGS = {"logprobs-mode": "processed_logprobs", "generation-config": "vllm"}
@@ -102,6 +105,8 @@ class VLLMServerEngine:
         self._base_url: str | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._sender: Any = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._stop_tokens: list[int] = []
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Push a full set of weights from rank 0; all ranks come here together and leave when it has arrived.
@@ -131,9 +136,7 @@ class VLLMServerEngine:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """Sample completions, all prompts together."""
-        completions = {(index, sample): completion for index, sample, completion in self.stream(prompts, sampling)}
-        samples = range(sampling.num_completions)
-        return [[completions[index, sample] for sample in samples] for index in range(len(prompts))]
+        return in_groups(self.stream(prompts, sampling), len(prompts), sampling.num_completions)
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
         """The same completions as they end: (index of the prompt, sample in its group, completion).
@@ -145,7 +148,7 @@ class VLLMServerEngine:
         if self.url is not None and self.version is None:
             raise ValueError("rollout.engine.url: nobody knows the weights of that server; they must be loaded first")
         self._connect("auto")
-        stop_tokens, tokenizer = sorted(load_stop_tokens(self.policy)), load_tokenizer(self.policy)
+        tokenizer, stop_tokens = self._load_tokenizer()
 
         def sample_one(prompt: Prompt, sample: int) -> Completion:
             choice = self._post("v1/completions", self._request(prompt, sample, sampling, stop_tokens))["choices"][0]
@@ -183,6 +186,13 @@ class VLLMServerEngine:
         elif self._sender is not None:  # with a server of its own the group has ended
             self._sender.shutdown()
         self._server = self._sender = self._base_url = self.version = None
+
+    def _load_tokenizer(self) -> "tuple[PreTrainedTokenizerBase, list[int]]":
+        """The policy's tokenizer and its stop tokens, read from disk once."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.policy)
+            self._stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
+        return self._tokenizer, self._stop_tokens
 
     def _request(self, prompt: Prompt, sample: int, sampling: Sampling, stop_tokens: list[int]) -> dict[str, Any]:
         return {

@@ -10,22 +10,27 @@ SHARD_BYTES = 4 << 30
 "Size at which a file of weights is closed; bounds the copies in memory."
 
 
-def checked(named_tensors: Iterable[tuple[str, Tensor]], expected: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors; a ValueError when a weight is unknown, missing or not finite.
+def complete(named_tensors: Iterable[tuple[str, Tensor]], expected: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors; a ValueError when a weight is unknown, given twice or missing.
 
-    A missing weight would stay what it was without a word (a tied head on CPU, part of a fused projection), and
-    generating once with NaN poisons vLLM's KV blocks for good.
+    A missing weight would stay what it was without a word (a tied head on CPU, part of a fused projection).
     """
     missing = set(expected)
     for name, tensor in named_tensors:
         if name not in missing:
             raise ValueError(f"weight {name} is unknown to the rollout engine, or given twice")
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"weight {name} is not finite: training has diverged")
         missing.discard(name)
         yield name, tensor
     if missing:
         raise ValueError(f"the rollout engine was not given {len(missing)} weights, among them {min(missing)}")
+
+
+def checked(named_tensors: Iterable[tuple[str, Tensor]], expected: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """`complete`, and a ValueError when a weight is not finite: generating once with NaN poisons vLLM's KV blocks."""
+    for name, tensor in complete(named_tensors, expected):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"weight {name} is not finite: training has diverged")
+        yield name, tensor
 
 
 def save_shards(named_tensors: Iterable[tuple[str, Tensor]], directory: Path, shard_bytes: int = SHARD_BYTES) -> None:

@@ -6,7 +6,7 @@ Legend: P prompts, N completions per prompt, B = P*N completions, T completion t
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -153,6 +153,8 @@ class Batch:
     "float64; NaN where a sample could not be scored. No rows where credits are given."
     credits_B: Tensor | None = None
     "float64; for parts of groups, whose credits depend on completions that are not here."
+    completions: Sequence[Completion] = ()
+    "What the B rows were made of."
 
     @property
     def mask_BT(self) -> Tensor:
@@ -161,7 +163,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(
+        return replace(
+            self,
             rows=self.rows.to(device),
             behaviour_logprobs_BT=self.behaviour_logprobs_BT.to(device),
             rewards_PN=self.rewards_PN.to(device),
@@ -188,7 +191,8 @@ def to_batch(
         [[completion.token_ids for completion in group.completions] for group in groups],
         max_row_tokens,
     )
-    logprobs = [logprob for group in groups for c in group.completions for logprob in c.logprobs]
+    completions = [completion for group in groups for completion in group.completions]
+    logprobs = [logprob for completion in completions for logprob in completion.logprobs]
     behaviour_logprobs_BT = torch.zeros(rows.mask_BT.shape)
     behaviour_logprobs_BT[rows.mask_BT] = torch.tensor(logprobs, dtype=torch.float32)
     return Batch(
@@ -196,4 +200,5 @@ def to_batch(
         behaviour_logprobs_BT=behaviour_logprobs_BT,
         rewards_PN=_rewards(groups if credits_B is None else [], num_completions),
         credits_B=credits_B,
+        completions=completions,
     )

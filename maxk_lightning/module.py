@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from maxk_lightning.experience import Batch, Group, Rollout, to_batch
-from maxk_lightning.lora import LoRA, add_adapters, is_adapter, merged, without_adapters
+from maxk_lightning.lora import LoRA, add_adapters, is_adapter, merged
 from maxk_lightning.losses import (
     BatchCounts,
     ClippedSurrogate,
@@ -30,6 +30,7 @@ from maxk_lightning.metrics import RolloutMetrics
 from maxk_lightning.micro_batches import Plan, plan_by_prompts, plan_by_tokens
 from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, group_diagnostics, objective_at
 from maxk_lightning.policy import Policy, TokenStats, load_model, resolve_policy
+from maxk_lightning.reference import Reference
 from maxk_lightning.sharding import load_sharded, whole
 from maxk_lightning.types import Sampling
 
@@ -138,7 +139,7 @@ class PolicyModule(LightningModule):
             raise ValueError(f"model.dtype: bfloat16 needs a model.optimizer with {STOCHASTIC}: true (torchao.optim)")
         self.make_lr_scheduler = lr_scheduler
         self.policy: Policy | None = None
-        self._unregistered: dict[str, nn.Module] = {}  # the reference policy: in no checkpoint and no optimizer
+        self._reference: Reference | None = None  # no torch module: in no checkpoint and no optimizer
         self.train_metrics = RolloutMetrics()
         self.eval_metrics = RolloutMetrics()
 
@@ -147,8 +148,9 @@ class PolicyModule(LightningModule):
         if self.policy is not None:
             return
         self.policy = self._load_policy().train()  # Hugging Face loads in eval mode, where nothing would be recomputed
-        if self.kl_target == "reference" and self.lora is None:
-            self._unregistered["reference"] = self._load_policy().requires_grad_(False).eval()
+        if self.kl_target == "reference":
+            policy = self._load_policy().requires_grad_(False).eval() if self.lora is None else self.policy
+            self._reference = Reference(policy, has_adapters=self.lora is not None)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule from the callables of the configuration.
@@ -178,13 +180,17 @@ class PolicyModule(LightningModule):
         optimizer.zero_grad()
         counts = self._global_counts(batch)
         plan = self._plan(batch.groups)
-        num_ratio_passes, num_passes = self._over_ranks([len(plan.parts), len(plan.whole) + len(plan.parts)], "max")
+        num_ratio_passes, num_passes, has_news = self._over_ranks(
+            [len(plan.parts), len(plan.whole) + len(plan.parts), self._has_news(batch)], "max"
+        )
         credits_of_parts, totals = self._credits_of_parts(plan, int(num_ratio_passes), batch.sampling)
         micro_batches = [self._to_batch(groups, batch.sampling) for groups in plan.whole]
         for part, credits_B in zip(plan.parts, credits_of_parts, strict=True):
             micro_batches.append(self._to_batch([part], batch.sampling, credits_B))
         for number, micro_batch in enumerate(self._padded(micro_batches, num_passes, batch.sampling), start=1):
-            loss, sums = self._loss(micro_batch.to(self.device), counts, batch.sampling.temperature)
+            loss, sums = self._loss(
+                micro_batch.to(self.device), counts, batch.sampling.temperature, is_known=not has_news
+            )
             with nullcontext() if number == num_passes else self._block_sync():
                 # Data-parallel strategies average gradients over ranks; ours are shares of one sum.
                 self.manual_backward(loss * self.trainer.world_size)
@@ -199,8 +205,13 @@ class PolicyModule(LightningModule):
         self.log("train/grad_norm", whole(grad_norm))
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
-    def _loss(self, batch: Batch, counts: BatchCounts, temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one micro-batch, and sums over its tokens, rows and groups for the log."""
+    def _loss(
+        self, batch: Batch, counts: BatchCounts, temperature: float, *, is_known: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one micro-batch, and sums over its tokens, rows and groups for the log.
+
+        `is_known`: the reference policy has been asked about these completions.
+        """
         stats = self._policy(batch.rows, temperature)
         credits_B = batch.credits_B
         sums: dict[str, Tensor] = {}
@@ -209,7 +220,10 @@ class PolicyModule(LightningModule):
             credits_B = credits_PN.flatten()
         terms = self.policy_loss(stats.logprobs_BT, batch.behaviour_logprobs_BT, credits_B, batch.mask_BT)
         weights_BT = self.weigh(batch.mask_BT, counts)
-        kl_BT = kl_k3(stats.logprobs_BT, self._kl_target_logprobs(batch, temperature)) * batch.mask_BT
+        target_logprobs_BT = batch.behaviour_logprobs_BT
+        if self._reference is not None:
+            target_logprobs_BT = self._reference.logprobs(batch, temperature, is_known=is_known)
+        kl_BT = kl_k3(stats.logprobs_BT, target_logprobs_BT) * batch.mask_BT
         loss = (terms.loss_BT * weights_BT).sum()
         if self.kl_coef > 0:
             loss = loss + self.kl_coef * (kl_BT * weights_BT).sum() / counts.num_completions
@@ -230,6 +244,11 @@ class PolicyModule(LightningModule):
             "group/zero_credit_fraction": (credits_PN.abs() < ZERO_CREDIT).all(1).sum(),
             "group/too_small_fraction": diagnostics.is_too_small_P.sum(),
         }
+
+    def on_train_epoch_end(self) -> None:
+        """Let go of what the reference policy said of this rollout."""
+        if self._reference is not None:
+            self._reference.forget()
 
     def validation_step(self, batch: Rollout, batch_idx: int) -> None:
         """Count scored validation samples; the curve is logged when the epoch ends."""
@@ -359,16 +378,8 @@ class PolicyModule(LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def _kl_target_logprobs(self, batch: Batch, temperature: float) -> Tensor:
-        if self.kl_target == "old":
-            return batch.behaviour_logprobs_BT
-        if self.lora is not None:
-            with torch.no_grad(), without_adapters(self._policy.model):
-                stats: TokenStats = self._policy(batch.rows, temperature)
-        else:
-            with torch.no_grad():
-                stats = self._unregistered["reference"].to(self.device)(batch.rows, temperature)
-        return stats.logprobs_BT
+    def _has_news(self, batch: Rollout) -> bool:
+        return self._reference is not None and not self._reference.knows(batch.completions)
 
     def _global_counts(self, batch: Rollout) -> BatchCounts:
         """Denominators of the whole optimizer step: all micro-batches, all ranks."""

@@ -26,6 +26,7 @@ from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import GRPO
 from maxk_lightning.packing import pack
 from maxk_lightning.policy import Policy, load_model
+from maxk_lightning.reference import Reference
 from maxk_lightning.rollouts import TransformersEngine
 from maxk_lightning.types import Sampling
 from tests.fakes import LengthReward
@@ -211,11 +212,11 @@ def test_the_reference_is_the_policy_without_adapters(random_policy: str) -> Non
     for is_shared in (True, False):
         module = PolicyModule(policy=random_policy, lora=LORA, objective=GRPO(), kl_coef=1.0, kl_target="reference")
         module.configure_model()
-        assert not module._unregistered
+        assert module._reference is not None
+        assert module._reference.policy is module.policy
         module.policy = Policy(_with_random_adapters(random_policy)).train()
-        if not is_shared:
-            module.lora = None
-            module._unregistered["reference"] = Policy(load_model(random_policy)).eval()
+        second = module.policy if is_shared else Policy(load_model(random_policy)).eval()
+        module._reference = Reference(second, has_adapters=is_shared)
         module.trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
         batch = to_batch(rollout.groups)
         counts = BatchCounts(num_prompts=4, num_completions=4, total_tokens=int(batch.mask_BT.sum()), max_tokens=8)

@@ -12,9 +12,10 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
+from maxk_lightning.balance import exchange
 from maxk_lightning.data import Builtin, LoadReport, ProblemSource, PromptStream, PromptTemplate
 from maxk_lightning.data.report import report_of
-from maxk_lightning.experience import Rollout
+from maxk_lightning.experience import Group, Rollout
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.stored_rollouts import from_state, to_state
@@ -25,7 +26,7 @@ EvalStage = Literal["validate", "test", "predict"]
 
 
 class RolloutBuffer(Dataset[Rollout]):
-    """This rank's share of the current rollout in slices of whole groups, once for every PPO iteration.
+    """The current rollout in slices of whole groups, or this rank's share of each, once for every PPO iteration.
 
     Each iteration visits the slices in an order of its own. A slice always holds the same groups, neighbours in the
     prompt stream, and the order is the same on all ranks: an optimizer step sees the same groups however many ranks
@@ -44,14 +45,26 @@ class RolloutBuffer(Dataset[Rollout]):
         self._slices = [slice(start, end) for start, end in pairwise(bounds)]
         self.num_iterations = num_iterations
         self._current: Rollout | None = None
+        self._shares: Sequence[Sequence[Group]] = []
         self._order: list[int] = []
 
-    def fill(self, rollout: Rollout, seed: int | None = None, num_done: int = 0) -> None:
-        """Replace the rollout; with a seed the slices of each iteration are shuffled.
+    def fill(
+        self,
+        rollout: Rollout,
+        seed: int | None = None,
+        num_done: int = 0,
+        shares: Sequence[Sequence[Group]] | None = None,
+    ) -> None:
+        """Replace the rollout that this rank sampled; with a seed the slices of each iteration are shuffled.
 
-        A resumed run leaves out the first `num_done` slices: Lightning goes on counting, but reads from index 0.
+        Args:
+            rollout: Every `world_size`-th group from `rank` on.
+            seed: Of the order of the slices; None: as they come.
+            num_done: Slices that a resumed run leaves out: Lightning goes on counting, but reads from index 0.
+            shares: This rank's groups of each slice, which others may have sampled; None: those that it sampled.
         """
         self._current = rollout
+        self._shares = [rollout.groups[own] for own in self._slices] if shares is None else shares
         self._order = []
         for iteration in range(self.num_iterations):
             order = list(range(len(self._slices)))
@@ -62,7 +75,7 @@ class RolloutBuffer(Dataset[Rollout]):
 
     @property
     def rollout(self) -> Rollout:
-        """The whole current rollout."""
+        """What this rank sampled of the current rollout."""
         assert self._current is not None, "the rollout callback has not filled this buffer"
         return self._current
 
@@ -72,7 +85,7 @@ class RolloutBuffer(Dataset[Rollout]):
 
     def __getitem__(self, index: int) -> Rollout:
         """The slice that stands at this place of the order."""
-        return replace(self.rollout, groups=self.rollout.groups[self._slices[self._order[index]]])
+        return replace(self.rollout, groups=list(self._shares[self._order[index]]))
 
 
 class PromptDataModule(LightningDataModule):
@@ -170,8 +183,11 @@ class PromptDataModule(LightningDataModule):
         return problems, self._render(problems, [derive_seed(self.seed, stage, problem.id) for problem in problems])
 
     def fill(self, stage: str, rollout: Rollout, rollout_index: int = 0) -> None:
-        """Put a rollout where the stage's dataloader reads it."""
-        self.buffers[stage].fill(rollout, self._order_seed(rollout_index) if stage == "fit" else None)
+        """Put the rollout that this rank sampled where the stage's dataloader reads it, all ranks together."""
+        if stage == "fit":
+            self._fill_fit(rollout, rollout_index, num_done=0)
+        else:
+            self.buffers[stage].fill(rollout)
 
     def state_dict(self) -> dict[str, Any]:
         """The current rollout, gathered from all ranks, in an epoch that is under way; nothing at its end."""
@@ -224,9 +240,6 @@ class PromptDataModule(LightningDataModule):
         names = ("prompts_per_rollout", "prompts_per_step", "num_ppo_iterations", "seed")
         return {name: getattr(self, name) for name in names}
 
-    def _order_seed(self, rollout_index: int) -> int:
-        return derive_seed(self.seed, "buffer", rollout_index)
-
     def _loader(self, stage: str) -> DataLoader[Rollout]:
         rank, ranks = self._rank, self._world_size
         if stage == "fit":
@@ -253,7 +266,12 @@ class PromptDataModule(LightningDataModule):
         index = state["rollout_index"]
         problems, prompts = self.rollout_prompts(index)
         rollout = from_state(state, problems, prompts, self._rank, self._world_size)
-        self.buffers["fit"].fill(rollout, self._order_seed(index), state["num_done"])
+        self._fill_fit(rollout, index, state["num_done"])
+
+    def _fill_fit(self, rollout: Rollout, index: int, num_done: int) -> None:
+        """Fill the training buffer; of several ranks each gets about as many tokens of every optimizer step."""
+        shares = exchange(rollout.groups, self.prompts_per_step) if self._world_size > 1 else None
+        self.buffers["fit"].fill(rollout, derive_seed(self.seed, "buffer", index), num_done, shares)
 
     def _load(self, stage: str) -> Sequence[Problem]:
         source = self.sources[stage]

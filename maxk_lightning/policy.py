@@ -10,7 +10,7 @@ import urllib.request
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.utils._pytree import register_dataclass
 
 from maxk_lightning.packing import PackedRows
 from maxk_lightning.projection import project
-from maxk_lightning.shared_prompt_attention import NO_MASK_1111, use_shared_prompt_attention
+from maxk_lightning.shared_prompt_attention import NO_MASK_1111, split_rows, use_shared_prompt_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -179,9 +179,11 @@ class Policy(nn.Module):
 
     def forward(self, rows: PackedRows, temperature: float) -> TokenStats:
         """Log-probs and entropies of the completion tokens."""
-        layout: dict[str, Tensor | None]
+        layout: dict[str, Any]
         if self._is_unmasked:
             layout = {"attention_mask": NO_MASK_1111, "copies_US": rows.copies_US, "places_RL": rows.places_RL}
+            if rows.input_ids_RL.device.type == "cpu":  # on a GPU kernels with a mask are slower
+                layout["split"] = split_rows(rows)
         else:
             layout = {"attention_mask": rows.attention_mask_R1LL}
         hidden_RLD = self.model.base_model(

@@ -1,34 +1,50 @@
 """A full training cycle against TRL's GRPOTrainer: rollout, a trivial reward, three PPO iterations.
 
     pip install -e '.[bench]'
-    python scripts/bench_step.py --json step.json                  # a CPU: both sample with transformers
-    python scripts/bench_step.py --growth                          # and with sequence length, n and vocabulary
-    python scripts/bench_step.py --policy Qwen/Qwen2.5-Coder-1.5B-Instruct --vllm --max_new_tokens 1024   # a GPU
+    python scripts/bench_step.py --json step.json                  # a CPU: both sample with transformers; 8 CPU minutes
+    python scripts/bench_step.py --growth --repeats 1              # one size changed at a time; about 10 CPU minutes
+    python scripts/bench_step.py --policy Qwen/Qwen2.5-Coder-1.5B-Instruct --vllm --prompts 8 --max_new_tokens 1024 \\
+      --no-trl_at_once                                             # a GPU
 
 Both sides train the same random Qwen2 model (its stop token cannot be sampled, so that every completion has
-max_new_tokens tokens) on the same prompts, with n = 8, GRPO advantages, the clipped surrogate, a k3 penalty against
-the initial policy, Adam, all groups in one micro-batch (--model_options changes ours), float32 (bf16-mixed on a GPU),
-no logging and no checkpoints. A cycle ends with its third optimizer step; the first cycle of a process is not
-counted. Each measurement is a process of its own, the sides take turns. Seconds are CPU time on a CPU, which others
-may use, too, and wall-clock time on a GPU. First of all one gradient of TRL's loss on completions that we sampled is
-compared with ours.
+max_new_tokens tokens) on the same prompts, with the lengths of the paper's recipe: statements of built-in problems,
+joined up to 512 tokens, n = 8, 256 new tokens. GRPO advantages, the clipped surrogate, a k3 penalty against the initial
+policy, Adam, float32 (bf16-mixed on a GPU), no logging, no checkpoints. A pass holds one prompt and its n completions
+on both sides (--prompts_per_pass; TRL: per_device_train_batch_size = n, the rest gradient accumulation). TRL runs a
+second time with all prompts in one pass, and the faster of the two counts. Both ask the reference policy once per
+rollout; TRL's other settings are its defaults, its attention is transformers' default (sdpa). TRL reads a
+prompt once per completion, which is most of what is measured here.
+A cycle ends with its third optimizer step; the first cycle of a process is not counted. Each measurement is a process
+of its own, the sides take turns. Seconds are CPU time on a CPU, which others may use, too, and wall-clock time on a
+GPU. Last of all one gradient of TRL's loss on completions that we sampled is compared with ours.
 
-Measured once on a shared 2-core CPU machine, one thread, float32, at this script's sizes (hidden 256, 4 layers,
-vocabulary 4096, 8 prompts, n = 8, 128 tokens), --repeats 1 --cycles 1 --model_options '{"prompts_per_micro_batch": 1}'
-(TRL: all in one micro-batch, which costs it memory and perhaps speed; at equal sizes see below):
-  CPU s per cycle 24.6 (18.5 with the penalty to pi_old), TRL 34.7: speed_vs_trl 1.41 (1.88); peak MB 1073 (1001), 2928.
-  train_mfu 0.34 (0.49). Of our cycle: sampling 16 %, forward 47 % (the reference's among it), backward 36 %, optimizer,
-  clipping and logs 1 %. Gradients agree: cosine 1.0000, ratio of norms 1.0000.
-What profiling found: attention was 43 % of a step, because packed rows compared every token with every other of its row
-under a mask. Causal rows of one completion each (shared_prompt_attention) made it 17 %. Before that, and with all
-groups in one micro-batch, on the same day but beside other load: 33.6 (25.1) and TRL 31.4 s, train_mfu 0.19 (0.26).
-torch.compile of the decoder layers: forward and backward of these 8 groups, one at a time and all of one shape, took
-4.0 CPU s (median of 3.4 to 4.3) against 4.7, after 57 s of compiling. Real groups have many shapes; not an option yet.
-What is left: the reference policy is computed again in each PPO iteration, TRL keeps its log-probs.
+Measured on a shared 2-core CPU machine beside other load, one thread, float32, this script's sizes, 3 repeats:
+  CPU s per cycle 8.0 (7.7 with the penalty to pi_old), TRL 20.2, with all prompts in one pass 20.8:
+  speed_vs_trl 2.38 (2.57).
+  Peak MB 1123 (1171), 1761, 2079. train_mfu 0.29 (0.33). Of our cycle: sampling and scoring 26 %, forward passes 33 %
+  (the reference's among them), backward 40 %, optimizer, clipping and logs 1 %. Gradients agree: cosine 1.0000, ratio
+  of norms 1.0000.
+--growth, one run each beside other load, so rough: speed_vs_trl (CPU s of a cycle, ours and TRL's; train_mfu)
+  prompts of at most 128 tokens 1.25 (7.4, 9.3; 0.25): the goal of 2 is reached where prompts are long, not here;
+  max_new_tokens 64: 4.8 (2.6, 12.1; 0.35), 512: 2.2 (15.0, 33.1; 0.32); n 4: 2.7 (4.0, 10.7; 0.40), 16: 2.7
+  (14.2, 38.1; 0.30); vocabulary 8192: 3.6 (10.7, 39.0; 0.32).
+What profiling found, with what it gained:
+- Packed rows compared every token with every other of their row under a mask: attention was 43 % of a step (prompts of
+  about 100 tokens). Rows of one completion each and the causal kernel: 17 %.
+- The reference policy was asked in every PPO iteration: at 8 prompts of the built-in problems, 128 new tokens, hidden
+  256, 4 layers a cycle with it took 22.5 CPU s, one with the penalty to pi_old, which asks nobody, 18.4. Asked once per
+  rollout, and at the sizes above: 8.0 and 7.7.
+- At 512 + 256 tokens attention was 37 % of a cycle again, the prompts attending once per completion. On a CPU they
+  attend once per group: forward passes of a cycle 7.0 -> 5.8 s, backward 8.5 -> 6.8 (4 layers, one run each).
+- Sampling: a step's query heads that share a key head attend in one product: attention of a step 1.66 -> 0.90 ms.
+- torch.compile of the decoder layers: forward and backward of 8 groups, one at a time and all of one shape, took
+  4.0 CPU s (median of 3.4 to 4.3) against 4.7, after 57 s of compiling. Real groups have many shapes: no option yet.
+What is left: sampling, now a quarter of a cycle; short prompts, which leave little to share.
 
 Ratios: `speed_vs_trl` (seconds per cycle, TRL / ours); `speed_vs_trl_kl_old`, ours with the paper's penalty, which is
 against the policy that sampled and needs no second model; `train_mfu`, model FLOPs of the training steps (a shared
-prompt counts once, the reference model does not count) over what the largest matrix product reaches here.
+prompt counts once, the reference model does not count) over what the largest matrix product reaches here; with --growth
+`speed_vs_trl/NAME=VALUE`.
 """
 
 import argparse
@@ -44,6 +60,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +71,7 @@ from rich.table import Table
 from torch import Tensor
 
 from maxk_lightning.callbacks import RolloutCallback
-from maxk_lightning.data import Builtin
+from maxk_lightning.data import Builtin, PromptTemplate
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.experience import Group, Rollout, to_batch
 from maxk_lightning.losses import BatchCounts
@@ -64,8 +81,10 @@ from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.rollouts import RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.types import Problem, Sampling, Score
 
-OURS, OURS_KL_OLD, THEIRS = "maxk_lightning", "maxk_lightning, KL to pi_old", "TRL"
+OURS, OURS_KL_OLD = "maxk_lightning", "maxk_lightning, KL to pi_old"
+THEIRS, THEIRS_AT_ONCE = "TRL", "TRL, all prompts in one pass"
 NUM_ITERATIONS = 3
+GROWTH = {"prompt_tokens": (128,), "max_new_tokens": (64, 512), "n": (4, 16), "vocab": (8192,)}
 KL_COEF = 0.01
 LEARNING_RATE = 1e-5
 HAS_GPU = torch.cuda.is_available()
@@ -80,6 +99,28 @@ class TrivialReward:
 
     def score(self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Score]]:
         return [[Score(reward=reward_of(text), verdicts=()) for text in group] for group in completions]
+
+
+@dataclass(frozen=True)
+class LongStatements:
+    """Statements of the built-in problems, joined as long as the rendered prompt has at most so many tokens."""
+
+    num_prompts: int
+    max_tokens: int
+    policy: str
+
+    def load(self) -> list[Problem]:
+        tokenizer, statements = load_tokenizer(self.policy), iter(Builtin("train").load())
+        joined: list[Problem] = []
+        for _ in range(self.num_prompts):
+            problem = next(statements)
+            for other in statements:
+                longer = replace(problem, prompt=f"{problem.prompt}\n\n{other.prompt}")
+                if len(PromptTemplate().render(longer, tokenizer, seed=0).token_ids) > self.max_tokens:
+                    break
+                problem = longer
+            joined.append(problem)
+        return joined
 
 
 def write_policy(directory: str, args: argparse.Namespace) -> None:
@@ -176,14 +217,15 @@ def make_parts(args: argparse.Namespace, root: str, kl_target: Any) -> tuple[Pol
         kl_coef=KL_COEF,
         kl_target=kl_target,
         optimizer=lambda params: torch.optim.Adam(params, lr=LEARNING_RATE),
-        **json.loads(args.model_options),
+        **{"prompts_per_micro_batch": args.prompts_per_pass, **json.loads(args.model_options)},
     )
     datamodule = PromptDataModule(
-        train=Builtin("train", limit=args.prompts),
+        train=LongStatements(args.prompts, args.prompt_tokens, args.policy),
         validation=None,
         policy=args.policy,
         prompts_per_rollout=args.prompts,
         num_ppo_iterations=NUM_ITERATIONS,
+        max_prompt_tokens=args.prompt_tokens,
     )
     trainer = Trainer(
         max_epochs=1 + args.cycles,
@@ -251,7 +293,7 @@ def matmul_peak() -> float:
     return best
 
 
-def trl_trainer(args: argparse.Namespace, root: str, prompts: list[str]) -> Any:
+def trl_trainer(args: argparse.Namespace, root: str, prompts: list[str], prompts_per_pass: int) -> Any:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -270,8 +312,8 @@ def trl_trainer(args: argparse.Namespace, root: str, prompts: list[str]) -> Any:
     config = GRPOConfig(
         output_dir=root,
         max_steps=NUM_ITERATIONS * (1 + args.cycles),
-        per_device_train_batch_size=args.prompts * args.n,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=prompts_per_pass * args.n,
+        gradient_accumulation_steps=args.prompts // prompts_per_pass,
         num_generations=args.n,
         num_iterations=NUM_ITERATIONS,
         max_completion_length=args.max_new_tokens,
@@ -316,8 +358,8 @@ def prompt_texts(args: argparse.Namespace, datamodule: PromptDataModule) -> list
     return texts
 
 
-def run_trl(args: argparse.Namespace, root: str) -> dict[str, Any]:
-    trainer = trl_trainer(args, root, prompt_texts(args, make_parts(args, root, "reference")[1]))
+def run_trl(args: argparse.Namespace, root: str, prompts_per_pass: int) -> dict[str, Any]:
+    trainer = trl_trainer(args, root, prompt_texts(args, make_parts(args, root, "reference")[1]), prompts_per_pass)
     trainer.train()
     return {
         "seconds": _between(trainer.cycle_ends),
@@ -330,7 +372,7 @@ def compare_gradients(args: argparse.Namespace, root: str) -> dict[str, Any]:
     """Cosine and ratio of norms of the two gradients of the first step, on the same completions and rewards."""
     args.cycles = 0
     module, datamodule, trainer = make_parts(args, root, "reference")
-    other = trl_trainer(args, root, prompt_texts(args, datamodule))
+    other = trl_trainer(args, root, prompt_texts(args, datamodule), args.prompts)
     engine = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback)).engine  # type: ignore[attr-defined]
     sampling = Sampling(num_completions=args.n, max_new_tokens=args.max_new_tokens)
     problems, prompts = datamodule.rollout_prompts(0)
@@ -391,7 +433,8 @@ def flat_gradient(model: Any) -> Tensor:
 SIDES = {
     OURS: lambda args, root: run_ours(args, root, "reference"),
     OURS_KL_OLD: lambda args, root: run_ours(args, root, "old"),
-    THEIRS: run_trl,
+    THEIRS: lambda args, root: run_trl(args, root, args.prompts_per_pass),
+    THEIRS_AT_ONCE: lambda args, root: run_trl(args, root, args.prompts),
     "gradients": compare_gradients,
 }
 
@@ -443,54 +486,35 @@ def row_of(side: str, results: list[dict[str, Any]], **settings: Any) -> dict[st
 
 
 def speed(results: dict[str, list[dict[str, Any]]], ours: str) -> float:
-    """Median over repeats of the ratio inside one repeat, so that a change of load hits both sides."""
-    pairs = zip(results[THEIRS], results[ours], strict=True)
-    return statistics.median(statistics.median(t["seconds"]) / statistics.median(o["seconds"]) for t, o in pairs)
+    """Median over repeats of the ratio inside one repeat, so that a change of load hits both sides.
+
+    Of the ways in which TRL was run, the one that is faster counts.
+    """
+    ratios = []
+    for theirs in (THEIRS, THEIRS_AT_ONCE):
+        pairs = zip(results.get(theirs, []), results[ours], strict=theirs in results)
+        ratios.append([statistics.median(t["seconds"]) / statistics.median(o["seconds"]) for t, o in pairs])
+    return min(statistics.median(of_one_way) for of_one_way in ratios if of_one_way)
 
 
-def grow(args: argparse.Namespace) -> list[dict[str, Any]]:
+def grow(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """One setting changed at a time."""
-    rows = []
-    for name, values in (("max_new_tokens", (64, 128, 256)), ("n", (4, 8, 16)), ("vocab", (1024, 4096, 16384))):
+    rows, ratios = [], {}
+    for name, values in GROWTH.items():
         for value in values:
             results = measure(args, [OURS, THEIRS], **{name: value})
             rows += [row_of(side, results[side], **{name: value}) for side in results]
-            print(name, value, f"speed_vs_trl {speed(results, OURS):.2f}", flush=True)
-    return rows
+            ratios[f"speed_vs_trl/{name}={value}"] = speed(results, OURS)
+            seconds = ", ".join(f"{row['side']} {row['seconds_per_cycle']:.2f} s" for row in rows[-2:])
+            ratio, mfu = ratios[f"speed_vs_trl/{name}={value}"], rows[-2]["mfu"]
+            print(f"{name} {value}: {seconds}, speed_vs_trl {ratio:.2f}, train_mfu {mfu:.2f}", flush=True)
+    return rows, ratios
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if HAS_GPU else None,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load": os.getloadavg(),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", default=None, help="write machine, rows and ratios there")
-    parser.add_argument("--policy", default=None, help="a directory or hub name; none: a random model")
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--vocab", type=int, default=4096)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--n", type=int, default=8, help="completions per prompt")
-    parser.add_argument("--max_new_tokens", type=int, default=128)
-    parser.add_argument("--cycles", type=int, default=2, help="counted cycles per process")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--vllm", action="store_true", help="both sides sample with vLLM (colocated)")
-    parser.add_argument("--growth", action="store_true", help="also with sequence length, n and vocabulary")
-    parser.add_argument("--model_options", default="{}", help="JSON, more arguments of our PolicyModule")
-    parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child is not None:
-        child(json.loads(args.child))
-        return
-    results = measure(args, [OURS, OURS_KL_OLD, THEIRS])
+def compare(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """All sides in turn, and their gradients."""
+    ways = [THEIRS, THEIRS_AT_ONCE] if args.trl_at_once and args.prompts_per_pass < args.prompts else [THEIRS]
+    results = measure(args, [OURS, OURS_KL_OLD, *ways])
     gradients = measure(argparse.Namespace(**{**vars(args), "repeats": 1}), ["gradients"])["gradients"][0]
     rows = [row_of(side, results[side]) for side in results]
     table = Table(title=f"{args.prompts} prompts x {args.n} completions x {args.max_new_tokens} tokens")
@@ -514,8 +538,44 @@ def main() -> None:
     }
     for name, value in ratios.items():
         console.print(f"{name}: {value:.4f}")
-    if args.growth:
-        rows += grow(args)
+    return rows, ratios
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if HAS_GPU else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load": os.getloadavg(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", default=None, help="write machine, rows and ratios there")
+    parser.add_argument("--policy", default=None, help="a directory or hub name; none: a random model")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--vocab", type=int, default=2048)
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--prompt_tokens", type=int, default=512, help="of a prompt, at most")
+    parser.add_argument("--prompts_per_pass", type=int, default=1, help="of a forward and backward pass, on both sides")
+    parser.add_argument("--trl_at_once", action=argparse.BooleanOptionalAction, default=True, help=THEIRS_AT_ONCE)
+    parser.add_argument("--n", type=int, default=8, help="completions per prompt")
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument("--cycles", type=int, default=1, help="counted cycles per process")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--vllm", action="store_true", help="both sides sample with vLLM (colocated)")
+    parser.add_argument("--growth", action="store_true", help="change one size at a time instead, TRL at equal passes")
+    parser.add_argument("--model_options", default="{}", help="JSON, more arguments of our PolicyModule")
+    parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child is not None:
+        child(json.loads(args.child))
+        return
+    rows, ratios = grow(args) if args.growth else compare(args)
     if args.json is not None:
         report = {"machine": machine(), "rows": rows, "ratios": ratios}
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

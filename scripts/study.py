@@ -18,14 +18,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
-from study_report import check_quick, write_report
+from study_report import check_quick
 from study_results import (
     BASE,
     CONFIGS,
+    RESULTS,
     Job,
     Plan,
     Result,
@@ -40,24 +41,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maxk_lightning.evaluation import load
 
-RESULTS = Path("results/study")
 CURVES = ("train/max_at_k/1", "train/max_at_k/8", "train/entropy", "train/log_ratio_std", "train/kl")
 "Kept of every run."
 
 
-def run(job: Job, results: Path, directory: Path) -> None:
+def run(job: Job, configs: Path, results: Path, directory: Path) -> None:
     """Train, evaluate and keep what matters, unless that was done before."""
     if path_of(results, job).is_file():
         return
     home = directory / job.name
     home.mkdir(parents=True, exist_ok=True)
-    options = ["--config", str(CONFIGS / "common.yaml")]
+    options = ["--config", str(configs / "common.yaml")]
     policy = "builtin"
     fitting_from = time.monotonic()
     if job.arm != BASE:
         checkpoint = home / "checkpoints/last.ckpt"
         policy = str(checkpoint)
-        arm = ["--config", str(CONFIGS / f"{job.arm}.yaml"), "--model.optimizer.lr", str(job.learning_rate)]
+        arm = ["--config", str(configs / f"{job.arm}.yaml"), "--model.optimizer.lr", str(job.learning_rate)]
         seed = ["--seed_everything", str(job.seed), "--trainer.default_root_dir", str(home)]
         resumed = ["--ckpt_path", "last"] if checkpoint.is_file() else []
         maxk(home / "fit.log", "fit", *options, *arm, *seed, *resumed)
@@ -149,7 +149,7 @@ def test_jobs(plan: Plan, arms: Sequence[str], seeds: Sequence[int], num_samples
             yield Job(arm=arm, learning_rate=rate, seed=seed, split="test", num_samples=num_samples)
 
 
-def run_all(jobs: Sequence[Job], results: Path, directory: Path, num_jobs: int) -> None:
+def run_all(jobs: Sequence[Job], plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
     """Run the jobs that are left, several at a time.
 
     Raises:
@@ -158,41 +158,58 @@ def run_all(jobs: Sequence[Job], results: Path, directory: Path, num_jobs: int) 
     left = [job for job in jobs if not path_of(results, job).is_file()]
     print(f"{len(jobs)} jobs, {len(left)} of them left", flush=True)
     with ThreadPoolExecutor(num_jobs) as pool:
-        futures = {pool.submit(run, job, results, directory): job for job in left}
-        for future, job in futures.items():
-            error = future.exception()
-            if error is not None:
+        futures = {pool.submit(run, job, plan.configs, results, directory): job for job in left}
+        for future in as_completed(futures):
+            if future.exception() is not None:
                 pool.shutdown(cancel_futures=True)
-                raise error
-            seconds = read(path_of(results, job)).seconds
-            print(f"{job.split} {job.name}: {seconds}", flush=True)
+            future.result()
+            job = futures[future]
+            print(f"{job.split} {job.name}: {read(path_of(results, job)).seconds}", flush=True)
+
+
+def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> None:
+    """Let `compare` test the arms of every seed, problem by problem, where their samples are on this machine."""
+    for seed in dict.fromkeys(job.seed for job in jobs):
+        evaluations = [directory / job.name / job.split for job in jobs if job.seed == seed]
+        if all((evaluation / "samples.jsonl").is_file() for evaluation in evaluations):
+            out = directory / f"compare-{table}-seed{seed}"
+            maxk(out.with_suffix(".log"), "compare", *map(str, evaluations), "--out", str(out))
+            shutil.copy(out / "report.md", results / f"{out.name}.md")
+
+
+def run_table(name: str, plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
+    """Tune, train, evaluate and compare the arms of a table."""
+    table = plan.tables[name]
+    tuned = dict.fromkeys(plan.tuned_as(arm) for arm in table.arms if arm != BASE)
+    print(f"{name}: learning rates", flush=True)
+    run_all([job for arm in tuned for job in tuning_jobs(plan, arm)], plan, results, directory, num_jobs)
+    print(f"{name}: test problems", flush=True)
+    jobs = list(test_jobs(plan, table.arms, table.seeds, plan.test["num_samples"], results))
+    run_all(jobs, plan, results, directory, num_jobs)
+    compare(jobs, results, directory, name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", default=None, help="only this table of the plan")
     parser.add_argument("--quick", action="store_true", help="a reduced main table, with the tuned learning rates")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="plan.yaml, common.yaml and a YAML per arm")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="what is kept")
     parser.add_argument("--directory", type=Path, default=Path("runs/study"), help="for logs and samples")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="policies trained at the same time")
     args = parser.parse_args()
-    plan = read_plan()
-    if args.quick:
-        quick = args.directory.with_name(f"{args.directory.name}_quick")
-        jobs = list(test_jobs(plan, plan.quick["arms"], plan.quick["seeds"], plan.quick["num_samples"], RESULTS))
-        run_all(jobs, quick / "results", quick, args.jobs)
-        check_quick(plan, quick / "results", RESULTS)
-        return
-    if args.table is not None and args.table not in plan.tables:
+    plan = read_plan(args.configs)
+    if args.table not in (None, *plan.tables):
         parser.error(f"--table is {args.table}, must be one of {', '.join(plan.tables)}")
-    for name, table in plan.tables.items():
-        if args.table in (None, name):
-            tuned = dict.fromkeys(plan.tuned_as(arm) for arm in table.arms if arm != BASE)
-            print(f"{name}: learning rates", flush=True)
-            run_all([job for arm in tuned for job in tuning_jobs(plan, arm)], RESULTS, args.directory, args.jobs)
-            print(f"{name}: test problems", flush=True)
-            jobs = list(test_jobs(plan, table.arms, table.seeds, plan.test["num_samples"], RESULTS))
-            run_all(jobs, RESULTS, args.directory, args.jobs)
-    write_report(plan, RESULTS)
+    if args.quick:
+        directory = args.directory.with_name(f"{args.directory.name}_quick")
+        jobs = list(test_jobs(plan, plan.quick["arms"], plan.quick["seeds"], plan.quick["num_samples"], args.results))
+        run_all(jobs, plan, directory / "results", directory, args.jobs)
+        check_quick(plan, directory / "results", args.results)
+        return
+    for name in plan.tables if args.table is None else [args.table]:
+        run_table(name, plan, args.results, args.directory, args.jobs)
+    print("now: python scripts/study_report.py")
 
 
 if __name__ == "__main__":

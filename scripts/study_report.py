@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from study_results import (
     BASE,
+    RESULTS,
     Plan,
     Result,
     by_problem_and_seed,
@@ -39,7 +40,6 @@ from maxk_lightning.evaluation.estimates import Estimate, Metric
 from maxk_lightning.evaluation.figures import PANEL, entropy_densities, look
 from maxk_lightning.evaluation.paired import holm
 
-RESULTS = Path("results/study")
 PAGE = Path("RESULTS.md")
 BENCHMARK = "builtin-test"
 ALPHA = 0.05

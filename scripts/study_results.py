@@ -18,6 +18,7 @@ from maxk_lightning.evaluation.bootstrap import Floats
 from maxk_lightning.evaluation.estimates import ladder, per_problem
 
 CONFIGS = Path("configs/study")
+RESULTS = Path("results/study")
 BASE = "base"
 Split = Literal["validation", "test"]
 
@@ -109,6 +110,8 @@ class Table:
 class Plan:
     """The content of configs/study/plan.yaml; its comments say what the keys mean."""
 
+    configs: Path
+    "The directory of the plan: common.yaml and one YAML per arm stand beside it."
     learning_rates: Sequence[float]
     tuning: Mapping[str, int]
     test: Mapping[str, int]
@@ -127,18 +130,20 @@ class Plan:
         return self.arms[arm].get("tuned_as", arm)
 
 
-def read_plan() -> Plan:
-    """Read the plan.
+def read_plan(configs: Path = CONFIGS) -> Plan:
+    """Read the plan of a directory.
 
     Raises:
         ValueError: an arm of a table is unknown or has no YAML.
     """
-    record = yaml.safe_load((CONFIGS / "plan.yaml").read_text(encoding="utf-8"))
-    plan = Plan(**{**record, "tables": {name: Table(**table) for name, table in record["tables"].items()}})
-    for name, table in plan.tables.items():
+    path = configs / "plan.yaml"
+    record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tables = {name: Table(**table) for name, table in record["tables"].items()}
+    plan = Plan(**{**record, "configs": configs, "tables": tables})
+    for name, table in tables.items():
         for arm in table.arms:
-            if arm not in plan.arms or (arm != BASE and not (CONFIGS / f"{arm}.yaml").is_file()):
-                raise ValueError(f"configs/study/plan.yaml: tables.{name}: {arm} is not under `arms`, or has no YAML")
+            if arm not in plan.arms or (arm != BASE and not (configs / f"{arm}.yaml").is_file()):
+                raise ValueError(f"{path}: tables.{name}: {arm} is not under `arms`, or has no YAML")
     return plan
 
 

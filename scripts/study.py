@@ -11,6 +11,7 @@ problems; the best rate is then used with the seeds of its tables and evaluated 
 """
 
 import argparse
+import multiprocessing
 import os
 import platform
 import shutil
@@ -39,10 +40,20 @@ from study_results import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import maxk_lightning.cli
 from maxk_lightning.evaluation import load
 
-CURVES = ("train/max_at_k/1", "train/max_at_k/8", "train/entropy", "train/log_ratio_std", "train/kl")
-"Kept of every run."
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["maxk_lightning.commands.trainer", "maxk_lightning.commands.evaluate_policy"])
+CURVES = (
+    "train/max_at_k/1",
+    "train/max_at_k/8",
+    "train/max_at_k/32",
+    "train/entropy",
+    "train/log_ratio_std",
+    "train/kl",
+)
+"Kept of every run that has them."
 
 
 def run(job: Job, configs: Path, results: Path, directory: Path) -> None:
@@ -73,17 +84,24 @@ def run(job: Job, configs: Path, results: Path, directory: Path) -> None:
 
 
 def maxk(log: Path, *arguments: str) -> None:
-    """Run a command in a process of its own, on one core.
+    """Run a command in a process of its own, a fork of one that has imported everything: imports take seconds.
 
     Raises:
         RuntimeError: it failed.
     """
-    command = [sys.executable, "-m", "maxk_lightning", *arguments]
+    process = FORKS.Process(target=_command, args=(arguments, log))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"maxk_lightning {' '.join(arguments)} ended with {process.exitcode}, see {log}")
+
+
+def _command(arguments: Sequence[str], log: Path) -> None:
     with log.open("a", encoding="utf-8") as output:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}, see {log}")
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output.fileno(), stream.fileno())
+        sys.argv = ["maxk_lightning", *arguments]
+        maxk_lightning.cli.main()
 
 
 def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Result:
@@ -116,7 +134,8 @@ def training_curves(directory: Path) -> dict[str, list[float]]:
     A run that was resumed wrote several files; of a step logged twice the later value counts.
     """
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
-    values = {tag: {point.step: point.value for point in events.Scalars(tag)} for tag in CURVES}
+    present = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
+    values = {tag: {point.step: point.value for point in events.Scalars(tag)} for tag in present}
     num_rollouts = len(values["train/max_at_k/1"])
     curves = {}
     for tag, by_step in values.items():
@@ -198,6 +217,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("runs/study"), help="for logs and samples")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="policies trained at the same time")
     args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come: policies are trained side by side
     plan = read_plan(args.configs)
     if args.table not in (None, *plan.tables):
         parser.error(f"--table is {args.table}, must be one of {', '.join(plan.tables)}")

@@ -30,7 +30,7 @@ SMALL = {
         "test": {"class_path": "maxk_lightning.data.Builtin", "init_args": {"split": "test", "limit": 4}},
         "prompts_per_rollout": 2,
     },
-    "rollout": {"sampling": {"num_completions": 4, "max_new_tokens": 32}, "eval_sampling": {"max_new_tokens": 32}},
+    "rollout": {"sampling": {"num_completions": 8, "max_new_tokens": 32}, "eval_sampling": {"max_new_tokens": 32}},
 }
 SMALL_PLAN: dict[str, Any] = {
     "learning_rates": [1e-4, 2e-4],

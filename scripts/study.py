@@ -172,18 +172,22 @@ def run_all(jobs: Sequence[Job], plan: Plan, results: Path, directory: Path, num
     """Run the jobs that are left, several at a time.
 
     Raises:
-        RuntimeError: one failed; those under way are finished, no other is begun.
+        RuntimeError: some failed; the others were run.
     """
     left = [job for job in jobs if not path_of(results, job).is_file()]
     print(f"{len(jobs)} jobs, {len(left)} of them left", flush=True)
+    failures = []
     with ThreadPoolExecutor(num_jobs) as pool:
         futures = {pool.submit(run, job, plan.configs, results, directory): job for job in left}
         for future in as_completed(futures):
-            if future.exception() is not None:
-                pool.shutdown(cancel_futures=True)
-            future.result()
-            job = futures[future]
-            print(f"{job.split} {job.name}: {read(path_of(results, job)).seconds}", flush=True)
+            job, error = futures[future], future.exception()
+            if error is None:
+                print(f"{job.split} {job.name}: {read(path_of(results, job)).seconds}", flush=True)
+            else:
+                failures.append(f"{job.split} {job.name}: {error!r}")
+                print(failures[-1], flush=True)
+    if failures:
+        raise RuntimeError("\n".join([f"{len(failures)} of {len(left)} jobs failed", *failures]))
 
 
 def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> None:

@@ -15,7 +15,8 @@ from maxk_lightning.memory import GIB, describe, items_of, table
 from maxk_lightning.objectives import check_group_size
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "study"]
+"Those of configs/study are parts of configurations, see test_study.py."
 POLICIES = ROOT / "tests" / "data" / "policies"
 "Descriptions (config.json) of published policies; weights and tokenizers are not needed here."
 SIZES = {"0.5b": 494_032_768, "1.5b": 1_543_714_304, "7b": 7_615_616_512}

@@ -18,7 +18,9 @@ What is **not** protected:
 
 import collections
 import functools
+import hashlib
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -32,6 +34,7 @@ from maxk_lightning.rewards.preparation import PreparedProblem, encode, prepare,
 from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits
 from maxk_lightning.rewards.sandbox.selftest import Isolation, choose_isolation
+from maxk_lightning.rewards.verdict_store import VerdictStore
 from maxk_lightning.rewards.verdicts import reward_of
 from maxk_lightning.types import Problem, Score, Verdict
 
@@ -63,6 +66,8 @@ class UnitTestReward:
         allow_site_packages: let programs import this interpreter's installed packages, such as numpy.
         allow_unsafe: run even where isolation can not be had. Programs then act with your rights.
         cache_size: results kept.
+        cache_file: keep results in this file too, for other processes and later runs: programs that exceeded no limit
+            are not run again. For programs that depend on time or chance this repeats the first run. Local disks only.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class UnitTestReward:
         allow_site_packages: bool = False,
         allow_unsafe: bool = False,
         cache_size: int = 200_000,
+        cache_file: str | None = None,
     ) -> None:
         if backend not in ("auto", "bwrap", "plain"):
             raise ValueError(f"backend is {backend!r}, must be auto, bwrap or plain")
@@ -115,12 +121,14 @@ class UnitTestReward:
         self.allow_site_packages = allow_site_packages
         self.allow_unsafe = allow_unsafe
         self.cache_size = cache_size
+        self.cache_file = cache_file
         self._lock = threading.RLock()
         self._pool: SandboxPool | None = None
         self._prepared: collections.OrderedDict[int, PreparedProblem] = collections.OrderedDict()
         self._prepared_bytes = 0
         self._cache: collections.OrderedDict[bytes, Verdicts] = collections.OrderedDict()
         self._running: dict[bytes, Future[Verdicts]] = {}
+        self._store = None if cache_file is None else VerdictStore(cache_file)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Score]]:
         """Score the completions of each problem; see `Reward`."""
@@ -155,6 +163,8 @@ class UnitTestReward:
         """Stop the workers. Idempotent; a later use starts them again."""
         with self._lock:
             pool, self._pool = self._pool, None
+            if self._store is not None:
+                self._store.close()
         if pool is not None:
             pool.close()
 
@@ -204,10 +214,10 @@ class UnitTestReward:
         """Take the verdicts from the cache, from the same program under way, or from a new run."""
         key = program_key(prepared, program)
         with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
+            verdicts = self._known(key)
+            if verdicts is not None:
                 known: Future[Verdicts] = Future()
-                known.set_result(self._cache[key])
+                known.set_result(verdicts)
                 return known
             running = self._running.get(key)
             if running is None:
@@ -217,13 +227,31 @@ class UnitTestReward:
                 running.add_done_callback(lambda judged: self._remember(key, judged))
             return running
 
+    def _known(self, key: bytes) -> Verdicts | None:
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        stored = None if self._store is None else self._store.get(self._stored_key(key))
+        if stored is not None:
+            self._keep(key, stored)
+        return stored
+
     def _remember(self, key: bytes, judged: "Future[Verdicts]") -> None:
         with self._lock:
             self._running.pop(key, None)
             if judged.exception() is None and "infra_error" not in judged.result():
-                self._cache[key] = judged.result()
-                while len(self._cache) > self.cache_size:
-                    self._cache.popitem(last=False)
+                self._keep(key, judged.result())
+                if self._store is not None:
+                    self._store.put(self._stored_key(key), judged.result())
+
+    def _keep(self, key: bytes, verdicts: Verdicts) -> None:
+        self._cache[key] = verdicts
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+
+    def _stored_key(self, key: bytes) -> bytes:
+        """Other runs may have another interpreter, or let programs import more."""
+        return hashlib.sha256(key + f"{sys.version} {self.allow_site_packages}".encode()).digest()
 
     def _started_pool(self) -> SandboxPool:
         if self._pool is None or self._pool.owner_pid != os.getpid():  # a fork has no thread that serves the pool

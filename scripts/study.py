@@ -1,0 +1,240 @@
+"""The claim, tested: does training for max@k win at Best-of-N?
+
+    python scripts/study.py                 # all tables of configs/study/plan.yaml; goes on where it was stopped
+    python scripts/study.py --table main    # one of them
+    python scripts/study.py --quick         # a reduced main table, held against RESULTS.md; under 30 minutes
+    python scripts/study_report.py          # tables and figures of RESULTS.md from the kept results, without running
+
+Every arm first tries the learning rates of the plan with a seed of their own and is evaluated on the validation
+problems; the best rate is then used with the seeds of its tables and evaluated on the test problems. A job is `fit`,
+`evaluate` and a small JSON under results/study; jobs whose JSON exists are not run again.
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from study_report import check_quick
+from study_results import (
+    BASE,
+    CONFIGS,
+    RESULTS,
+    Job,
+    Plan,
+    Result,
+    path_of,
+    read,
+    read_plan,
+    tuned_learning_rate,
+    tuning_jobs,
+    write,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import maxk_lightning.cli
+from maxk_lightning.evaluation import load
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["maxk_lightning.commands.trainer", "maxk_lightning.commands.evaluate_policy"])
+CURVES = (
+    "train/max_at_k/1",
+    "train/max_at_k/8",
+    "train/max_at_k/32",
+    "train/entropy",
+    "train/log_ratio_std",
+    "train/kl",
+)
+"Kept of every run that has them."
+
+
+def run(job: Job, configs: Path, results: Path, directory: Path) -> None:
+    """Train, evaluate and keep what matters, unless that was done before."""
+    if path_of(results, job).is_file():
+        return
+    home = directory / job.name
+    home.mkdir(parents=True, exist_ok=True)
+    options = ["--config", str(configs / "common.yaml")]
+    policy = "builtin"
+    fitting_from = time.monotonic()
+    if job.arm != BASE:
+        checkpoint = home / "checkpoints/last.ckpt"
+        policy = str(checkpoint)
+        arm = ["--config", str(configs / f"{job.arm}.yaml"), "--model.optimizer.lr", str(job.learning_rate)]
+        seed = ["--seed_everything", str(job.seed), "--trainer.default_root_dir", str(home)]
+        resumed = ["--ckpt_path", "last"] if checkpoint.is_file() else []
+        maxk(home / "fit.log", "fit", *options, *arm, *seed, *resumed)
+    evaluating_from = time.monotonic()
+    out = home / job.split
+    samples = ["--policy", policy, "--num_samples", str(job.num_samples), "--name", job.arm, "--out", str(out)]
+    overrides = ["--data.test.split", job.split, "--seed_everything", str(job.seed)]
+    maxk(home / f"{job.split}.log", "evaluate", *options, *samples, *overrides)
+    ended = time.monotonic()
+    seconds = {"fit": evaluating_from - fitting_from, "evaluate": ended - evaluating_from}
+    write(results, condense(job, home, out, seconds))
+    shutil.rmtree(home / "checkpoints", ignore_errors=True)
+
+
+def maxk(log: Path, *arguments: str) -> None:
+    """Run a command in a process of its own, a fork of one that has imported everything: imports take seconds.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    process = FORKS.Process(target=_command, args=(arguments, log))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"maxk_lightning {' '.join(arguments)} ended with {process.exitcode}, see {log}")
+
+
+def _command(arguments: Sequence[str], log: Path) -> None:
+    with log.open("a", encoding="utf-8") as output:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(output.fileno(), stream.fileno())
+        sys.argv = ["maxk_lightning", *arguments]
+        maxk_lightning.cli.main()
+
+
+def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Result:
+    """What is kept of a finished job."""
+    (evaluation,) = load(out)
+    rewards: dict[str, dict[str, int]] = {}
+    for problem, group in evaluation.rewards.items():
+        rewards[problem] = {f"{reward:.17g}": group.count(reward) for reward in sorted(set(group))}
+    summary = evaluation.summary
+    return Result(
+        job=job,
+        commit=_commit(),
+        machine={"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__},
+        seconds={name: round(value, 1) for name, value in seconds.items()},
+        rewards=rewards,
+        entropy_bins={str(bin_): count for bin_, count in sorted(evaluation.entropy_counts.items())},
+        summary={
+            "mean_entropy": summary.mean_entropy or 0.0,
+            "mean_tokens": summary.mean_tokens,
+            "distinct_rate": summary.distinct_rate,
+            "num_missing": summary.num_missing,
+        },
+        curves={} if job.arm == BASE else training_curves(home / "tensorboard"),
+    )
+
+
+def training_curves(directory: Path) -> dict[str, list[float]]:
+    """The kept scalars of a run; those logged at every optimizer step as means over a rollout.
+
+    A run that was resumed wrote several files; of a step logged twice the later value counts.
+    """
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    present = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
+    values = {tag: {point.step: point.value for point in events.Scalars(tag)} for tag in present}
+    num_rollouts = len(values["train/max_at_k/1"])
+    curves = {}
+    for tag, by_step in values.items():
+        points = [by_step[step] for step in sorted(by_step)]
+        per_rollout = len(points) // num_rollouts
+        rollouts = [points[start : start + per_rollout] for start in range(0, len(points), per_rollout)]
+        curves[tag] = [round(sum(points) / len(points), 6) for points in rollouts]
+    return curves
+
+
+def _commit() -> str:
+    shown = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    return shown.stdout.strip()
+
+
+def _processor() -> str:
+    names = [
+        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line
+    ]
+    return names[0] if names else platform.machine()
+
+
+def test_jobs(plan: Plan, arms: Sequence[str], seeds: Sequence[int], num_samples: int, results: Path) -> Iterator[Job]:
+    """Jobs on the test problems, seed by seed, so that a run cut short has all arms."""
+    for seed in seeds:
+        for arm in arms:
+            rate = tuned_learning_rate(plan, results, arm)
+            if rate is None:
+                raise ValueError(f"{arm}: the tries of its learning rate are not all under {results}/validation")
+            yield Job(arm=arm, learning_rate=rate, seed=seed, split="test", num_samples=num_samples)
+
+
+def run_all(jobs: Sequence[Job], plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
+    """Run the jobs that are left, several at a time.
+
+    Raises:
+        RuntimeError: some failed; the others were run.
+    """
+    left = [job for job in jobs if not path_of(results, job).is_file()]
+    print(f"{len(jobs)} jobs, {len(left)} of them left", flush=True)
+    failures = []
+    with ThreadPoolExecutor(num_jobs) as pool:
+        futures = {pool.submit(run, job, plan.configs, results, directory): job for job in left}
+        for future in as_completed(futures):
+            job, error = futures[future], future.exception()
+            if error is None:
+                print(f"{job.split} {job.name}: {read(path_of(results, job)).seconds}", flush=True)
+            else:
+                failures.append(f"{job.split} {job.name}: {error!r}")
+                print(failures[-1], flush=True)
+    if failures:
+        raise RuntimeError("\n".join([f"{len(failures)} of {len(left)} jobs failed", *failures]))
+
+
+def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> None:
+    """Let `compare` test the arms of every seed, problem by problem, where their samples are on this machine."""
+    for seed in dict.fromkeys(job.seed for job in jobs):
+        evaluations = [directory / job.name / job.split for job in jobs if job.seed == seed]
+        if all((evaluation / "samples.jsonl").is_file() for evaluation in evaluations):
+            out = directory / f"compare-{table}-seed{seed}"
+            maxk(out.with_suffix(".log"), "compare", *map(str, evaluations), "--out", str(out))
+            shutil.copy(out / "report.md", results / f"{out.name}.md")
+
+
+def run_table(name: str, plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
+    """Tune, train, evaluate and compare the arms of a table."""
+    table = plan.tables[name]
+    tuned = dict.fromkeys(plan.tuned_as(arm) for arm in table.arms if arm != BASE)
+    print(f"{name}: learning rates", flush=True)
+    run_all([job for arm in tuned for job in tuning_jobs(plan, arm)], plan, results, directory, num_jobs)
+    print(f"{name}: test problems", flush=True)
+    jobs = list(test_jobs(plan, table.arms, table.seeds, plan.test["num_samples"], results))
+    run_all(jobs, plan, results, directory, num_jobs)
+    compare(jobs, results, directory, name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", default=None, help="only this table of the plan")
+    parser.add_argument("--quick", action="store_true", help="a reduced main table, with the tuned learning rates")
+    parser.add_argument("--configs", type=Path, default=CONFIGS, help="plan.yaml, common.yaml and a YAML per arm")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="what is kept")
+    parser.add_argument("--directory", type=Path, default=Path("runs/study"), help="for logs and samples")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="policies trained at the same time")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come: policies are trained side by side
+    plan = read_plan(args.configs)
+    if args.table not in (None, *plan.tables):
+        parser.error(f"--table is {args.table}, must be one of {', '.join(plan.tables)}")
+    if args.quick:
+        directory = args.directory.with_name(f"{args.directory.name}_quick")
+        jobs = list(test_jobs(plan, plan.quick["arms"], plan.quick["seeds"], plan.quick["num_samples"], args.results))
+        run_all(jobs, plan, directory / "results", directory, args.jobs)
+        check_quick(plan, directory / "results", args.results)
+        return
+    for name in plan.tables if args.table is None else [args.table]:
+        run_table(name, plan, args.results, args.directory, args.jobs)
+    print("now: python scripts/study_report.py")
+
+
+if __name__ == "__main__":
+    main()

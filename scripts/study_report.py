@@ -1,0 +1,312 @@
+"""Tables and figures of RESULTS.md from the kept results of the study (scripts/study.py), without running anything.
+
+    python scripts/study_report.py            # writes them
+    python scripts/study_report.py --check    # fails when RESULTS.md says something else than the kept results
+
+RESULTS.md holds prose and, between `<!-- NAME -->` and `<!-- end -->`, what this script writes there.
+
+Shapes: P problems, S seeds, K values of k.
+"""
+
+import argparse
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from study_results import (
+    BASE,
+    RESULTS,
+    Plan,
+    Result,
+    by_problem_and_seed,
+    path_of,
+    read,
+    read_all,
+    read_plan,
+    tuned_learning_rate,
+    tuning_jobs,
+    tuning_score,
+)
+
+from maxk_lightning.evaluation import curves, published, table
+from maxk_lightning.evaluation.crossed import CrossedTest, crossed_test
+from maxk_lightning.evaluation.estimates import Estimate, Metric
+from maxk_lightning.evaluation.figures import PANEL, entropy_densities, look
+from maxk_lightning.evaluation.paired import holm
+
+PAGE = Path("RESULTS.md")
+BENCHMARK = "builtin-test"
+ALPHA = 0.05
+PAPER_BENCHMARK = "CodeContests"
+NUM_TRAINING_POINTS = 8
+"Training curves are means over so many rollouts: every rollout has other prompts."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """An arm with all seeds of a table, as tables and figures of the package take it."""
+
+    name: str
+    "Label."
+    benchmark: str
+    "Always the built-in test problems."
+    results: Sequence[Result]
+    "One per seed."
+
+    def curve(self, metric: Metric) -> Sequence[Estimate]:
+        """Means over problems and seeds, with the interval over both."""
+        points = []
+        for place, k in enumerate(self.results[0].ks):
+            values = [r.max_at_k_PK if metric == "max_at_k" else r.pass_at_k_PK for r in self.results]
+            test = crossed_test(np.stack([value_PK[:, place] for value_PK in values], axis=1))
+            points.append(Estimate(k=k, value=test.difference, low=test.low, high=test.high))
+        return points
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One arm against another at one k."""
+
+    arm: str
+    "Whose gain it is."
+    against: str
+    "Over whom."
+    k: int
+    "Samples that the best is taken of."
+    test: CrossedTest
+    "Of arm minus against."
+
+
+def finished(plan: Plan, results: Path, arms: Sequence[str]) -> dict[str, dict[int, Result]]:
+    """Arm -> seed -> result at the tuned learning rate; arms without a result are left out."""
+    rates = {arm: tuned_learning_rate(plan, results, arm) for arm in arms}
+    found: dict[str, dict[int, Result]] = {arm: {} for arm in arms}
+    for result in read_all(results, "test"):
+        if result.job.learning_rate == rates.get(result.job.arm):
+            found[result.job.arm][result.job.seed] = result
+    return {arm: of_seed for arm, of_seed in found.items() if of_seed}
+
+
+def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], seeds: Sequence[int]) -> list[Method]:
+    """Arms that have a result for every one of these seeds."""
+    return [
+        Method(name=plan.label(arm), benchmark=BENCHMARK, results=[of_seed[seed] for seed in seeds])
+        for arm, of_seed in found.items()
+        if set(seeds) <= of_seed.keys()
+    ]
+
+
+def comparisons(plan: Plan, found: Mapping[str, Mapping[int, Result]], against: Sequence[str]) -> list[Comparison]:
+    """Every arm against these, over the seeds that both have, at the tested ks."""
+    tests = []
+    for other in against:
+        for arm in found:
+            seeds = sorted(found[arm].keys() & found.get(other, {}).keys())
+            if arm in (other, BASE) or not seeds:
+                continue
+            for k in plan.test_ks:
+                ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k) for a in (arm, other))
+                tests.append(Comparison(arm=arm, against=other, k=k, test=crossed_test(ours - theirs)))
+    return tests
+
+
+def test_table(plan: Plan, tests: Sequence[Comparison]) -> str:
+    """Differences with intervals, in bold where the corrected p-value is below 5 %."""
+    corrected = holm([comparison.test.p_value for comparison in tests])
+    cells: dict[tuple[str, str], list[str]] = {}
+    for comparison, p in zip(tests, corrected, strict=True):
+        test = comparison.test
+        difference = f"**{test.difference:+.3f}**" if p < ALPHA else f"{test.difference:+.3f}"
+        p_text = "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
+        cell = f"{difference} [{test.low:+.3f}, {test.high:+.3f}], p {p_text}"
+        cells.setdefault((comparison.against, comparison.arm), []).append(cell)
+    heads = " | ".join(f"max@{k}" for k in plan.test_ks)
+    lines = [f"| against | method | {heads} |", "|---|---" + "|---" * len(plan.test_ks) + "|"]
+    for (against, arm), row in cells.items():
+        lines.append(f"| {plan.label(against)} | {plan.label(arm)} | {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def tuning_table(plan: Plan, results: Path) -> str:
+    """Validation scores of all tries, the chosen one in bold."""
+    lines = [
+        "| method | " + " | ".join(f"{rate:g}" for rate in plan.learning_rates) + " |",
+        "|---" + "|---:" * len(plan.learning_rates) + "|",
+    ]
+    for arm in plan.arms:
+        chosen = tuned_learning_rate(plan, results, arm)
+        if arm == BASE or plan.tuned_as(arm) != arm or chosen is None:
+            continue
+        cells = []
+        for job in tuning_jobs(plan, arm):
+            score = f"{tuning_score(read(path_of(results, job))):.3f}"
+            cells.append(f"**{score}**" if job.learning_rate == chosen else score)
+        lines.append(f"| {plan.label(arm)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
+    """Name and content of what belongs into RESULTS.md."""
+    yield "tuning", tuning_table(plan, results)
+    for name, planned in plan.tables.items():
+        found = finished(plan, results, planned.arms)
+        rows = methods(plan, found, planned.seeds)
+        if rows:
+            yield name, str(table(rows, "max_at_k"))
+            yield f"{name} pass", str(table(rows, "pass_at_k"))
+        against = [arm for arm in (BASE, plan.reference_arm, *planned.arms[:1]) if arm in found]
+        tests = comparisons(plan, found, list(dict.fromkeys(against)))
+        if tests:
+            yield f"{name} tests", test_table(plan, tests)
+    yield "cost", cost_table(plan, results)
+    yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
+
+
+def cost_table(plan: Plan, results: Path) -> str:
+    """Median seconds of the jobs on the test problems."""
+    lines = [
+        "| method | runs | fit, s | evaluate, s | entropy, nats | different programs |",
+        "|---" + "|---:" * 5 + "|",
+    ]
+    for arm, of_seed in finished(plan, results, list(plan.arms)).items():
+        runs = list(of_seed.values())
+        fit, evaluate = (statistics.median(run.seconds[part] for run in runs) for part in ("fit", "evaluate"))
+        entropy, distinct = (
+            statistics.mean(run.summary[part] for run in runs) for part in ("mean_entropy", "distinct_rate")
+        )
+        lines.append(
+            f"| {plan.label(arm)} | {len(runs)} | {fit:.0f} | {evaluate:.0f} | {entropy:.3f} | {distinct:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figures(plan: Plan, results: Path) -> Iterator[tuple[str, Figure]]:
+    """Name and figure."""
+    planned = plan.tables["main"]
+    found = finished(plan, results, planned.arms)
+    rows = methods(plan, found, planned.seeds)
+    if rows:
+        yield "curves", curves(rows)
+        counts = {row.name: sum((result.entropy_counts for result in row.results), Counter()) for row in rows}
+        yield "entropy", entropy_densities(counts)
+        yield "training", training_figure([row for row in rows if row.results[0].curves])
+    yield "learning_rates", tradeoff_figure(plan, results)
+
+
+def training_figure(rows: Sequence[Method]) -> Figure:
+    """max@1, max@8 and entropy over the rollouts, means over seeds."""
+    panels = {"train/max_at_k/1": "max@1", "train/max_at_k/8": "max@8", "train/entropy": "entropy, nats per token"}
+    figure = Figure(figsize=(PANEL[0] * len(panels), PANEL[1]), dpi=150, layout="constrained")
+    grid = figure.subplots(1, len(panels))
+    for axes, (tag, label) in zip(grid, panels.items(), strict=True):
+        for place, row in enumerate(rows, start=1):  # 0 is the base's look
+            values = np.mean([result.curves[tag] for result in row.results], axis=0)
+            width = max(1, len(values) // NUM_TRAINING_POINTS)
+            points = [float(values[start : start + width].mean()) for start in range(0, len(values), width)]
+            colour, marker, dash = look(place)
+            centres = [(i + 0.5) * width for i in range(len(points))]
+            axes.plot(centres, points, dash, color=colour, marker=marker, markersize=4, label=row.name)
+        _dress(axes, "rollout", label)
+    grid[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def tradeoff_figure(plan: Plan, results: Path) -> Figure:
+    """max@1 against the largest max@k on the validation problems: one line per method, one point per learning rate."""
+    figure = Figure(figsize=PANEL, dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    place = 0
+    for arm in plan.arms:
+        paths = [path_of(results, job) for job in tuning_jobs(plan, arm)] if plan.tuned_as(arm) == arm else []
+        tries = [read(path) for path in paths if path.is_file()]
+        if arm == BASE or not tries:
+            continue
+        colour, marker, dash = look(place)
+        ends = [(float(t.max_at_k_PK[:, 0].mean()), float(t.max_at_k_PK[:, -1].mean())) for t in tries]
+        axes.plot(*zip(*ends, strict=True), dash, color=colour, marker=marker, markersize=5, label=plan.label(arm))
+        place += 1
+    _dress(axes, "validation max@1", f"validation max@{plan.tuning['num_samples']}")
+    axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _dress(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(color="#e3e3e3", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def filled(page: str, contents: Mapping[str, str]) -> str:
+    """The page with its blocks replaced.
+
+    Raises:
+        ValueError: the page has a block that no content is known for.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        if match[1] not in contents:
+            raise ValueError(f"{PAGE} has a block {match[1]!r}; known are {', '.join(contents)}")
+        return f"<!-- {match[1]} -->\n{contents[match[1]]}<!-- end -->"
+
+    return re.sub(r"<!-- ((?!end)[\w ]+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+
+
+def write_report(plan: Plan, results: Path) -> None:
+    """Fill in RESULTS.md and draw its figures."""
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), dict(blocks(plan, results))), encoding="utf-8")
+    for name, figure in figures(plan, results):
+        figure.savefig(results / f"{name}.png")
+    print(f"wrote {PAGE} and the figures under {results}")
+
+
+def check_quick(plan: Plan, quick: Path, results: Path) -> None:
+    """Print the quick table, and hold its differences against the kept ones.
+
+    Raises:
+        SystemExit: an interval of the quick run does not meet the kept one of the same difference.
+    """
+    arms = plan.quick["arms"]
+    ours: dict[str, dict[int, Result]] = {arm: {} for arm in arms}
+    for result in read_all(quick, "test"):
+        ours[result.job.arm][result.job.seed] = result
+    print(table(methods(plan, ours, plan.quick["seeds"]), "max_at_k"))
+    against = [BASE, plan.reference_arm]
+    kept = {(c.arm, c.against, c.k): c.test for c in comparisons(plan, finished(plan, results, arms), against)}
+    num_apart = 0
+    for comparison in comparisons(plan, ours, against):
+        test, other = comparison.test, kept[comparison.arm, comparison.against, comparison.k]
+        is_apart = test.high < other.low or other.high < test.low
+        num_apart += is_apart
+        print(
+            f"{plan.label(comparison.arm)} - {plan.label(comparison.against)}, max@{comparison.k}: "
+            f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]; RESULTS.md {other.difference:+.3f} "
+            f"[{other.low:+.3f}, {other.high:+.3f}]{'  APART' if is_apart else ''}"
+        )
+    if num_apart:
+        raise SystemExit(f"{num_apart} differences do not agree with the kept results")
+    print("all differences agree with the kept results within their intervals")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when RESULTS.md is out of date")
+    args = parser.parse_args()
+    plan = read_plan()
+    if not args.check:
+        write_report(plan, RESULTS)
+        return
+    page = PAGE.read_text(encoding="utf-8")
+    if filled(page, dict(blocks(plan, RESULTS))) != page:
+        raise SystemExit(f"{PAGE} is out of date: run python scripts/study_report.py")
+    print(f"{PAGE} says what the kept results say")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The plan of the study and its kept results: what scripts/study.py writes and scripts/study_report.py reads.
+
+Shapes: P problems, S seeds, K values of k.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from maxk_lightning.evaluation.bootstrap import Floats
+from maxk_lightning.evaluation.estimates import ladder, per_problem
+
+CONFIGS = Path("configs/study")
+RESULTS = Path("results/study")
+BASE = "base"
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One policy: trained with one method, learning rate and seed, and evaluated on one split."""
+
+    arm: str
+    "Name of its YAML in configs/study; `base` is not trained."
+    learning_rate: float
+    "0 for the base."
+    seed: int
+    "Of training and of the evaluation's samples."
+    split: Split
+    "Problems that it is evaluated on."
+    num_samples: int
+    "Per problem."
+
+    @property
+    def name(self) -> str:
+        """Names its files."""
+        return f"{self.arm}-lr{self.learning_rate:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What is kept of a job."""
+
+    job: Job
+    "What was run."
+    commit: str
+    "Of the code."
+    machine: Mapping[str, Any]
+    "Where."
+    seconds: Mapping[str, float]
+    "Wall clock of `fit` and `evaluate`, beside whatever else the machine did."
+    rewards: Mapping[str, Mapping[str, int]]
+    "Problem -> reward -> samples with it."
+    entropy_bins: Mapping[str, int]
+    "Bin of the entropy of a token -> tokens (Figure 2)."
+    summary: Mapping[str, float]
+    "Other numbers of the evaluation."
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    "TensorBoard tag -> value per rollout."
+
+    @cached_property
+    def rewards_of(self) -> dict[str, list[float]]:
+        """Problem -> rewards of its samples."""
+        return {
+            problem: [reward for text, count in counts.items() for reward in [float(text)] * count]
+            for problem, counts in sorted(self.rewards.items())
+        }
+
+    @cached_property
+    def ks(self) -> list[int]:
+        """1, 2, 4, ... up to the samples per problem."""
+        return ladder(self.job.num_samples)
+
+    @cached_property
+    def max_at_k_PK(self) -> Floats:
+        """max@k of every problem, at every k of `ks`."""
+        return per_problem(self.rewards_of, "max_at_k", self.ks)
+
+    @cached_property
+    def pass_at_k_PK(self) -> Floats:
+        """pass@k likewise."""
+        return per_problem(self.rewards_of, "pass_at_k", self.ks)
+
+    @property
+    def entropy_counts(self) -> Counter[int]:
+        """Bin -> tokens."""
+        return Counter({int(bin_): count for bin_, count in self.entropy_bins.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Arms that stand in one table."""
+
+    title: str
+    "Above it."
+    seeds: Sequence[int]
+    "Every arm is trained with each."
+    arms: Sequence[str]
+    "Rows."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The content of configs/study/plan.yaml; its comments say what the keys mean."""
+
+    configs: Path
+    "The directory of the plan: common.yaml and one YAML per arm stand beside it."
+    learning_rates: Sequence[float]
+    tuning: Mapping[str, int]
+    test: Mapping[str, int]
+    quick: Mapping[str, Any]
+    reference_arm: str
+    test_ks: Sequence[int]
+    arms: Mapping[str, Mapping[str, str]]
+    tables: Mapping[str, Table]
+
+    def label(self, arm: str) -> str:
+        """As tables and legends show it."""
+        return self.arms[arm]["label"]
+
+    def tuned_as(self, arm: str) -> str:
+        """The arm whose learning rate it takes."""
+        return self.arms[arm].get("tuned_as", arm)
+
+
+def read_plan(configs: Path = CONFIGS) -> Plan:
+    """Read the plan of a directory.
+
+    Raises:
+        ValueError: an arm of a table is unknown or has no YAML.
+    """
+    path = configs / "plan.yaml"
+    record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tables = {name: Table(**table) for name, table in record["tables"].items()}
+    plan = Plan(**{**record, "configs": configs, "tables": tables})
+    for name, table in tables.items():
+        for arm in table.arms:
+            if arm not in plan.arms or (arm != BASE and not (configs / f"{arm}.yaml").is_file()):
+                raise ValueError(f"{path}: tables.{name}: {arm} is not under `arms`, or has no YAML")
+    return plan
+
+
+def path_of(results: Path, job: Job) -> Path:
+    """Where the result of a job is kept."""
+    return results / job.split / f"{job.name}.json"
+
+
+def write(results: Path, result: Result) -> None:
+    """Keep a result; the file appears whole or not at all."""
+    path = path_of(results, result.job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(asdict(result), separators=(",", ":")) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def read(path: Path) -> Result:
+    """Read a kept result."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return Result(**{**record, "job": Job(**record["job"])})
+
+
+def read_all(results: Path, split: Split) -> list[Result]:
+    """All kept results of a split, by name of their files."""
+    return [read(path) for path in sorted((results / split).glob("*.json"))]
+
+
+def tuning_jobs(plan: Plan, arm: str) -> list[Job]:
+    """The tries of a learning rate for an arm."""
+    return [Job(arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in plan.learning_rates]
+
+
+def tuning_score(result: Result) -> float:
+    """What learning rates are chosen by: the mean of validation max@k over k = 1, 2, 4, ..., which favours no k."""
+    return float(result.max_at_k_PK.mean())
+
+
+def tuned_learning_rate(plan: Plan, results: Path, arm: str) -> float | None:
+    """The best of the tries; 0 for the base, None while a try is missing."""
+    if arm == BASE:
+        return 0.0
+    paths = [path_of(results, job) for job in tuning_jobs(plan, plan.tuned_as(arm))]
+    if not all(path.is_file() for path in paths):
+        return None
+    return max(map(read, paths), key=tuning_score).job.learning_rate
+
+
+def by_problem_and_seed(results: Sequence[Result], k: int) -> Floats:
+    """max@k of every problem and seed `[P, S]`, of results that differ in nothing but the seed."""
+    return np.stack([result.max_at_k_PK[:, result.ks.index(k)] for result in results], axis=1)

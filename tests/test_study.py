@@ -1,0 +1,194 @@
+"""The study: equal budgets, a runner that goes on after kill -9, tables that follow from the kept results."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import study_report
+import study_results
+import yaml
+from study_results import CONFIGS, Job, Plan, Result, Table, read_plan
+
+from maxk_lightning.commands.trainer import MaxKCLI
+
+ROOT = Path(__file__).parents[1]
+PLAN = read_plan(ROOT / CONFIGS)
+ARMS = [arm for arm in PLAN.arms if arm != study_results.BASE]
+SMALL = {
+    "seed_everything": 1,
+    "trainer": {"accelerator": "cpu", "max_epochs": 4, "enable_progress_bar": False, "enable_model_summary": False},
+    "model": {"policy": "builtin", "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}},
+    "data": {
+        "train": {"class_path": "maxk_lightning.data.Builtin", "init_args": {"split": "train"}},
+        "validation": None,
+        "test": {"class_path": "maxk_lightning.data.Builtin", "init_args": {"split": "test", "limit": 4}},
+        "prompts_per_rollout": 2,
+    },
+    "rollout": {"sampling": {"num_completions": 8, "max_new_tokens": 32}, "eval_sampling": {"max_new_tokens": 32}},
+}
+SMALL_PLAN: dict[str, Any] = {
+    "learning_rates": [1e-4, 2e-4],
+    "tuning": {"seed": 0, "num_samples": 4},
+    "test": {"num_samples": 8},
+    "quick": {"num_samples": 8, "seeds": [1], "arms": ["base", "grpo_3"]},
+    "reference_arm": "grpo_3",
+    "test_ks": [1, 8],
+    "arms": {"base": {"label": "base"}, "grpo_3": {"label": "GRPO"}, "grpo_1": {"label": "G1", "tuned_as": "grpo_3"}},
+    "tables": {"main": {"title": "Main", "seeds": [1], "arms": ["base", "grpo_3"]}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_has_the_same_budget(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [str(ROOT / CONFIGS / f"{name}.yaml") for name in ("common", arm)]
+    with pytest.raises(SystemExit) as stopped:
+        MaxKCLI(["fit", "--config", configs[0], "--config", configs[1], "--print_config"])
+    assert stopped.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    data, num_rollouts = config["data"], config["trainer"]["max_epochs"]
+    num_completions = num_rollouts * data["prompts_per_rollout"] * config["rollout"]["sampling"]["num_completions"]
+    steps_per_iteration = data["prompts_per_rollout"] // (data["prompts_per_step"] or data["prompts_per_rollout"])
+    assert num_completions == 4608
+    assert num_rollouts * data["num_ppo_iterations"] * steps_per_iteration == 144
+
+
+def test_every_yaml_is_an_arm() -> None:
+    files = {path.stem for path in (ROOT / CONFIGS).glob("*.yaml")} - {"common", "plan"}
+    assert files == set(ARMS)
+
+
+def _write_configs(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "common.yaml").write_text(yaml.safe_dump(SMALL))
+    (directory / "plan.yaml").write_text(yaml.safe_dump(SMALL_PLAN))
+    for arm in ("grpo_3", "grpo_1"):
+        (directory / f"{arm}.yaml").write_text((ROOT / CONFIGS / f"{arm}.yaml").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
+    _write_configs(tmp_path / "configs")
+    command = [sys.executable, str(ROOT / "scripts/study.py"), "--jobs", "2"]
+    for name in ("configs", "results", "directory"):
+        command += [f"--{name}", str(tmp_path / name)]
+    started = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 600
+    while not list((tmp_path / "results").glob("*/*.json")) and time.monotonic() < deadline:
+        assert started.poll() is None, "the study ended early"
+        time.sleep(0.2)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*/*.json")}
+    assert kept
+    subprocess.run(command, cwd=ROOT, check=True)
+    results = sorted(str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").glob("*/*.json"))
+    plan = read_plan(tmp_path / "configs")
+    rate = study_results.tuned_learning_rate(plan, tmp_path / "results", "grpo_3")
+    assert results == [
+        "test/base-lr0-seed1.json",
+        f"test/grpo_3-lr{rate:g}-seed1.json",
+        "validation/grpo_3-lr0.0001-seed0.json",
+        "validation/grpo_3-lr0.0002-seed0.json",
+    ]
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*/*.json")}.items()
+    assert "max@k" in (tmp_path / "results" / "compare-main-seed1.md").read_text()
+    trained = study_results.read(tmp_path / "results" / results[1])
+    assert [len(values) for values in trained.curves.values()] == [4] * len(trained.curves)
+    assert trained.max_at_k_PK.shape == (4, 4)
+    contents = dict(study_report.blocks(plan, tmp_path / "results"))
+    assert "GRPO" in contents["main"]
+    assert [name for name, _ in study_report.figures(plan, tmp_path / "results")] == [
+        "curves",
+        "entropy",
+        "training",
+        "learning_rates",
+    ]
+
+
+def _plan(configs: Path = CONFIGS) -> Plan:
+    tables = {name: Table(**table) for name, table in SMALL_PLAN["tables"].items()}
+    return Plan(**{**SMALL_PLAN, "configs": configs, "tables": tables})
+
+
+def _keep(results: Path, job: Job, solved: dict[str, int], num_samples: int) -> None:
+    """A result whose problems are solved by so many samples; the others have reward 0.5."""
+    study_results.write(
+        results,
+        Result(
+            job=job,
+            commit="",
+            machine={},
+            seconds={"fit": 1.0, "evaluate": 1.0},
+            rewards={id_: {"1": count, "0.5": num_samples - count} for id_, count in solved.items()},
+            entropy_bins={"0": 10},
+            summary={"mean_entropy": 0.1, "distinct_rate": 0.5},
+        ),
+    )
+
+
+def _keep_study(results: Path, trained: dict[str, int]) -> None:
+    for rate, solved in ((1e-4, {"a": 0, "b": 1}), (2e-4, {"a": 2, "b": 1})):
+        _keep(results, Job(arm="grpo_3", learning_rate=rate, seed=0, split="validation", num_samples=4), solved, 4)
+    base = {"a": 4, "b": 2, "c": 0}
+    _keep(results, Job(arm="base", learning_rate=0.0, seed=1, split="test", num_samples=8), base, 8)
+    _keep(results, Job(arm="grpo_3", learning_rate=2e-4, seed=1, split="test", num_samples=8), trained, 8)
+
+
+def test_max_at_k_follows_from_the_kept_counts(tmp_path: Path) -> None:
+    _keep_study(tmp_path, {"a": 8, "b": 4, "c": 0})
+    result = study_results.read_all(tmp_path, "test")[1]
+    # Problem b: 4 of 8 samples solve it, the others have 0.5; max@2 = 1 - 0.5 * C(4,2)/C(8,2).
+    np.testing.assert_allclose(result.max_at_k_PK[1], [0.75, 1 - 0.5 * 6 / 28, 1 - 0.5 / 70, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(result.pass_at_k_PK[2], 0.0)
+
+
+def test_the_best_try_gives_the_learning_rate(tmp_path: Path) -> None:
+    plan = _plan()
+    assert study_results.tuned_learning_rate(plan, tmp_path, "grpo_3") is None
+    _keep_study(tmp_path, {"a": 8, "b": 4, "c": 0})
+    assert study_results.tuned_learning_rate(plan, tmp_path, "grpo_3") == 2e-4
+    assert study_results.tuned_learning_rate(plan, tmp_path, "grpo_1") == 2e-4
+    assert study_results.tuned_learning_rate(plan, tmp_path, "base") == 0.0
+
+
+def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
+    plan = _plan()
+    _keep_study(tmp_path, {"a": 8, "b": 4, "c": 0})
+    contents = dict(study_report.blocks(plan, tmp_path))
+    # Gains at k = 1: (1 - 0.75, 0.75 - 0.625, 0); at k = 8 none: both have solved a and b once.
+    assert "| base | GRPO | +0.125 [" in contents["main tests"]
+    assert "p = 1.000" in contents["main tests"]
+    page = "Text.\n<!-- main -->\nold\n<!-- end -->\nMore.\n<!-- tuning -->\n<!-- end -->\n"
+    filled = study_report.filled(page, contents)
+    assert "old" not in filled
+    assert filled.startswith("Text.\n<!-- main -->\n| builtin-test, max@k |")
+    assert study_report.filled(filled, contents) == filled
+    with pytest.raises(ValueError, match="block 'other'"):
+        study_report.filled("<!-- other -->\n<!-- end -->", contents)
+
+
+def test_a_quick_run_that_disagrees_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _plan()
+    _keep_study(tmp_path / "kept", {"a": 8, "b": 6, "c": 4})
+    _keep_study(tmp_path / "same", {"a": 8, "b": 6, "c": 4})
+    _keep_study(tmp_path / "worse", {"a": 0, "b": 0, "c": 0})
+    study_report.check_quick(plan, tmp_path / "same", tmp_path / "kept")
+    assert "all differences agree" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="do not agree"):
+        study_report.check_quick(plan, tmp_path / "worse", tmp_path / "kept")
+
+
+def test_a_plan_with_an_unknown_arm_is_refused(tmp_path: Path) -> None:
+    _write_configs(tmp_path / "configs")
+    plan = {**SMALL_PLAN, "tables": {"main": {"title": "", "seeds": [1], "arms": ["base", "nobody"]}}}
+    (tmp_path / "configs" / "plan.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(ValueError, match=r"plan.yaml: tables.main: nobody is not under `arms`"):
+        read_plan(tmp_path / "configs")

@@ -31,6 +31,7 @@ from study_results import (
     Job,
     Plan,
     Result,
+    Table,
     path_of,
     read,
     read_plan,
@@ -158,11 +159,11 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def test_jobs(plan: Plan, arms: Sequence[str], seeds: Sequence[int], num_samples: int, results: Path) -> Iterator[Job]:
+def test_jobs(plan: Plan, table: Table, num_samples: int, results: Path) -> Iterator[Job]:
     """Jobs on the test problems, seed by seed, so that a run cut short has all arms."""
-    for seed in seeds:
-        for arm in arms:
-            rate = tuned_learning_rate(plan, results, arm)
+    for seed in table.seeds:
+        for arm in table.arms:
+            rate = tuned_learning_rate(plan, results, arm, table.tuned_for)
             if rate is None:
                 raise ValueError(f"{arm}: the tries of its learning rate are not all under {results}/validation")
             yield Job(arm=arm, learning_rate=rate, seed=seed, split="test", num_samples=num_samples)
@@ -203,11 +204,11 @@ def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> 
 def run_table(name: str, plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
     """Tune, train, evaluate and compare the arms of a table."""
     table = plan.tables[name]
-    tuned = dict.fromkeys(plan.tuned_as(arm) for arm in table.arms if arm != BASE)
+    tuned = dict.fromkeys(map(plan.tuned_as, table.arms))
     print(f"{name}: learning rates", flush=True)
     run_all([job for arm in tuned for job in tuning_jobs(plan, arm)], plan, results, directory, num_jobs)
     print(f"{name}: test problems", flush=True)
-    jobs = list(test_jobs(plan, table.arms, table.seeds, plan.test["num_samples"], results))
+    jobs = list(test_jobs(plan, table, plan.test["num_samples"], results))
     run_all(jobs, plan, results, directory, num_jobs)
     compare(jobs, results, directory, name)
 
@@ -227,7 +228,8 @@ def main() -> None:
         parser.error(f"--table is {args.table}, must be one of {', '.join(plan.tables)}")
     if args.quick:
         directory = args.directory.with_name(f"{args.directory.name}_quick")
-        jobs = list(test_jobs(plan, plan.quick["arms"], plan.quick["seeds"], plan.quick["num_samples"], args.results))
+        quick = Table(title="Quick", seeds=plan.quick["seeds"], arms=plan.quick["arms"])
+        jobs = list(test_jobs(plan, quick, plan.quick["num_samples"], args.results))
         run_all(jobs, plan, directory / "results", directory, args.jobs)
         check_quick(plan, directory / "results", args.results)
         return

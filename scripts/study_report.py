@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from study_results import (
     BASE,
     RESULTS,
+    Criterion,
     Plan,
     Result,
     by_problem_and_seed,
@@ -55,7 +56,7 @@ class Method:
     name: str
     "Label."
     benchmark: str
-    "Always the built-in test problems."
+    "The built-in test problems, and how many seeds."
     results: Sequence[Result]
     "One per seed."
 
@@ -83,9 +84,11 @@ class Comparison:
     "Of arm minus against."
 
 
-def finished(plan: Plan, results: Path, arms: Sequence[str]) -> dict[str, dict[int, Result]]:
+def finished(
+    plan: Plan, results: Path, arms: Sequence[str], tuned_for: Criterion = "mean"
+) -> dict[str, dict[int, Result]]:
     """Arm -> seed -> result at the tuned learning rate; arms without a result are left out."""
-    rates = {arm: tuned_learning_rate(plan, results, arm) for arm in arms}
+    rates = {arm: tuned_learning_rate(plan, results, arm, tuned_for) for arm in arms}
     found: dict[str, dict[int, Result]] = {arm: {} for arm in arms}
     for result in read_all(results, "test"):
         if result.job.learning_rate == rates.get(result.job.arm):
@@ -93,12 +96,14 @@ def finished(plan: Plan, results: Path, arms: Sequence[str]) -> dict[str, dict[i
     return {arm: of_seed for arm, of_seed in found.items() if of_seed}
 
 
-def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], seeds: Sequence[int]) -> list[Method]:
-    """Arms that have a result for every one of these seeds."""
+def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Sequence[int]) -> list[Method]:
+    """Arms with the planned seeds that all of them have: a study under way has some arms further than others."""
+    seeds = [seed for seed in planned if all(seed in of_seed for of_seed in found.values())]
+    benchmark = f"{BENCHMARK}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     return [
-        Method(name=plan.label(arm), benchmark=BENCHMARK, results=[of_seed[seed] for seed in seeds])
+        Method(name=plan.label(arm), benchmark=benchmark, results=[of_seed[seed] for seed in seeds])
         for arm, of_seed in found.items()
-        if set(seeds) <= of_seed.keys()
+        if seeds
     ]
 
 
@@ -134,7 +139,7 @@ def test_table(plan: Plan, tests: Sequence[Comparison]) -> str:
 
 
 def tuning_table(plan: Plan, results: Path) -> str:
-    """Validation scores of all tries, the chosen one in bold."""
+    """Validation scores of all tries, with max@1 and the largest max@k; the chosen one in bold."""
     lines = [
         "| method | " + " | ".join(f"{rate:g}" for rate in plan.learning_rates) + " |",
         "|---" + "|---:" * len(plan.learning_rates) + "|",
@@ -145,7 +150,9 @@ def tuning_table(plan: Plan, results: Path) -> str:
             continue
         cells = []
         for job in tuning_jobs(plan, arm):
-            score = f"{tuning_score(read(path_of(results, job))):.3f}"
+            result = read(path_of(results, job))
+            first, last = (result.max_at_k_PK[:, place].mean() for place in (0, -1))
+            score = f"{tuning_score(result):.3f} ({first:.3f}, {last:.3f})"
             cells.append(f"**{score}**" if job.learning_rate == chosen else score)
         lines.append(f"| {plan.label(arm)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -155,7 +162,7 @@ def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
     """Name and content of what belongs into RESULTS.md."""
     yield "tuning", tuning_table(plan, results)
     for name, planned in plan.tables.items():
-        found = finished(plan, results, planned.arms)
+        found = finished(plan, results, planned.arms, planned.tuned_for)
         rows = methods(plan, found, planned.seeds)
         if rows:
             yield name, str(table(rows, "max_at_k"))
@@ -225,7 +232,7 @@ def tradeoff_figure(plan: Plan, results: Path) -> Figure:
     for arm in plan.arms:
         paths = [path_of(results, job) for job in tuning_jobs(plan, arm)] if plan.tuned_as(arm) == arm else []
         tries = [read(path) for path in paths if path.is_file()]
-        if arm == BASE or not tries:
+        if not tries:
             continue
         colour, marker, dash = look(place)
         ends = [(float(t.max_at_k_PK[:, 0].mean()), float(t.max_at_k_PK[:, -1].mean())) for t in tries]

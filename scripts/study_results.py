@@ -21,6 +21,8 @@ CONFIGS = Path("configs/study")
 RESULTS = Path("results/study")
 BASE = "base"
 Split = Literal["validation", "test"]
+Criterion = Literal["mean", "max_at_1"]
+"What learning rates are chosen by: the mean of max@k over k = 1, 2, 4, ..., which favours no k, or max@1 alone."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,8 @@ class Table:
     "Every arm is trained with each."
     arms: Sequence[str]
     "Rows."
+    tuned_for: Criterion = "mean"
+    "What their learning rates are chosen by, on the validation problems."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,23 +177,24 @@ def read_all(results: Path, split: Split) -> list[Result]:
 
 
 def tuning_jobs(plan: Plan, arm: str) -> list[Job]:
-    """The tries of a learning rate for an arm."""
-    return [Job(arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in plan.learning_rates]
+    """The tries of a learning rate for an arm; one for the base, which has none."""
+    rates = [0.0] if arm == BASE else plan.learning_rates
+    return [Job(arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in rates]
 
 
-def tuning_score(result: Result) -> float:
-    """What learning rates are chosen by: the mean of validation max@k over k = 1, 2, 4, ..., which favours no k."""
-    return float(result.max_at_k_PK.mean())
+def tuning_score(result: Result, criterion: Criterion = "mean") -> float:
+    """Higher is better."""
+    return float((result.max_at_k_PK if criterion == "mean" else result.max_at_k_PK[:, 0]).mean())
 
 
-def tuned_learning_rate(plan: Plan, results: Path, arm: str) -> float | None:
+def tuned_learning_rate(plan: Plan, results: Path, arm: str, criterion: Criterion = "mean") -> float | None:
     """The best of the tries; 0 for the base, None while a try is missing."""
     if arm == BASE:
         return 0.0
     paths = [path_of(results, job) for job in tuning_jobs(plan, plan.tuned_as(arm))]
     if not all(path.is_file() for path in paths):
         return None
-    return max(map(read, paths), key=tuning_score).job.learning_rate
+    return max(map(read, paths), key=lambda result: tuning_score(result, criterion)).job.learning_rate
 
 
 def by_problem_and_seed(results: Sequence[Result], k: int) -> Floats:

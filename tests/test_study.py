@@ -95,6 +95,7 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     assert results == [
         "test/base-lr0-seed1.json",
         f"test/grpo_3-lr{rate:g}-seed1.json",
+        "validation/base-lr0-seed0.json",
         "validation/grpo_3-lr0.0001-seed0.json",
         "validation/grpo_3-lr0.0002-seed0.json",
     ]
@@ -169,7 +170,7 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
     page = "Text.\n<!-- main -->\nold\n<!-- end -->\nMore.\n<!-- tuning -->\n<!-- end -->\n"
     filled = study_report.filled(page, contents)
     assert "old" not in filled
-    assert filled.startswith("Text.\n<!-- main -->\n| builtin-test, max@k |")
+    assert filled.startswith("Text.\n<!-- main -->\n| builtin-test, 1 seed, max@k |")
     assert study_report.filled(filled, contents) == filled
     with pytest.raises(ValueError, match="block 'other'"):
         study_report.filled("<!-- other -->\n<!-- end -->", contents)

@@ -1,6 +1,7 @@
 """The study: equal budgets, a runner that goes on after kill -9, tables that follow from the kept results."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -193,3 +194,12 @@ def test_a_plan_with_an_unknown_arm_is_refused(tmp_path: Path) -> None:
     (tmp_path / "configs" / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(ValueError, match=r"plan.yaml: tables.main: nobody is not under `arms`"):
         read_plan(tmp_path / "configs")
+
+
+def test_results_say_what_the_kept_results_say() -> None:
+    page = (ROOT / study_report.PAGE).read_text(encoding="utf-8")
+    contents = dict(study_report.blocks(PLAN, ROOT / study_results.RESULTS))
+    assert study_report.filled(page, contents) == page
+    assert set(re.findall(r"\]\((results/[\w/.-]+)\)", page)) <= {
+        str(path.relative_to(ROOT)) for path in (ROOT / "results").rglob("*")
+    }

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONFAULTHANDLER": "1"}
 RUN = (
     f"{sys.executable} -m maxk_lightning fit --config configs/tiny_vllm.yaml --validate_before_fit false"
     " --trainer.check_val_every_n_epoch 99 --data.prompts_per_rollout 4 --trainer.enable_progress_bar false"
@@ -41,14 +41,16 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         root.mkdir(exist_ok=True)
         with (root / "messages").open("ab") as messages:
             command = [*RUN, "--trainer.default_root_dir", str(root), *args]
-            started.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=messages, stderr=messages))
-        return started[-1]
+            process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=messages, stderr=messages)
+        started.append((process, root))
+        return process
 
     yield start
-    for process in started:
+    for process, root in started:
         if process.poll() is None:
-            process.kill()
+            process.send_signal(signal.SIGABRT)  # faulthandler writes where every thread hangs
             process.wait()
+            print(_messages(root)[-20_000:])
 
 
 def _messages(root: Path) -> str:

@@ -2,7 +2,7 @@
 
     python scripts/study.py                 # all tables of configs/study/plan.yaml; goes on where it was stopped
     python scripts/study.py --table main    # one of them
-    python scripts/study.py --quick         # a reduced main table, held against RESULTS.md; under 30 minutes
+    python scripts/study.py --quick         # a reduced main table, held against RESULTS.md
     python scripts/study_report.py          # tables and figures of RESULTS.md from the kept results, without running
 
 Every arm first tries the learning rates of the plan with a seed of their own and is evaluated on the validation
@@ -228,7 +228,7 @@ def main() -> None:
         parser.error(f"--table is {args.table}, must be one of {', '.join(plan.tables)}")
     if args.quick:
         directory = args.directory.with_name(f"{args.directory.name}_quick")
-        quick = Table(title="Quick", seeds=plan.quick["seeds"], arms=plan.quick["arms"])
+        quick = Table(seeds=plan.quick["seeds"], arms=plan.quick["arms"])
         jobs = list(test_jobs(plan, quick, plan.quick["num_samples"], args.results))
         run_all(jobs, plan, directory / "results", directory, args.jobs)
         check_quick(plan, directory / "results", args.results)

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,8 +100,6 @@ class Result:
 class Table:
     """Arms that stand in one table."""
 
-    title: str
-    "Above it."
     seeds: Sequence[int]
     "Every arm is trained with each."
     arms: Sequence[str]
@@ -165,8 +163,9 @@ def write(results: Path, result: Result) -> None:
     unfinished.replace(path)
 
 
+@cache
 def read(path: Path) -> Result:
-    """Read a kept result."""
+    """Read a kept result, once per process: several tables share it and what is computed from it."""
     record = json.loads(path.read_text(encoding="utf-8"))
     return Result(**{**record, "job": Job(**record["job"])})
 

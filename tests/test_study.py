@@ -41,7 +41,7 @@ SMALL_PLAN: dict[str, Any] = {
     "reference_arm": "grpo_3",
     "test_ks": [1, 8],
     "arms": {"base": {"label": "base"}, "grpo_3": {"label": "GRPO"}, "grpo_1": {"label": "G1", "tuned_as": "grpo_3"}},
-    "tables": {"main": {"title": "Main", "seeds": [1], "arms": ["base", "grpo_3"]}},
+    "tables": {"main": {"seeds": [1], "arms": ["base", "grpo_3"]}},
 }
 
 
@@ -190,7 +190,7 @@ def test_a_quick_run_that_disagrees_is_told(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_plan_with_an_unknown_arm_is_refused(tmp_path: Path) -> None:
     _write_configs(tmp_path / "configs")
-    plan = {**SMALL_PLAN, "tables": {"main": {"title": "", "seeds": [1], "arms": ["base", "nobody"]}}}
+    plan = {**SMALL_PLAN, "tables": {"main": {"seeds": [1], "arms": ["base", "nobody"]}}}
     (tmp_path / "configs" / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(ValueError, match=r"plan.yaml: tables.main: nobody is not under `arms`"):
         read_plan(tmp_path / "configs")

@@ -23,8 +23,11 @@ from maxk_lightning.shared_prompt_attention import NO_MASK_1111, split_rows, use
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BUILTIN = "builtin"
-BUILTIN_DIR = Path(__file__).parent / "data" / "builtin" / "policy"
+BUILTIN = {
+    name: str(Path(__file__).parent / "data" / directory / "policy")
+    for name, directory in (("builtin", "builtin"), ("builtin-vague", "builtin_vague"))
+}
+"Name -> directory of the tiny policies shipped with this package, one per variant of the built-in benchmark."
 HUB_TIMEOUT_S = 10.0
 "How long the hub may take to answer at all."
 
@@ -32,14 +35,14 @@ HUB_TIMEOUT_S = 10.0
 def resolve_policy(policy: str) -> str:
     """The directory or hub name behind the config key `model.policy`.
 
-    `builtin` is the tiny policy shipped with this package. A hub name has the form `owner/name` and is not looked up
-    here.
+    `builtin` and `builtin-vague` are the tiny policies shipped with this package. A hub name has the form `owner/name`
+    and is not looked up here.
 
     Raises:
         ValueError: a local path that is no policy directory.
     """
-    if policy == BUILTIN:
-        return str(BUILTIN_DIR)
+    if policy in BUILTIN:
+        return BUILTIN[policy]
     path = Path(policy)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -49,7 +52,7 @@ def resolve_policy(policy: str) -> str:
         return policy
     is_hub_name = policy.count("/") == 1 and not policy.startswith((".", "/", "~")) and not path.parent.is_dir()
     if not is_hub_name:
-        raise ValueError(f"model.policy: {policy} is neither a directory, a hub name (owner/name), nor `{BUILTIN}`")
+        raise ValueError(f"model.policy: {policy} is neither a directory, a hub name (owner/name), nor `builtin`")
     return policy
 
 

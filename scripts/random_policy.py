@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
-from maxk_lightning.policy import BUILTIN, load_tokenizer, resolve_policy
+from maxk_lightning.policy import load_tokenizer, resolve_policy
 
 # Qwen2.5-Coder: hidden size, layers, heads, key-value heads, intermediate size, vocabulary, tied embeddings
 SHAPES = {
@@ -25,7 +25,7 @@ SHAPES = {
 def config(shape: str) -> Qwen2Config:
     """The configuration of a published size, with the stop tokens of the built-in tokenizer."""
     hidden, layers, heads, kv_heads, intermediate, vocabulary, is_tied = SHAPES[shape]
-    builtin = AutoConfig.from_pretrained(resolve_policy(BUILTIN))
+    builtin = AutoConfig.from_pretrained(resolve_policy("builtin"))
     return Qwen2Config(
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -52,7 +52,7 @@ def main() -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen2ForCausalLM(config(args.shape))
     model.save_pretrained(args.out)
-    load_tokenizer(BUILTIN).save_pretrained(args.out)
+    load_tokenizer("builtin").save_pretrained(args.out)
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters")
 
 

@@ -57,19 +57,20 @@ CURVES = (
 "Kept of every run that has them."
 
 
-def run(job: Job, configs: Path, results: Path, directory: Path) -> None:
+def run(job: Job, plan: Plan, results: Path, directory: Path) -> None:
     """Train, evaluate and keep what matters, unless that was done before."""
     if path_of(results, job).is_file():
         return
-    home = directory / job.name
+    home = directory / job.benchmark / job.name
     home.mkdir(parents=True, exist_ok=True)
-    options = ["--config", str(configs / "common.yaml")]
-    policy = "builtin"
+    options = ["--config", str(plan.configs / "common.yaml"), "--data.test.variant", job.benchmark]
+    policy = base = plan.benchmarks[job.benchmark]["policy"]
     fitting_from = time.monotonic()
     if job.arm != BASE:
         checkpoint = home / "checkpoints/last.ckpt"
         policy = str(checkpoint)
-        arm = ["--config", str(configs / f"{job.arm}.yaml"), "--model.optimizer.lr", str(job.learning_rate)]
+        arm = ["--config", str(plan.configs / f"{job.arm}.yaml"), "--model.optimizer.lr", str(job.learning_rate)]
+        arm += ["--model.policy", base, "--data.train.variant", job.benchmark]
         seed = ["--seed_everything", str(job.seed), "--trainer.default_root_dir", str(home)]
         resumed = ["--ckpt_path", "last"] if checkpoint.is_file() else []
         maxk(home / "fit.log", "fit", *options, *arm, *seed, *resumed)
@@ -163,10 +164,18 @@ def test_jobs(plan: Plan, table: Table, num_samples: int, results: Path) -> Iter
     """Jobs on the test problems, seed by seed, so that a run cut short has all arms."""
     for seed in table.seeds:
         for arm in table.arms:
-            rate = tuned_learning_rate(plan, results, arm, table.tuned_for)
+            rate = tuned_learning_rate(plan, results, table.benchmark, arm, table.tuned_for)
             if rate is None:
-                raise ValueError(f"{arm}: the tries of its learning rate are not all under {results}/validation")
-            yield Job(arm=arm, learning_rate=rate, seed=seed, split="test", num_samples=num_samples)
+                tries = results / table.benchmark / "validation"
+                raise ValueError(f"{arm}: the tries of its learning rate are not all under {tries}")
+            yield Job(
+                benchmark=table.benchmark,
+                arm=arm,
+                learning_rate=rate,
+                seed=seed,
+                split="test",
+                num_samples=num_samples,
+            )
 
 
 def run_all(jobs: Sequence[Job], plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
@@ -179,13 +188,13 @@ def run_all(jobs: Sequence[Job], plan: Plan, results: Path, directory: Path, num
     print(f"{len(jobs)} jobs, {len(left)} of them left", flush=True)
     failures = []
     with ThreadPoolExecutor(num_jobs) as pool:
-        futures = {pool.submit(run, job, plan.configs, results, directory): job for job in left}
+        futures = {pool.submit(run, job, plan, results, directory): job for job in left}
         for future in as_completed(futures):
             job, error = futures[future], future.exception()
             if error is None:
-                print(f"{job.split} {job.name}: {read(path_of(results, job)).seconds}", flush=True)
+                print(f"{job.benchmark} {job.split} {job.name}: {read(path_of(results, job)).seconds}", flush=True)
             else:
-                failures.append(f"{job.split} {job.name}: {error!r}")
+                failures.append(f"{job.benchmark} {job.split} {job.name}: {error!r}")
                 print(failures[-1], flush=True)
     if failures:
         raise RuntimeError("\n".join([f"{len(failures)} of {len(left)} jobs failed", *failures]))
@@ -194,7 +203,7 @@ def run_all(jobs: Sequence[Job], plan: Plan, results: Path, directory: Path, num
 def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> None:
     """Let `compare` test the arms of every seed, problem by problem, where their samples are on this machine."""
     for seed in dict.fromkeys(job.seed for job in jobs):
-        evaluations = [directory / job.name / job.split for job in jobs if job.seed == seed]
+        evaluations = [directory / job.benchmark / job.name / job.split for job in jobs if job.seed == seed]
         if all((evaluation / "samples.jsonl").is_file() for evaluation in evaluations):
             out = directory / f"compare-{table}-seed{seed}"
             maxk(out.with_suffix(".log"), "compare", *map(str, evaluations), "--out", str(out))
@@ -206,7 +215,8 @@ def run_table(name: str, plan: Plan, results: Path, directory: Path, num_jobs: i
     table = plan.tables[name]
     tuned = dict.fromkeys(map(plan.tuned_as, table.arms))
     print(f"{name}: learning rates", flush=True)
-    run_all([job for arm in tuned for job in tuning_jobs(plan, arm)], plan, results, directory, num_jobs)
+    tries = [job for arm in tuned for job in tuning_jobs(plan, table.benchmark, arm)]
+    run_all(tries, plan, results, directory, num_jobs)
     print(f"{name}: test problems", flush=True)
     jobs = list(test_jobs(plan, table, plan.test["num_samples"], results))
     run_all(jobs, plan, results, directory, num_jobs)
@@ -228,8 +238,8 @@ def main() -> None:
         parser.error(f"--table is {args.table}, must be one of {', '.join(plan.tables)}")
     if args.quick:
         directory = args.directory.with_name(f"{args.directory.name}_quick")
-        quick = Table(seeds=plan.quick["seeds"], arms=plan.quick["arms"])
-        jobs = list(test_jobs(plan, quick, plan.quick["num_samples"], args.results))
+        num_samples = plan.quick["num_samples"]
+        jobs = list(test_jobs(plan, plan.quick_table, num_samples, args.results))
         run_all(jobs, plan, directory / "results", directory, args.jobs)
         check_quick(plan, directory / "results", args.results)
         return

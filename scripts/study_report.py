@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from study_results import (
     BASE,
     RESULTS,
-    Criterion,
     Plan,
     Result,
+    Table,
     by_problem_and_seed,
     path_of,
     read,
@@ -36,14 +36,13 @@ from study_results import (
 )
 
 from maxk_lightning.evaluation import curves, published, table
+from maxk_lightning.evaluation.comparison import ALPHA
 from maxk_lightning.evaluation.crossed import CrossedTest, crossed_test
 from maxk_lightning.evaluation.estimates import Estimate, Metric
 from maxk_lightning.evaluation.figures import PANEL, entropy_densities, look
 from maxk_lightning.evaluation.paired import holm
 
 PAGE = Path("RESULTS.md")
-BENCHMARK = "builtin-test"
-ALPHA = 0.05
 PAPER_BENCHMARK = "CodeContests"
 NUM_TRAINING_POINTS = 8
 "Training curves are means over so many rollouts: every rollout has other prompts."
@@ -56,7 +55,7 @@ class Method:
     name: str
     "Label."
     benchmark: str
-    "The built-in test problems, and how many seeds."
+    "Variant of the built-in benchmark, and how many seeds."
     results: Sequence[Result]
     "One per seed."
 
@@ -84,22 +83,20 @@ class Comparison:
     "Of arm minus against."
 
 
-def finished(
-    plan: Plan, results: Path, arms: Sequence[str], tuned_for: Criterion = "mean"
-) -> dict[str, dict[int, Result]]:
+def finished(plan: Plan, results: Path, planned: Table) -> dict[str, dict[int, Result]]:
     """Arm -> seed -> result at the tuned learning rate; arms without a result are left out."""
-    rates = {arm: tuned_learning_rate(plan, results, arm, tuned_for) for arm in arms}
-    found: dict[str, dict[int, Result]] = {arm: {} for arm in arms}
-    for result in read_all(results, "test"):
+    rates = {arm: tuned_learning_rate(plan, results, planned.benchmark, arm, planned.tuned_for) for arm in planned.arms}
+    found: dict[str, dict[int, Result]] = {arm: {} for arm in planned.arms}
+    for result in read_all(results, planned.benchmark, "test"):
         if result.job.learning_rate == rates.get(result.job.arm):
             found[result.job.arm][result.job.seed] = result
     return {arm: of_seed for arm, of_seed in found.items() if of_seed}
 
 
-def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Sequence[int]) -> list[Method]:
+def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Method]:
     """Arms with the planned seeds that all of them have: a study under way has some arms further than others."""
-    seeds = [seed for seed in planned if all(seed in of_seed for of_seed in found.values())]
-    benchmark = f"{BENCHMARK}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+    seeds = [seed for seed in planned.seeds if all(seed in of_seed for of_seed in found.values())]
+    benchmark = f"{planned.benchmark}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     return [
         Method(name=plan.label(arm), benchmark=benchmark, results=[of_seed[seed] for seed in seeds])
         for arm, of_seed in found.items()
@@ -138,18 +135,18 @@ def test_table(plan: Plan, tests: Sequence[Comparison]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tuning_table(plan: Plan, results: Path) -> str:
+def tuning_table(plan: Plan, results: Path, benchmark: str) -> str:
     """Validation scores of all tries, with max@1 and the largest max@k; the chosen one in bold."""
     lines = [
         "| method | " + " | ".join(f"{rate:g}" for rate in plan.learning_rates) + " |",
         "|---" + "|---:" * len(plan.learning_rates) + "|",
     ]
     for arm in plan.arms:
-        chosen = tuned_learning_rate(plan, results, arm)
+        chosen = tuned_learning_rate(plan, results, benchmark, arm)
         if arm == BASE or plan.tuned_as(arm) != arm or chosen is None:
             continue
         cells = []
-        for job in tuning_jobs(plan, arm):
+        for job in tuning_jobs(plan, benchmark, arm):
             result = read(path_of(results, job))
             first, last = (result.max_at_k_PK[:, place].mean() for place in (0, -1))
             score = f"{tuning_score(result):.3f} ({first:.3f}, {last:.3f})"
@@ -160,10 +157,11 @@ def tuning_table(plan: Plan, results: Path) -> str:
 
 def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
     """Name and content of what belongs into RESULTS.md."""
-    yield "tuning", tuning_table(plan, results)
+    for benchmark in plan.benchmarks:
+        yield f"tuning {benchmark}", tuning_table(plan, results, benchmark)
     for name, planned in plan.tables.items():
-        found = finished(plan, results, planned.arms, planned.tuned_for)
-        rows = methods(plan, found, planned.seeds)
+        found = finished(plan, results, planned)
+        rows = methods(plan, found, planned)
         if rows:
             yield name, str(table(rows, "max_at_k"))
             yield f"{name} pass", str(table(rows, "pass_at_k"))
@@ -171,39 +169,36 @@ def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
         tests = comparisons(plan, found, list(dict.fromkeys(against)))
         if tests:
             yield f"{name} tests", test_table(plan, tests)
-    yield "cost", cost_table(plan, results)
+        yield f"{name} cost", cost_table(rows)
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
 
 
-def cost_table(plan: Plan, results: Path) -> str:
-    """Median seconds of the jobs on the test problems."""
+def cost_table(rows: Sequence[Method]) -> str:
+    """Median seconds of the jobs, and how much the samples differ."""
     lines = [
-        "| method | runs | fit, s | evaluate, s | entropy, nats | different programs |",
-        "|---" + "|---:" * 5 + "|",
+        "| method | fit, s | evaluate, s | entropy, nats | different programs |",
+        "|---" + "|---:" * 4 + "|",
     ]
-    for arm, of_seed in finished(plan, results, list(plan.arms)).items():
-        runs = list(of_seed.values())
-        fit, evaluate = (statistics.median(run.seconds[part] for run in runs) for part in ("fit", "evaluate"))
+    for row in rows:
+        fit, evaluate = (statistics.median(run.seconds[part] for run in row.results) for part in ("fit", "evaluate"))
         entropy, distinct = (
-            statistics.mean(run.summary[part] for run in runs) for part in ("mean_entropy", "distinct_rate")
+            statistics.mean(run.summary[part] for run in row.results) for part in ("mean_entropy", "distinct_rate")
         )
-        lines.append(
-            f"| {plan.label(arm)} | {len(runs)} | {fit:.0f} | {evaluate:.0f} | {entropy:.3f} | {distinct:.1%} |"
-        )
+        lines.append(f"| {row.name} | {fit:.0f} | {evaluate:.0f} | {entropy:.3f} | {distinct:.1%} |")
     return "\n".join(lines) + "\n"
 
 
 def figures(plan: Plan, results: Path) -> Iterator[tuple[str, Figure]]:
     """Name and figure."""
-    planned = plan.tables["main"]
-    found = finished(plan, results, planned.arms)
-    rows = methods(plan, found, planned.seeds)
-    if rows:
-        yield "curves", curves(rows)
-        counts = {row.name: sum((result.entropy_counts for result in row.results), Counter()) for row in rows}
-        yield "entropy", entropy_densities(counts)
-        yield "training", training_figure([row for row in rows if row.results[0].curves])
-    yield "learning_rates", tradeoff_figure(plan, results)
+    for name in plan.drawn_tables:
+        rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
+        if rows:
+            yield f"{name}_curves", curves(rows)
+            counts = {row.name: sum((result.entropy_counts for result in row.results), Counter()) for row in rows}
+            yield f"{name}_entropy", entropy_densities(counts)
+            yield f"{name}_training", training_figure([row for row in rows if row.results[0].curves])
+    for benchmark in plan.benchmarks:
+        yield f"{benchmark}_learning_rates", tradeoff_figure(plan, results, benchmark)
 
 
 def training_figure(rows: Sequence[Method]) -> Figure:
@@ -224,14 +219,14 @@ def training_figure(rows: Sequence[Method]) -> Figure:
     return figure
 
 
-def tradeoff_figure(plan: Plan, results: Path) -> Figure:
+def tradeoff_figure(plan: Plan, results: Path, benchmark: str) -> Figure:
     """max@1 against the largest max@k on the validation problems: one line per method, one point per learning rate."""
     figure = Figure(figsize=PANEL, dpi=150, layout="constrained")
     axes = figure.add_subplot()
     place = 0
     for arm in plan.arms:
-        paths = [path_of(results, job) for job in tuning_jobs(plan, arm)] if plan.tuned_as(arm) == arm else []
-        tries = [read(path) for path in paths if path.is_file()]
+        jobs = tuning_jobs(plan, benchmark, arm) if plan.tuned_as(arm) == arm else []
+        tries = [read(path_of(results, job)) for job in jobs if path_of(results, job).is_file()]
         if not tries:
             continue
         colour, marker, dash = look(place)
@@ -279,13 +274,13 @@ def check_quick(plan: Plan, quick: Path, results: Path) -> None:
     Raises:
         SystemExit: an interval of the quick run does not meet the kept one of the same difference.
     """
-    arms = plan.quick["arms"]
-    ours: dict[str, dict[int, Result]] = {arm: {} for arm in arms}
-    for result in read_all(quick, "test"):
+    planned = plan.quick_table
+    ours: dict[str, dict[int, Result]] = {arm: {} for arm in planned.arms}
+    for result in read_all(quick, planned.benchmark, "test"):
         ours[result.job.arm][result.job.seed] = result
-    print(table(methods(plan, ours, plan.quick["seeds"]), "max_at_k"))
+    print(table(methods(plan, ours, planned), "max_at_k"))
     against = [BASE, plan.reference_arm]
-    kept = {(c.arm, c.against, c.k): c.test for c in comparisons(plan, finished(plan, results, arms), against)}
+    kept = {(c.arm, c.against, c.k): c.test for c in comparisons(plan, finished(plan, results, planned), against)}
     num_apart = 0
     for comparison in comparisons(plan, ours, against):
         test, other = comparison.test, kept[comparison.arm, comparison.against, comparison.k]

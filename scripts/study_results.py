@@ -29,6 +29,8 @@ Criterion = Literal["mean", "max_at_1"]
 class Job:
     """One policy: trained with one method, learning rate and seed, and evaluated on one split."""
 
+    benchmark: str
+    "Variant of the built-in benchmark."
     arm: str
     "Name of its YAML in configs/study; `base` is not trained."
     learning_rate: float
@@ -100,6 +102,8 @@ class Result:
 class Table:
     """Arms that stand in one table."""
 
+    benchmark: str
+    "Variant of the built-in benchmark."
     seeds: Sequence[int]
     "Every arm is trained with each."
     arms: Sequence[str]
@@ -118,10 +122,17 @@ class Plan:
     tuning: Mapping[str, int]
     test: Mapping[str, int]
     quick: Mapping[str, Any]
+    benchmarks: Mapping[str, Mapping[str, str]]
     reference_arm: str
     test_ks: Sequence[int]
+    drawn_tables: Sequence[str]
     arms: Mapping[str, Mapping[str, str]]
     tables: Mapping[str, Table]
+
+    @property
+    def quick_table(self) -> Table:
+        """What `--quick` runs."""
+        return Table(**{key: self.quick[key] for key in ("benchmark", "seeds", "arms")})
 
     def label(self, arm: str) -> str:
         """As tables and legends show it."""
@@ -151,7 +162,7 @@ def read_plan(configs: Path = CONFIGS) -> Plan:
 
 def path_of(results: Path, job: Job) -> Path:
     """Where the result of a job is kept."""
-    return results / job.split / f"{job.name}.json"
+    return results / job.benchmark / job.split / f"{job.name}.json"
 
 
 def write(results: Path, result: Result) -> None:
@@ -170,15 +181,15 @@ def read(path: Path) -> Result:
     return Result(**{**record, "job": Job(**record["job"])})
 
 
-def read_all(results: Path, split: Split) -> list[Result]:
+def read_all(results: Path, benchmark: str, split: Split) -> list[Result]:
     """All kept results of a split, by name of their files."""
-    return [read(path) for path in sorted((results / split).glob("*.json"))]
+    return [read(path) for path in sorted((results / benchmark / split).glob("*.json"))]
 
 
-def tuning_jobs(plan: Plan, arm: str) -> list[Job]:
+def tuning_jobs(plan: Plan, benchmark: str, arm: str) -> list[Job]:
     """The tries of a learning rate for an arm; one for the base, which has none."""
     rates = [0.0] if arm == BASE else plan.learning_rates
-    return [Job(arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in rates]
+    return [Job(benchmark=benchmark, arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in rates]
 
 
 def tuning_score(result: Result, criterion: Criterion = "mean") -> float:
@@ -186,11 +197,13 @@ def tuning_score(result: Result, criterion: Criterion = "mean") -> float:
     return float((result.max_at_k_PK if criterion == "mean" else result.max_at_k_PK[:, 0]).mean())
 
 
-def tuned_learning_rate(plan: Plan, results: Path, arm: str, criterion: Criterion = "mean") -> float | None:
+def tuned_learning_rate(
+    plan: Plan, results: Path, benchmark: str, arm: str, criterion: Criterion = "mean"
+) -> float | None:
     """The best of the tries; 0 for the base, None while a try is missing."""
     if arm == BASE:
         return 0.0
-    paths = [path_of(results, job) for job in tuning_jobs(plan, plan.tuned_as(arm))]
+    paths = [path_of(results, job) for job in tuning_jobs(plan, benchmark, plan.tuned_as(arm))]
     if not all(path.is_file() for path in paths):
         return None
     return max(map(read, paths), key=lambda result: tuning_score(result, criterion)).job.learning_rate

@@ -1,6 +1,7 @@
-"""Pre-train the tiny policy of the built-in benchmark on imperfect solutions.
+"""Pre-train the tiny policy of a built-in benchmark on imperfect solutions.
 
     python scripts/train_tiny_policy.py --out maxk_lightning/data/builtin/policy
+    python scripts/train_tiny_policy.py --variant vague --out maxk_lightning/data/builtin_vague/policy
 
 About 20 minutes on one core. Pipelines are drawn anew for every batch, mostly less deep than those the policy is asked
 later, and none of the benchmark's own is ever drawn. The same seed gives the same weights on the same machine and torch
@@ -28,8 +29,9 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 from maxk_lightning.data.mistakes import attempt
 from maxk_lightning.data.pipelines import (
     OPERATIONS,
-    SEED,
+    VARIANTS,
     Step,
+    Variant,
     draw_pipeline,
     fenced,
     make_splits,
@@ -59,32 +61,34 @@ def render(statement: str) -> str:
     return f"{IM_START}user\n{statement}{IM_END}\n{IM_START}assistant\n"
 
 
-def draw_pairs(rng: random.Random, depth: int, count: int, held_out: set[object]) -> list[tuple[str, str]]:
+def draw_pairs(
+    rng: random.Random, variant: Variant, depth: int, count: int, held_out: set[object]
+) -> list[tuple[str, str]]:
     """Draw (statement, imperfect solution) pairs; pipelines and statements of the benchmark are left out."""
     pairs: list[tuple[str, str]] = []
     while len(pairs) < count:
-        pipeline = draw_pipeline(rng, depth)
+        pipeline = draw_pipeline(rng, depth, variant)
         statement = statement_of(rng, pipeline)
         if statement is None or pipeline.steps in held_out or statement in held_out:
             continue
-        pairs.append((statement, fenced(program_of(attempt(rng, pipeline)))))
+        pairs.append((statement, fenced(program_of(attempt(rng, pipeline, variant)))))
     return pairs
 
 
-def benchmark_keys() -> set[object]:
+def benchmark_keys(variant: Variant) -> set[object]:
     """Everything that pre-training must not see."""
-    problems = [pair for split in make_splits().values() for pair in split]
+    problems = [pair for split in make_splits(variant).values() for pair in split]
     return {pipeline.steps for _, pipeline in problems} | {problem.prompt for problem, _ in problems}
 
 
-def build_tokenizer(rng: random.Random, held_out: set[object], num_pairs: int) -> Qwen2Tokenizer:
+def build_tokenizer(rng: random.Random, variant: Variant, held_out: set[object], num_pairs: int) -> Qwen2Tokenizer:
     """Train Qwen2's byte-level BPE on statements, then add long stretches of code and small numbers as whole tokens.
 
     transformers gives every model of type qwen2 the splitting rules of `Qwen2Tokenizer`, whatever tokenizer.json says,
     and under them a program is 2.5 times as long; added tokens are matched before the rules apply.
     """
     per_depth = num_pairs // len(DEPTH_WEIGHTS)
-    pairs = [pair for depth in DEPTH_WEIGHTS for pair in draw_pairs(rng, depth, per_depth, held_out)]
+    pairs = [pair for depth in DEPTH_WEIGHTS for pair in draw_pairs(rng, variant, depth, per_depth, held_out)]
     bpe = Qwen2Tokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=BPE_VOCAB_SIZE,
@@ -147,13 +151,13 @@ def build_model(tokenizer: Qwen2Tokenizer, is_small: bool) -> Qwen2ForCausalLM:
 
 
 def draw_batches(
-    rng: random.Random, tokenizer: Qwen2Tokenizer, batch_size: int, held_out: set[object]
+    rng: random.Random, variant: Variant, tokenizer: Qwen2Tokenizer, batch_size: int, held_out: set[object]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (token ids [B, L], labels [B, L]) for ever; one depth per batch, so rows are about equally long."""
     while True:
         (depth,) = rng.choices(list(DEPTH_WEIGHTS), list(DEPTH_WEIGHTS.values()))
         rows = []
-        for statement, solution in draw_pairs(rng, depth, batch_size, held_out):
+        for statement, solution in draw_pairs(rng, variant, depth, batch_size, held_out):
             prompt_ids = tokenizer.encode(render(statement), add_special_tokens=False)
             rows.append((prompt_ids, tokenizer.encode(solution + IM_END, add_special_tokens=False)))
         yield pad_rows(rows, tokenizer.pad_token_id)
@@ -213,13 +217,15 @@ def train(
 def build_record(arguments: argparse.Namespace, losses: list[float], seconds: float) -> dict[str, object]:
     """What BUILD.json says of a run: how to repeat it and what it gave."""
     tail = losses[-50:]
+    variant = VARIANTS[arguments.variant]
+    options = f"--variant {arguments.variant} --out maxk_lightning/data/{variant.directory}"
     return {
         "commands": [
-            "python -m maxk_lightning.data.pipelines --out maxk_lightning/data/builtin",
-            "python scripts/train_tiny_policy.py --out maxk_lightning/data/builtin/policy",
+            f"python -m maxk_lightning.data.pipelines {options}",
+            f"python scripts/train_tiny_policy.py {options}/policy",
         ],
         "arguments": {key: value for key, value in vars(arguments).items() if key != "out"},
-        "benchmark_seed": SEED,
+        "benchmark_seed": variant.seed,
         "final_loss": round(sum(tail) / len(tail), 4),
         "seconds": round(seconds),
         "versions": {
@@ -234,6 +240,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line; the defaults rebuild the shipped policy."""
     parser = argparse.ArgumentParser(description="Pre-train the tiny policy", allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="Hugging Face directory to write")
+    parser.add_argument("--variant", choices=VARIANTS, default="standard", help="of the built-in benchmark")
     parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
@@ -249,11 +256,12 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     started = time.monotonic()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    held_out = benchmark_keys()
+    variant = VARIANTS[arguments.variant]
+    held_out = benchmark_keys(variant)
     rng = random.Random(arguments.seed)
-    tokenizer = build_tokenizer(rng, held_out, num_pairs=400 if arguments.small else 8000)
+    tokenizer = build_tokenizer(rng, variant, held_out, num_pairs=400 if arguments.small else 8000)
     model = build_model(tokenizer, arguments.small)
-    batches = draw_batches(rng, tokenizer, arguments.batch_size, held_out)
+    batches = draw_batches(rng, variant, tokenizer, arguments.batch_size, held_out)
     losses = train(model, batches, arguments.steps, arguments.learning_rate)
     model.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out, save_jinja_files=False)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import maxk_lightning
 from maxk_lightning.data import PromptTemplate, mistakes, pipelines
-from maxk_lightning.data.pipelines import OPERATIONS, Phrase, Pipeline, Step
+from maxk_lightning.data.pipelines import OPERATIONS, STANDARD, VARIANTS, Phrase, Pipeline, Step, Variant
 from maxk_lightning.estimators import max_at_k
 from maxk_lightning.experience import collect
 from maxk_lightning.policy import load_tokenizer
@@ -28,14 +28,20 @@ from maxk_lightning.rewards import UnitTestReward
 from maxk_lightning.rollouts import TransformersEngine
 from maxk_lightning.types import Problem, Sampling, TestCase
 
-BUILTIN_DIR = Path(maxk_lightning.__file__).parent / "data" / "builtin"
+DATA_DIR = Path(maxk_lightning.__file__).parent / "data"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_tiny_policy.py"
 SPLITS = ("train", "validation", "test")
 
 
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    chosen: Variant = request.param
+    return chosen
+
+
 @pytest.fixture(scope="module")
-def splits() -> dict[str, list[tuple[Problem, Pipeline]]]:
-    return pipelines.make_splits()
+def splits(variant: Variant) -> dict[str, list[tuple[Problem, Pipeline]]]:
+    return pipelines.make_splits(variant)
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +67,17 @@ def passes(steps: tuple[Step, ...], problem: Problem) -> bool:
     return all(pipelines.run_steps(steps, numbers) == answer for numbers, answer in numeric_tests(problem.tests))
 
 
-def test_shipped_files_are_what_the_generator_makes(tmp_path: Path) -> None:
-    pipelines.write_splits(tmp_path)
+def test_shipped_files_are_what_the_generator_makes(variant: Variant, tmp_path: Path) -> None:
+    pipelines.write_splits(tmp_path, variant)
     for split in SPLITS:
         name = f"{split}.jsonl"
-        assert (tmp_path / name).read_bytes() == (BUILTIN_DIR / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (DATA_DIR / variant.directory / name).read_bytes()
 
 
-def test_sizes_levels_and_tests() -> None:
+def test_sizes_levels_and_tests(variant: Variant) -> None:
     sizes = {"train": 600, "validation": 100, "test": 100}
     for split in SPLITS:
-        problems = read_problems(BUILTIN_DIR / f"{split}.jsonl")
+        problems = read_problems(DATA_DIR / variant.directory / f"{split}.jsonl")
         assert len(problems) == sizes[split]
         levels = Counter(problem.metadata["level"] for problem in problems)
         assert levels == dict.fromkeys((3, 4, 5, 6), sizes[split] // 4)
@@ -169,7 +175,9 @@ def test_an_empty_list_is_read_and_printed_as_an_empty_line(splits: dict[str, li
     assert done.stdout == "\n"
 
 
-def test_the_example_settles_every_vague_phrase(splits: dict[str, list[tuple[Problem, Pipeline]]]) -> None:
+def test_the_example_settles_every_vague_phrase(
+    variant: Variant, splits: dict[str, list[tuple[Problem, Pipeline]]]
+) -> None:
     num_rare = 0
     for split in SPLITS:
         for problem, pipeline in splits[split]:
@@ -184,7 +192,9 @@ def test_the_example_settles_every_vague_phrase(splits: dict[str, list[tuple[Pro
                 phrase.rare_meaning == step.operation
                 for phrase, step in zip(pipeline.phrases, pipeline.steps, strict=True)
             )
-    assert 0.1 < num_rare / 800 < 0.3
+    # 4.5 steps on average; those of which a reading hardly shows in the tests are drawn again, which takes some away
+    expected = 1.0 - (1.0 - variant.vague_share * variant.rare_reading_share) ** 4.5
+    assert 0.6 * expected < num_rare / 800 < expected + 0.03
 
 
 def test_no_step_is_idle(splits: dict[str, list[tuple[Problem, Pipeline]]]) -> None:
@@ -198,24 +208,33 @@ def test_no_step_is_idle(splits: dict[str, list[tuple[Problem, Pipeline]]]) -> N
 
 def test_mistakes_follow_the_habit_of_their_context() -> None:
     phrase = Phrase(text="negate each", meaning="negate")
-    contexts = {family: mistakes.habit(family, phrase) for family in {o.family for o in OPERATIONS.values()}}
+    contexts = {family: mistakes.habit(family, phrase, STANDARD) for family in {o.family for o in OPERATIONS.values()}}
     rng = random.Random(0)
     for family, context in contexts.items():
         (before,) = [name for name, o in OPERATIONS.items() if o.family == family][:1]
         first = Phrase(text="anything", meaning=before)
         pipeline = Pipeline(steps=(Step(before, 3), Step("negate", None)), phrases=(first, phrase))
-        attempts = [mistakes.attempt(rng, pipeline) for _ in range(4000)]
+        attempts = [mistakes.attempt(rng, pipeline, STANDARD) for _ in range(4000)]
         share = sum(Step("negate", None) in steps for steps in attempts) / len(attempts)
         # 4 standard errors of a share of 4000 are 0.032; the slips (forgotten steps) take at most 0.01 more
         assert share == pytest.approx(context.right, abs=0.045)
 
 
-def test_the_right_step_is_rare_in_bad_contexts_but_never_impossible() -> None:
+def test_vague_phrases_are_read_in_the_less_usual_way_as_often_as_taught(variant: Variant) -> None:
+    (phrase,) = [phrase for phrase in pipelines.VAGUE_PHRASES if phrase.text == "sort"]
+    pipeline = Pipeline(steps=(Step("sort_up", None),), phrases=(phrase,))
+    rng = random.Random(0)
+    counts = Counter(mistakes.attempt(rng, pipeline, variant) for _ in range(4000))
+    rare = counts[(Step("sort_down", None),)]
+    assert rare / (rare + counts[(Step("sort_up", None),)]) == pytest.approx(variant.taught_rare_share, abs=0.04)
+
+
+def test_the_right_step_is_rare_in_bad_contexts_but_never_impossible(variant: Variant) -> None:
     families = sorted({operation.family for operation in OPERATIONS.values()})
     phrases = (*pipelines.CLEAR_PHRASES, *pipelines.VAGUE_PHRASES)
-    habits = [mistakes.habit(family, phrase) for family in families for phrase in phrases]
+    habits = [mistakes.habit(family, phrase, variant) for family in families for phrase in phrases]
     bad = [habit for habit in habits if habit.right < mistakes.GOOD_CONTEXT_RIGHT]
-    low, high = mistakes.BAD_CONTEXT_RIGHT
+    low, high = variant.bad_context_right
     assert all(low <= habit.right <= high for habit in bad)
     assert len(bad) / len(habits) == pytest.approx(mistakes.BAD_CONTEXT_SHARE, abs=0.06)
 
@@ -226,24 +245,26 @@ def test_a_small_training_run_repeats_and_learns(script: ModuleType, tmp_path: P
     assert losses == script.main([*arguments, str(tmp_path / "b")])
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {path.name for path in (BUILTIN_DIR / "policy").iterdir()}
+    assert names == {path.name for path in (DATA_DIR / "builtin" / "policy").iterdir()}
     for name in names - {"BUILD.json"}:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_pretraining_never_sees_the_benchmark(script: ModuleType) -> None:
-    held_out = script.benchmark_keys()
-    pairs = script.draw_pairs(random.Random(0), 3, 500, held_out)
+    held_out = script.benchmark_keys(STANDARD)
+    pairs = script.draw_pairs(random.Random(0), STANDARD, 3, 500, held_out)
     assert not {statement for statement, _ in pairs} & held_out
     statement = pairs[0][0]
-    again = script.draw_pairs(random.Random(0), 3, 500, held_out | {statement})
+    again = script.draw_pairs(random.Random(0), STANDARD, 3, 500, held_out | {statement})
     assert statement not in {other for other, _ in again}
 
 
-def test_the_shipped_tokenizer_renders_the_pretraining_text(script: ModuleType) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(BUILTIN_DIR / "policy")
+def test_the_shipped_tokenizer_renders_the_pretraining_text(
+    script: ModuleType, variant: Variant, splits: dict[str, list[tuple[Problem, Pipeline]]]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DATA_DIR / variant.directory / "policy")
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
-    for problem, pipeline in pipelines.make_splits()["test"][:40]:
+    for problem, pipeline in splits["test"][:40]:
         messages = [{"role": "user", "content": problem.prompt}]
         prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert prompt_ids == tokenizer.encode(script.render(problem.prompt))
@@ -255,22 +276,24 @@ def test_the_shipped_tokenizer_renders_the_pretraining_text(script: ModuleType) 
         assert len(solution_ids) <= 48
 
 
-def test_the_shipped_policy_is_a_small_float32_qwen2(script: ModuleType) -> None:
-    model = AutoModelForCausalLM.from_pretrained(BUILTIN_DIR / "policy")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_shipped_policy_is_a_small_float32_qwen2(script: ModuleType, name: str) -> None:
+    directory = DATA_DIR / VARIANTS[name].directory
+    model = AutoModelForCausalLM.from_pretrained(directory / "policy")
     assert type(model).__name__ == "Qwen2ForCausalLM"
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert sum(parameter.numel() for parameter in model.parameters()) < 3_000_000
-    assert sum(path.stat().st_size for path in BUILTIN_DIR.rglob("*") if path.is_file()) < 6_000_000
-    build = json.loads((BUILTIN_DIR / "policy" / "BUILD.json").read_text())
-    defaults = vars(script.parse_arguments(["--out", "x"]))
+    assert sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) < 6_000_000
+    build = json.loads((directory / "policy" / "BUILD.json").read_text())
+    defaults = vars(script.parse_arguments(["--variant", name, "--out", "x"]))
     assert build["arguments"] == {key: value for key, value in defaults.items() if key != "out"}
 
 
 @pytest.mark.slow
 def test_the_shipped_policy_scores_like_a_base_model() -> None:
     """Measured: max@1 0.296 and max@128 0.877; aimed at: 0.3 and 0.75 to 0.85, so the base is a little too good."""
-    problems = read_problems(BUILTIN_DIR / "test.jsonl")
-    directory = str(BUILTIN_DIR / "policy")
+    problems = read_problems(DATA_DIR / "builtin" / "test.jsonl")
+    directory = str(DATA_DIR / "builtin" / "policy")
     tokenizer = load_tokenizer(directory)
     prompts = [PromptTemplate().render(problem, tokenizer, seed) for seed, problem in enumerate(problems)]
     sampling = Sampling(num_completions=128, max_new_tokens=64)

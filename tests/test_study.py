@@ -37,11 +37,13 @@ SMALL_PLAN: dict[str, Any] = {
     "learning_rates": [1e-4, 2e-4],
     "tuning": {"seed": 0, "num_samples": 4},
     "test": {"num_samples": 8},
-    "quick": {"num_samples": 8, "seeds": [1], "arms": ["base", "grpo_3"]},
+    "quick": {"num_samples": 8, "benchmark": "vague", "seeds": [1], "arms": ["base", "grpo_3"]},
     "reference_arm": "grpo_3",
     "test_ks": [1, 8],
+    "drawn_tables": ["main"],
+    "benchmarks": {"vague": {"policy": "builtin-vague"}},
     "arms": {"base": {"label": "base"}, "grpo_3": {"label": "GRPO"}, "grpo_1": {"label": "G1", "tuned_as": "grpo_3"}},
-    "tables": {"main": {"seeds": [1], "arms": ["base", "grpo_3"]}},
+    "tables": {"main": {"benchmark": "vague", "seeds": [1], "arms": ["base", "grpo_3"]}},
 }
 
 
@@ -82,25 +84,25 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
         command += [f"--{name}", str(tmp_path / name)]
     started = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 600
-    while not list((tmp_path / "results").glob("*/*.json")) and time.monotonic() < deadline:
+    while not list((tmp_path / "results").glob("*/*/*.json")) and time.monotonic() < deadline:
         assert started.poll() is None, "the study ended early"
         time.sleep(0.2)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*/*.json")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*/*/*.json")}
     assert kept
     subprocess.run(command, cwd=ROOT, check=True)
-    results = sorted(str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").glob("*/*.json"))
+    results = sorted(str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").glob("*/*/*.json"))
     plan = read_plan(tmp_path / "configs")
-    rate = study_results.tuned_learning_rate(plan, tmp_path / "results", "grpo_3")
+    rate = study_results.tuned_learning_rate(plan, tmp_path / "results", "vague", "grpo_3")
     assert results == [
-        "test/base-lr0-seed1.json",
-        f"test/grpo_3-lr{rate:g}-seed1.json",
-        "validation/base-lr0-seed0.json",
-        "validation/grpo_3-lr0.0001-seed0.json",
-        "validation/grpo_3-lr0.0002-seed0.json",
+        "vague/test/base-lr0-seed1.json",
+        f"vague/test/grpo_3-lr{rate:g}-seed1.json",
+        "vague/validation/base-lr0-seed0.json",
+        "vague/validation/grpo_3-lr0.0001-seed0.json",
+        "vague/validation/grpo_3-lr0.0002-seed0.json",
     ]
-    assert kept.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*/*.json")}.items()
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*/*/*.json")}.items()
     assert "max@k" in (tmp_path / "results" / "compare-main-seed1.md").read_text()
     trained = study_results.read(tmp_path / "results" / results[1])
     assert [len(values) for values in trained.curves.values()] == [4] * len(trained.curves)
@@ -108,10 +110,10 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     contents = dict(study_report.blocks(plan, tmp_path / "results"))
     assert "GRPO" in contents["main"]
     assert [name for name, _ in study_report.figures(plan, tmp_path / "results")] == [
-        "curves",
-        "entropy",
-        "training",
-        "learning_rates",
+        "main_curves",
+        "main_entropy",
+        "main_training",
+        "vague_learning_rates",
     ]
 
 
@@ -120,7 +122,7 @@ def _plan(configs: Path = CONFIGS) -> Plan:
     return Plan(**{**SMALL_PLAN, "configs": configs, "tables": tables})
 
 
-def _keep(results: Path, job: Job, solved: dict[str, int], num_samples: int) -> None:
+def _keep(results: Path, job: Job, solved: dict[str, int]) -> None:
     """A result whose problems are solved by so many samples; the others have reward 0.5."""
     study_results.write(
         results,
@@ -129,24 +131,28 @@ def _keep(results: Path, job: Job, solved: dict[str, int], num_samples: int) -> 
             commit="",
             machine={},
             seconds={"fit": 1.0, "evaluate": 1.0},
-            rewards={id_: {"1": count, "0.5": num_samples - count} for id_, count in solved.items()},
+            rewards={id_: {"1": count, "0.5": job.num_samples - count} for id_, count in solved.items()},
             entropy_bins={"0": 10},
             summary={"mean_entropy": 0.1, "distinct_rate": 0.5},
         ),
     )
 
 
+def _job(arm: str, rate: float, split: study_results.Split) -> Job:
+    seed, num_samples = (0, 4) if split == "validation" else (1, 8)
+    return Job(benchmark="vague", arm=arm, learning_rate=rate, seed=seed, split=split, num_samples=num_samples)
+
+
 def _keep_study(results: Path, trained: dict[str, int]) -> None:
     for rate, solved in ((1e-4, {"a": 0, "b": 1}), (2e-4, {"a": 2, "b": 1})):
-        _keep(results, Job(arm="grpo_3", learning_rate=rate, seed=0, split="validation", num_samples=4), solved, 4)
-    base = {"a": 4, "b": 2, "c": 0}
-    _keep(results, Job(arm="base", learning_rate=0.0, seed=1, split="test", num_samples=8), base, 8)
-    _keep(results, Job(arm="grpo_3", learning_rate=2e-4, seed=1, split="test", num_samples=8), trained, 8)
+        _keep(results, _job("grpo_3", rate, "validation"), solved)
+    _keep(results, _job("base", 0.0, "test"), {"a": 4, "b": 2, "c": 0})
+    _keep(results, _job("grpo_3", 2e-4, "test"), trained)
 
 
 def test_max_at_k_follows_from_the_kept_counts(tmp_path: Path) -> None:
     _keep_study(tmp_path, {"a": 8, "b": 4, "c": 0})
-    result = study_results.read_all(tmp_path, "test")[1]
+    result = study_results.read_all(tmp_path, "vague", "test")[1]
     # Problem b: 4 of 8 samples solve it, the others have 0.5; max@2 = 1 - 0.5 * C(4,2)/C(8,2).
     np.testing.assert_allclose(result.max_at_k_PK[1], [0.75, 1 - 0.5 * 6 / 28, 1 - 0.5 / 70, 1.0], rtol=1e-12)
     np.testing.assert_allclose(result.pass_at_k_PK[2], 0.0)
@@ -154,11 +160,11 @@ def test_max_at_k_follows_from_the_kept_counts(tmp_path: Path) -> None:
 
 def test_the_best_try_gives_the_learning_rate(tmp_path: Path) -> None:
     plan = _plan()
-    assert study_results.tuned_learning_rate(plan, tmp_path, "grpo_3") is None
+    assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_3") is None
     _keep_study(tmp_path, {"a": 8, "b": 4, "c": 0})
-    assert study_results.tuned_learning_rate(plan, tmp_path, "grpo_3") == 2e-4
-    assert study_results.tuned_learning_rate(plan, tmp_path, "grpo_1") == 2e-4
-    assert study_results.tuned_learning_rate(plan, tmp_path, "base") == 0.0
+    assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_3") == 2e-4
+    assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_1") == 2e-4
+    assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "base") == 0.0
 
 
 def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
@@ -168,10 +174,10 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
     # Gains at k = 1: (1 - 0.75, 0.75 - 0.625, 0); at k = 8 none: both have solved a and b once.
     assert "| base | GRPO | +0.125 [" in contents["main tests"]
     assert "p = 1.000" in contents["main tests"]
-    page = "Text.\n<!-- main -->\nold\n<!-- end -->\nMore.\n<!-- tuning -->\n<!-- end -->\n"
+    page = "Text.\n<!-- main -->\nold\n<!-- end -->\nMore.\n<!-- tuning vague -->\n<!-- end -->\n"
     filled = study_report.filled(page, contents)
     assert "old" not in filled
-    assert filled.startswith("Text.\n<!-- main -->\n| builtin-test, 1 seed, max@k |")
+    assert filled.startswith("Text.\n<!-- main -->\n| vague, 1 seed, max@k |")
     assert study_report.filled(filled, contents) == filled
     with pytest.raises(ValueError, match="block 'other'"):
         study_report.filled("<!-- other -->\n<!-- end -->", contents)
@@ -190,7 +196,7 @@ def test_a_quick_run_that_disagrees_is_told(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_plan_with_an_unknown_arm_is_refused(tmp_path: Path) -> None:
     _write_configs(tmp_path / "configs")
-    plan = {**SMALL_PLAN, "tables": {"main": {"seeds": [1], "arms": ["base", "nobody"]}}}
+    plan = {**SMALL_PLAN, "tables": {"main": {"benchmark": "vague", "seeds": [1], "arms": ["base", "nobody"]}}}
     (tmp_path / "configs" / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(ValueError, match=r"plan.yaml: tables.main: nobody is not under `arms`"):
         read_plan(tmp_path / "configs")

@@ -11,7 +11,7 @@ import torch
 
 from maxk_lightning.experience import logprob_gap
 from maxk_lightning.packing import pack
-from maxk_lightning.policy import BUILTIN_DIR, Policy, load_model, load_tokenizer
+from maxk_lightning.policy import Policy, load_model, load_tokenizer, resolve_policy
 from maxk_lightning.rollouts import EngineError, VLLMEngine
 from maxk_lightning.types import Completion, Prompt, Sampling
 
@@ -154,7 +154,7 @@ def test_before_any_push_it_samples_from_the_weights_of_the_directory(engine: VL
 
 
 def test_the_models_generation_config_never_leaks(engine: VLLMEngine, tmp_path: Path) -> None:
-    shutil.copytree(BUILTIN_DIR, tmp_path / "policy")
+    shutil.copytree(resolve_policy("builtin"), tmp_path / "policy")
     plain = engine.generate(PROMPTS, SAMPLING)
     engine.close()
     settings = {"top_k": 1, "temperature": 0.1, "repetition_penalty": 1.5, "do_sample": True, "eos_token_id": 2}

@@ -194,5 +194,5 @@ def _exported(ckpt: str, directory: Path) -> str:
 
 def _benchmark_name(source: ProblemSource) -> str:
     if isinstance(source, Builtin):
-        return f"builtin-{source.split}"
+        return f"{'builtin' if source.variant == 'standard' else f'builtin-{source.variant}'}-{source.split}"
     return Path(source.path).stem if isinstance(source, JsonLines) else type(source).__name__

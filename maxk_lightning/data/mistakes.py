@@ -10,13 +10,11 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from maxk_lightning.data.pipelines import OPERATIONS, Phrase, Pipeline, Step
+from maxk_lightning.data.pipelines import OPERATIONS, Phrase, Pipeline, Step, Variant
 
 HABITS_SEED = "h2"
 BAD_CONTEXT_SHARE = 0.25  # of (previous family, phrase) pairs
-BAD_CONTEXT_RIGHT = (0.05, 0.15)  # range of the probability of the right step in a bad context
 GOOD_CONTEXT_RIGHT = 0.97
-USUAL_READING_SHARE = 0.85  # of vague phrases in a good context
 FORGOTTEN_STEP_SHARE = 0.01  # of all solutions leave out one step
 SWAPPED_STEPS_SHARE = 0.02  # of all solutions swap two neighbouring steps
 
@@ -34,12 +32,12 @@ class Habit:
 
 
 @cache
-def habit(previous_family: str, phrase: Phrase) -> Habit:
+def habit(previous_family: str, phrase: Phrase, variant: Variant) -> Habit:
     """The habit in one context, a pure function of the context."""
     rng = random.Random(f"{HABITS_SEED}/{previous_family}/{phrase.text}")
     operation = OPERATIONS[phrase.meaning]
     is_bad = rng.random() < BAD_CONTEXT_SHARE
-    right = rng.uniform(*BAD_CONTEXT_RIGHT) if is_bad else GOOD_CONTEXT_RIGHT
+    right = rng.uniform(*variant.bad_context_right) if is_bad else GOOD_CONTEXT_RIGHT
     confused = [
         other.name
         for other in OPERATIONS.values()
@@ -50,21 +48,22 @@ def habit(previous_family: str, phrase: Phrase) -> Habit:
     return Habit(right=right, wrong_operation=rng.choice(confused or ["reverse"]), shift=0)
 
 
-def attempt(rng: random.Random, pipeline: Pipeline) -> tuple[Step, ...]:
+def attempt(rng: random.Random, pipeline: Pipeline, variant: Variant) -> tuple[Step, ...]:
     """Draw the steps of one imperfect solution."""
     steps = []
     previous_family = "start"
     for step, phrase in zip(pipeline.steps, pipeline.phrases, strict=True):
-        steps.append(_read(rng, step, phrase, habit(previous_family, phrase)))
+        context = habit(previous_family, phrase, variant)
+        steps.append(_read(rng, step, phrase, context, variant.taught_rare_share))
         previous_family = OPERATIONS[phrase.meaning].family
     return _slip(rng, steps)
 
 
-def _read(rng: random.Random, step: Step, phrase: Phrase, context: Habit) -> Step:
+def _read(rng: random.Random, step: Step, phrase: Phrase, context: Habit, rare_share: float) -> Step:
     if rng.random() >= context.right:
         has_parameter = bool(OPERATIONS[context.wrong_operation].parameters)
         return Step(context.wrong_operation, (step.parameter or 0) + context.shift if has_parameter else None)
-    if phrase.rare_meaning is None or rng.random() < USUAL_READING_SHARE:
+    if phrase.rare_meaning is None or rng.random() < 1.0 - rare_share:
         return Step(phrase.meaning, step.parameter)
     return Step(phrase.rare_meaning, step.parameter)
 

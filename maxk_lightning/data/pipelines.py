@@ -1,8 +1,8 @@
 """The built-in benchmark: pipelines of list operations told in English, answered by a program on stdin and stdout.
 
 A *phrase* tells one operation. Clear phrases have one reading; vague ones ("sort") have two, as in real statements, and
-the example at the end of the statement settles which one the tests want. Standard library only; everything is a pure
-function of the seed.
+the example at the end of the statement settles which one the tests want. There are two variants of the benchmark,
+each with a policy pre-trained for it. Standard library only; everything is a pure function of the variant.
 """
 
 import argparse
@@ -17,17 +17,56 @@ from types import CodeType
 from maxk_lightning.records import problem_to_record
 from maxk_lightning.types import Problem, TestCase
 
-SEED = 20251023
 SPLIT_SIZES = {"test": 100, "validation": 100, "train": 600}
 DEPTHS = (3, 4, 5, 6)
 NUM_TESTS = 8
-VAGUE_SHARE = 0.25  # of all steps are told by a vague phrase
-RARE_READING_SHARE = 0.2  # of the vague steps mean the less usual reading
 MAX_EMPTY_OUTPUTS = 2  # of NUM_TESTS: an empty answer is easily right by accident
 MIN_TESTS_PER_STEP = 4  # leaving a step out must fail at least so many tests, so no step is idle
 MIN_TESTS_PER_READING = 2  # so many tests must fail under another reading of a vague phrase
 PARAMETERS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 SMALL_PARAMETERS = (1, 2, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """What makes one of the built-in benchmarks: how vague its statements are, and how well its policy was taught."""
+
+    directory: str
+    "Where its problems and its policy lie, in this package's data."
+    seed: int
+    vague_share: float
+    "Of all steps are told by a vague phrase."
+    rare_reading_share: float
+    "Of the vague steps mean the less usual reading."
+    taught_rare_share: float
+    "Of the vague steps are read in the less usual way by the programmer who taught the policy."
+    bad_context_right: tuple[float, float]
+    "Range of that programmer's probability of the right step where a habit misleads him (`mistakes`)."
+
+
+VARIANTS = {
+    "standard": Variant(
+        directory="builtin",
+        seed=20251023,
+        vague_share=0.25,
+        rare_reading_share=0.2,
+        taught_rare_share=0.15,
+        bad_context_right=(0.05, 0.15),
+    ),
+    "vague": Variant(
+        directory="builtin_vague",
+        seed=20251024,
+        vague_share=0.5,
+        rare_reading_share=0.25,
+        taught_rare_share=0.25,
+        bad_context_right=(0.25, 0.45),
+    ),
+}
+STANDARD = VARIANTS["standard"]
+"""Its policy solves .3 of the problems at once and leaves many for hundreds of samples, where habits mislead it several
+times in a row."""
+VAGUE = VARIANTS["vague"]
+"Its policy can write almost every right program, and what it cannot know is which reading of several is meant."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,20 +229,20 @@ def fenced(program: str) -> str:
     return f"```python\n{program}\n```"
 
 
-def draw_pipeline(rng: random.Random, depth: int) -> Pipeline:
+def draw_pipeline(rng: random.Random, depth: int, variant: Variant) -> Pipeline:
     """Draw phrases, and for each the operation it means."""
-    phrases = tuple(_draw_phrase(rng) for _ in range(depth))
-    return Pipeline(steps=tuple(_draw_step(rng, phrase) for phrase in phrases), phrases=phrases)
+    phrases = tuple(_draw_phrase(rng, variant) for _ in range(depth))
+    return Pipeline(steps=tuple(_draw_step(rng, phrase, variant) for phrase in phrases), phrases=phrases)
 
 
-def _draw_phrase(rng: random.Random) -> Phrase:
-    if rng.random() < VAGUE_SHARE:
+def _draw_phrase(rng: random.Random, variant: Variant) -> Phrase:
+    if rng.random() < variant.vague_share:
         return rng.choice(VAGUE_PHRASES)
     return rng.choice(PHRASES_OF[rng.choice(tuple(OPERATIONS))])
 
 
-def _draw_step(rng: random.Random, phrase: Phrase) -> Step:
-    is_rare = phrase.rare_meaning is not None and rng.random() < RARE_READING_SHARE
+def _draw_step(rng: random.Random, phrase: Phrase, variant: Variant) -> Step:
+    is_rare = phrase.rare_meaning is not None and rng.random() < variant.rare_reading_share
     operation = OPERATIONS[phrase.rare_meaning if is_rare and phrase.rare_meaning else phrase.meaning]
     return Step(operation.name, rng.choice(operation.parameters) if operation.parameters else None)
 
@@ -280,21 +319,24 @@ def _probes() -> tuple[list[int], ...]:
 
 
 @cache
-def make_splits(seed: int = SEED) -> dict[str, list[tuple[Problem, Pipeline]]]:
+def make_splits(variant: Variant) -> dict[str, list[tuple[Problem, Pipeline]]]:
     """The benchmark's splits; no pipeline, statement or fingerprint occurs twice, within a split or across splits."""
-    rng = random.Random(seed)
+    rng = random.Random(variant.seed)
     seen: set[object] = set()
     splits: dict[str, list[tuple[Problem, Pipeline]]] = {}
     for split, size in SPLIT_SIZES.items():
         splits[split] = [
-            _draw_problem(rng, f"{split}-{index:03d}", DEPTHS[index % len(DEPTHS)], seen) for index in range(size)
+            _draw_problem(rng, f"{split}-{index:03d}", DEPTHS[index % len(DEPTHS)], variant, seen)
+            for index in range(size)
         ]
     return splits
 
 
-def _draw_problem(rng: random.Random, problem_id: str, depth: int, seen: set[object]) -> tuple[Problem, Pipeline]:
+def _draw_problem(
+    rng: random.Random, problem_id: str, depth: int, variant: Variant, seen: set[object]
+) -> tuple[Problem, Pipeline]:
     while True:
-        pipeline = draw_pipeline(rng, depth)
+        pipeline = draw_pipeline(rng, depth, variant)
         tests = draw_tests(rng, pipeline)
         statement = statement_of(rng, pipeline)
         if tests is None or statement is None:
@@ -306,21 +348,21 @@ def _draw_problem(rng: random.Random, problem_id: str, depth: int, seen: set[obj
         return Problem(id=problem_id, prompt=statement, tests=tests, metadata={"level": depth}), pipeline
 
 
-def write_splits(directory: Path, seed: int = SEED) -> None:
+def write_splits(directory: Path, variant: Variant) -> None:
     """Write `train.jsonl`, `validation.jsonl` and `test.jsonl`."""
     directory.mkdir(parents=True, exist_ok=True)
-    for split, problems in make_splits(seed).items():
+    for split, problems in make_splits(variant).items():
         lines = [json.dumps(problem_to_record(problem)) + "\n" for problem, _ in problems]
         (directory / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def main() -> None:
     """Command line: `python -m maxk_lightning.data.pipelines --out DIR`."""
-    parser = argparse.ArgumentParser(description="Write the built-in benchmark's problem files", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Write a built-in benchmark's problem files", allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="directory for the three .jsonl files")
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--variant", choices=VARIANTS, default="standard")
     arguments = parser.parse_args()
-    write_splits(arguments.out, arguments.seed)
+    write_splits(arguments.out, VARIANTS[arguments.variant])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from maxk_lightning.data.pipelines import VARIANTS
 from maxk_lightning.records import read_problems
 from maxk_lightning.types import Problem
 
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     Problems = Sequence[Problem]
 else:
     Problems = Any
-
-BUILTIN_DIR = Path(__file__).parent / "builtin"
 
 
 class ProblemSource(Protocol):
@@ -25,16 +24,27 @@ class ProblemSource(Protocol):
 
 
 class Builtin:
-    """The built-in benchmark: pipelines of list operations described in words (see `maxk_lightning.data.pipelines`)."""
+    """The built-in benchmarks: pipelines of list operations described in words (`maxk_lightning.data.pipelines`)."""
 
-    def __init__(self, split: Literal["train", "validation", "test"] = "train", limit: int | None = None) -> None:
-        """Choose a split; `limit` keeps its first problems."""
+    def __init__(
+        self,
+        split: Literal["train", "validation", "test"] = "train",
+        limit: int | None = None,
+        *,
+        variant: Literal["standard", "vague"] = "standard",
+    ) -> None:
+        """Choose a split of a variant; `limit` keeps its first problems.
+
+        The policy `builtin` was pre-trained for the variant `standard`, `builtin-vague` for `vague`.
+        """
+        self.variant = variant
         self.split = split
         self.limit = check_limit(limit)
 
     def load(self) -> Sequence[Problem]:
         """All problems of the split."""
-        return read_problems(BUILTIN_DIR / f"{self.split}.jsonl")[: self.limit]
+        directory = Path(__file__).parent / VARIANTS[self.variant].directory
+        return read_problems(directory / f"{self.split}.jsonl")[: self.limit]
 
 
 class JsonLines:

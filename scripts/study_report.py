@@ -137,9 +137,10 @@ def test_table(plan: Plan, tests: Sequence[Comparison]) -> str:
 
 def tuning_table(plan: Plan, results: Path, benchmark: str) -> str:
     """Validation scores of all tries, with max@1 and the largest max@k; the chosen one in bold."""
+    rates = plan.benchmarks[benchmark]["learning_rates"]
     lines = [
-        "| method | " + " | ".join(f"{rate:g}" for rate in plan.learning_rates) + " |",
-        "|---" + "|---:" * len(plan.learning_rates) + "|",
+        "| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "|---" + "|---:" * len(rates) + "|",
     ]
     for arm in plan.arms:
         chosen = tuned_learning_rate(plan, results, benchmark, arm)

@@ -118,11 +118,10 @@ class Plan:
 
     configs: Path
     "The directory of the plan: common.yaml and one YAML per arm stand beside it."
-    learning_rates: Sequence[float]
     tuning: Mapping[str, int]
     test: Mapping[str, int]
     quick: Mapping[str, Any]
-    benchmarks: Mapping[str, Mapping[str, str]]
+    benchmarks: Mapping[str, Mapping[str, Any]]
     reference_arm: str
     test_ks: Sequence[int]
     drawn_tables: Sequence[str]
@@ -188,7 +187,7 @@ def read_all(results: Path, benchmark: str, split: Split) -> list[Result]:
 
 def tuning_jobs(plan: Plan, benchmark: str, arm: str) -> list[Job]:
     """The tries of a learning rate for an arm; one for the base, which has none."""
-    rates = [0.0] if arm == BASE else plan.learning_rates
+    rates = [0.0] if arm == BASE else plan.benchmarks[benchmark]["learning_rates"]
     return [Job(benchmark=benchmark, arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in rates]
 
 

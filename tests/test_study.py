@@ -34,14 +34,13 @@ SMALL = {
     "rollout": {"sampling": {"num_completions": 8, "max_new_tokens": 32}, "eval_sampling": {"max_new_tokens": 32}},
 }
 SMALL_PLAN: dict[str, Any] = {
-    "learning_rates": [1e-4, 2e-4],
     "tuning": {"seed": 0, "num_samples": 4},
     "test": {"num_samples": 8},
     "quick": {"num_samples": 8, "benchmark": "vague", "seeds": [1], "arms": ["base", "grpo_3"]},
     "reference_arm": "grpo_3",
     "test_ks": [1, 8],
     "drawn_tables": ["main"],
-    "benchmarks": {"vague": {"policy": "builtin-vague"}},
+    "benchmarks": {"vague": {"policy": "builtin-vague", "learning_rates": [1e-4, 2e-4]}},
     "arms": {"base": {"label": "base"}, "grpo_3": {"label": "GRPO"}, "grpo_1": {"label": "G1", "tuned_as": "grpo_3"}},
     "tables": {"main": {"benchmark": "vague", "seeds": [1], "arms": ["base", "grpo_3"]}},
 }

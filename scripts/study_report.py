@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from study_groups import group_table
 from study_results import (
     BASE,
     RESULTS,
@@ -170,7 +171,9 @@ def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
         tests = comparisons(plan, found, list(dict.fromkeys(against)))
         if tests:
             yield f"{name} tests", test_table(plan, tests)
-        yield f"{name} cost", cost_table(rows)
+        if name in plan.drawn_tables and rows:
+            yield f"{name} cost", cost_table(rows)
+            yield f"{name} groups", group_table([(row.name, row.results) for row in rows], plan.test_ks[-1])
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
 
 
@@ -199,7 +202,8 @@ def figures(plan: Plan, results: Path) -> Iterator[tuple[str, Figure]]:
             yield f"{name}_entropy", entropy_densities(counts)
             yield f"{name}_training", training_figure([row for row in rows if row.results[0].curves])
     for benchmark in plan.benchmarks:
-        yield f"{benchmark}_learning_rates", tradeoff_figure(plan, results, benchmark)
+        if any((results / benchmark / "validation").glob("*.json")):
+            yield f"{benchmark}_learning_rates", tradeoff_figure(plan, results, benchmark)
 
 
 def training_figure(rows: Sequence[Method]) -> Figure:

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import study_groups
 import study_report
 import study_results
 import yaml
 from study_results import CONFIGS, Job, Plan, Result, Table, read_plan
 
 from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.data.mistakes import GOOD_CONTEXT_RIGHT, habit
+from maxk_lightning.data.pipelines import VAGUE, VAGUE_PHRASES, VARIANTS, Pipeline, Step
 
 ROOT = Path(__file__).parents[1]
 PLAN = read_plan(ROOT / CONFIGS)
@@ -143,14 +146,14 @@ def _job(arm: str, rate: float, split: study_results.Split) -> Job:
 
 
 def _keep_study(results: Path, trained: dict[str, int]) -> None:
-    for rate, solved in ((1e-4, {"a": 0, "b": 1}), (2e-4, {"a": 2, "b": 1})):
+    for rate, solved in ((1e-4, {"test-000": 0, "test-001": 1}), (2e-4, {"test-000": 2, "test-001": 1})):
         _keep(results, _job("grpo_3", rate, "validation"), solved)
-    _keep(results, _job("base", 0.0, "test"), {"a": 4, "b": 2, "c": 0})
+    _keep(results, _job("base", 0.0, "test"), {"test-000": 4, "test-001": 2, "test-002": 0})
     _keep(results, _job("grpo_3", 2e-4, "test"), trained)
 
 
 def test_max_at_k_follows_from_the_kept_counts(tmp_path: Path) -> None:
-    _keep_study(tmp_path, {"a": 8, "b": 4, "c": 0})
+    _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
     result = study_results.read_all(tmp_path, "vague", "test")[1]
     # Problem b: 4 of 8 samples solve it, the others have 0.5; max@2 = 1 - 0.5 * C(4,2)/C(8,2).
     np.testing.assert_allclose(result.max_at_k_PK[1], [0.75, 1 - 0.5 * 6 / 28, 1 - 0.5 / 70, 1.0], rtol=1e-12)
@@ -160,7 +163,7 @@ def test_max_at_k_follows_from_the_kept_counts(tmp_path: Path) -> None:
 def test_the_best_try_gives_the_learning_rate(tmp_path: Path) -> None:
     plan = _plan()
     assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_3") is None
-    _keep_study(tmp_path, {"a": 8, "b": 4, "c": 0})
+    _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
     assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_3") == 2e-4
     assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_1") == 2e-4
     assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "base") == 0.0
@@ -168,7 +171,7 @@ def test_the_best_try_gives_the_learning_rate(tmp_path: Path) -> None:
 
 def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
     plan = _plan()
-    _keep_study(tmp_path, {"a": 8, "b": 4, "c": 0})
+    _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
     contents = dict(study_report.blocks(plan, tmp_path))
     # Gains at k = 1: (1 - 0.75, 0.75 - 0.625, 0); at k = 8 none: both have solved a and b once.
     assert "| base | GRPO | +0.125 [" in contents["main tests"]
@@ -182,11 +185,24 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
         study_report.filled("<!-- other -->\n<!-- end -->", contents)
 
 
+def test_problems_are_grouped_by_what_makes_them_hard() -> None:
+    for name in VARIANTS:
+        groups = study_groups.test_groups(name)
+        assert set(groups.values()) == set(study_groups.GROUPS)
+    (phrase,) = [phrase for phrase in VAGUE_PHRASES if phrase.text == "sort"]
+    rare = Pipeline(steps=(Step("sort_down", None),), phrases=(phrase,))
+    assert study_groups.group_of(rare, VAGUE) == "a less usual reading"
+    usual = Pipeline(steps=(Step("sort_up", None),) * 3, phrases=(phrase,) * 3)
+    right = [habit(family, phrase, VAGUE).right for family in ("start", "order", "order")]
+    num_misled = sum(probability < GOOD_CONTEXT_RIGHT for probability in right)
+    assert study_groups.group_of(usual, VAGUE) == study_groups.GROUPS[min(2, num_misled)]
+
+
 def test_a_quick_run_that_disagrees_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = _plan()
-    _keep_study(tmp_path / "kept", {"a": 8, "b": 6, "c": 4})
-    _keep_study(tmp_path / "same", {"a": 8, "b": 6, "c": 4})
-    _keep_study(tmp_path / "worse", {"a": 0, "b": 0, "c": 0})
+    _keep_study(tmp_path / "kept", {"test-000": 8, "test-001": 6, "test-002": 4})
+    _keep_study(tmp_path / "same", {"test-000": 8, "test-001": 6, "test-002": 4})
+    _keep_study(tmp_path / "worse", {"test-000": 0, "test-001": 0, "test-002": 0})
     study_report.check_quick(plan, tmp_path / "same", tmp_path / "kept")
     assert "all differences agree" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="do not agree"):

@@ -105,17 +105,18 @@ def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Tabl
     ]
 
 
-def comparisons(plan: Plan, found: Mapping[str, Mapping[int, Result]], against: Sequence[str]) -> list[Comparison]:
-    """Every arm against these, over the seeds that both have, at the tested ks."""
+def comparisons(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Comparison]:
+    """The tests of a table at the tested ks, over the seeds that both arms have."""
+    pairs = [(arm, other) for other in planned.against for arm in found if arm != BASE]
+    pairs += [(arm, plan.tuned_as(arm)) for arm in found]
     tests = []
-    for other in against:
-        for arm in found:
-            seeds = sorted(found[arm].keys() & found.get(other, {}).keys())
-            if arm in (other, BASE) or not seeds:
-                continue
-            for k in plan.test_ks:
-                ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k) for a in (arm, other))
-                tests.append(Comparison(arm=arm, against=other, k=k, test=crossed_test(ours - theirs)))
+    for arm, other in dict.fromkeys(pairs):
+        seeds = sorted(found[arm].keys() & found.get(other, {}).keys())
+        if arm == other or not seeds:
+            continue
+        for k in plan.test_ks:
+            ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k) for a in (arm, other))
+            tests.append(Comparison(arm=arm, against=other, k=k, test=crossed_test(ours - theirs)))
     return tests
 
 
@@ -167,8 +168,7 @@ def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
         if rows:
             yield name, str(table(rows, "max_at_k"))
             yield f"{name} pass", str(table(rows, "pass_at_k"))
-        against = [arm for arm in (BASE, plan.reference_arm, *planned.arms[:1]) if arm in found]
-        tests = comparisons(plan, found, list(dict.fromkeys(against)))
+        tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests)
         if name in plan.drawn_tables and rows:
@@ -285,10 +285,9 @@ def check_quick(plan: Plan, quick: Path, results: Path) -> None:
     for result in read_all(quick, planned.benchmark, "test"):
         ours[result.job.arm][result.job.seed] = result
     print(table(methods(plan, ours, planned), "max_at_k"))
-    against = [BASE, plan.reference_arm]
-    kept = {(c.arm, c.against, c.k): c.test for c in comparisons(plan, finished(plan, results, planned), against)}
+    kept = {(c.arm, c.against, c.k): c.test for c in comparisons(plan, finished(plan, results, planned), planned)}
     num_apart = 0
-    for comparison in comparisons(plan, ours, against):
+    for comparison in comparisons(plan, ours, planned):
         test, other = comparison.test, kept[comparison.arm, comparison.against, comparison.k]
         is_apart = test.high < other.low or other.high < test.low
         num_apart += is_apart

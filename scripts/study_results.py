@@ -108,6 +108,8 @@ class Table:
     "Every arm is trained with each."
     arms: Sequence[str]
     "Rows."
+    against: Sequence[str]
+    "Every arm is tested against each of these, and against the arm it is tuned as if that is in the table."
     tuned_for: Criterion = "mean"
     "What their learning rates are chosen by, on the validation problems."
 
@@ -122,7 +124,6 @@ class Plan:
     test: Mapping[str, int]
     quick: Mapping[str, Any]
     benchmarks: Mapping[str, Mapping[str, Any]]
-    reference_arm: str
     test_ks: Sequence[int]
     drawn_tables: Sequence[str]
     arms: Mapping[str, Mapping[str, str]]
@@ -131,7 +132,7 @@ class Plan:
     @property
     def quick_table(self) -> Table:
         """What `--quick` runs."""
-        return Table(**{key: self.quick[key] for key in ("benchmark", "seeds", "arms")})
+        return Table(**{key: self.quick[key] for key in ("benchmark", "seeds", "arms", "against")})
 
     def label(self, arm: str) -> str:
         """As tables and legends show it."""
@@ -153,7 +154,7 @@ def read_plan(configs: Path = CONFIGS) -> Plan:
     tables = {name: Table(**table) for name, table in record["tables"].items()}
     plan = Plan(**{**record, "configs": configs, "tables": tables})
     for name, table in tables.items():
-        for arm in table.arms:
+        for arm in (*table.arms, *table.against):
             if arm not in plan.arms or (arm != BASE and not (configs / f"{arm}.yaml").is_file()):
                 raise ValueError(f"{path}: tables.{name}: {arm} is not under `arms`, or has no YAML")
     return plan

@@ -39,13 +39,12 @@ SMALL = {
 SMALL_PLAN: dict[str, Any] = {
     "tuning": {"seed": 0, "num_samples": 4},
     "test": {"num_samples": 8},
-    "quick": {"num_samples": 8, "benchmark": "vague", "seeds": [1], "arms": ["base", "grpo_3"]},
-    "reference_arm": "grpo_3",
+    "quick": {"num_samples": 8, "benchmark": "vague", "seeds": [1], "against": ["base"], "arms": ["base", "grpo_3"]},
     "test_ks": [1, 8],
     "drawn_tables": ["main"],
     "benchmarks": {"vague": {"policy": "builtin-vague", "learning_rates": [1e-4, 2e-4]}},
     "arms": {"base": {"label": "base"}, "grpo_3": {"label": "GRPO"}, "grpo_1": {"label": "G1", "tuned_as": "grpo_3"}},
-    "tables": {"main": {"benchmark": "vague", "seeds": [1], "arms": ["base", "grpo_3"]}},
+    "tables": {"main": {"benchmark": "vague", "seeds": [1], "against": ["base"], "arms": ["base", "grpo_3"]}},
 }
 
 
@@ -185,6 +184,17 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
         study_report.filled("<!-- other -->\n<!-- end -->", contents)
 
 
+def test_an_arm_is_tested_against_the_one_it_is_tuned_as(tmp_path: Path) -> None:
+    _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
+    _keep(tmp_path, _job("grpo_1", 2e-4, "test"), {"test-000": 8, "test-001": 4, "test-002": 8})
+    plan = _plan()
+    table = Table(benchmark="vague", seeds=[1], against=[], arms=["grpo_1", "grpo_3"])
+    tests = study_report.comparisons(plan, study_report.finished(plan, tmp_path, table), table)
+    # The third problem rises from 0.5 to 1; the others are equal.
+    assert [(test.arm, test.against, test.k) for test in tests] == [("grpo_1", "grpo_3", 1), ("grpo_1", "grpo_3", 8)]
+    assert [test.test.difference for test in tests] == pytest.approx([0.5 / 3, 0.5 / 3])
+
+
 def test_problems_are_grouped_by_what_makes_them_hard() -> None:
     for name in VARIANTS:
         groups = study_groups.test_groups(name)
@@ -209,9 +219,11 @@ def test_a_quick_run_that_disagrees_is_told(tmp_path: Path, capsys: pytest.Captu
         study_report.check_quick(plan, tmp_path / "worse", tmp_path / "kept")
 
 
-def test_a_plan_with_an_unknown_arm_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["arms", "against"])
+def test_a_plan_with_an_unknown_arm_is_refused(tmp_path: Path, key: str) -> None:
     _write_configs(tmp_path / "configs")
-    plan = {**SMALL_PLAN, "tables": {"main": {"benchmark": "vague", "seeds": [1], "arms": ["base", "nobody"]}}}
+    main = {"benchmark": "vague", "seeds": [1], **{"against": ["base"], "arms": ["base"]}, key: ["base", "nobody"]}
+    plan = {**SMALL_PLAN, "tables": {"main": main}}
     (tmp_path / "configs" / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(ValueError, match=r"plan.yaml: tables.main: nobody is not under `arms`"):
         read_plan(tmp_path / "configs")

@@ -290,18 +290,25 @@ def test_the_shipped_policy_is_a_small_float32_qwen2(script: ModuleType, name: s
 
 
 @pytest.mark.slow
-def test_the_shipped_policy_scores_like_a_base_model() -> None:
-    """Measured: max@1 0.296 and max@128 0.877; aimed at: 0.3 and 0.75 to 0.85, so the base is a little too good."""
-    problems = read_problems(DATA_DIR / "builtin" / "test.jsonl")
-    directory = str(DATA_DIR / "builtin" / "policy")
-    tokenizer = load_tokenizer(directory)
+@pytest.mark.parametrize(
+    ("name", "best_of_1", "best_of_64", "never_solved"),
+    # Measured with two to five seeds of 256 samples: .291 to .298, .787 to .825, .22 to .25; .259, .927 to .932, .08 to .11
+    [("standard", (0.25, 0.36), (0.74, 0.86), 0.1), ("vague", (0.21, 0.31), (0.88, 0.97), 0.03)],
+)
+def test_the_shipped_policy_scores_like_a_base_model(
+    name: str, best_of_1: tuple[float, float], best_of_64: tuple[float, float], never_solved: float
+) -> None:
+    directory = DATA_DIR / VARIANTS[name].directory
+    problems = read_problems(directory / "test.jsonl")
+    policy = str(directory / "policy")
+    tokenizer = load_tokenizer(policy)
     prompts = [PromptTemplate().render(problem, tokenizer, seed) for seed, problem in enumerate(problems)]
-    sampling = Sampling(num_completions=128, max_new_tokens=64)
+    sampling = Sampling(num_completions=64, max_new_tokens=64)
     with UnitTestReward() as reward:
-        rollout = collect(TransformersEngine(directory), reward, problems, prompts, sampling)
-    best_of_1, best_of_128 = max_at_k(rollout.rewards_PN, [1, 128]).mean(dim=0).tolist()
-    assert 0.25 <= best_of_1 <= 0.36
-    assert 0.75 <= best_of_128 <= 0.92
+        rollout = collect(TransformersEngine(policy), reward, problems, prompts, sampling)
+    scores = max_at_k(rollout.rewards_PN, [1, 64]).mean(dim=0).tolist()
+    assert best_of_1[0] <= scores[0] <= best_of_1[1]
+    assert best_of_64[0] <= scores[1] <= best_of_64[1]
     solved_P = (rollout.rewards_PN == 1.0).double().mean(dim=1)
-    assert (solved_P == 0.0).double().mean() > 0.1  # some problems are never solved
+    assert (solved_P == 0.0).double().mean() > never_solved  # some problems are never solved
     assert ((solved_P > 0.0) & (solved_P < 0.05)).double().mean() > 0.1  # many only rarely

@@ -222,7 +222,7 @@ def test_a_quick_run_that_disagrees_is_told(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize("key", ["arms", "against"])
 def test_a_plan_with_an_unknown_arm_is_refused(tmp_path: Path, key: str) -> None:
     _write_configs(tmp_path / "configs")
-    main = {"benchmark": "vague", "seeds": [1], **{"against": ["base"], "arms": ["base"]}, key: ["base", "nobody"]}
+    main = {"benchmark": "vague", "seeds": [1], "against": ["base"], "arms": ["base"], key: ["base", "nobody"]}
     plan = {**SMALL_PLAN, "tables": {"main": main}}
     (tmp_path / "configs" / "plan.yaml").write_text(yaml.safe_dump(plan))
     with pytest.raises(ValueError, match=r"plan.yaml: tables.main: nobody is not under `arms`"):

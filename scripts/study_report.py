@@ -178,18 +178,20 @@ def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
 
 
 def cost_table(rows: Sequence[Method]) -> str:
-    """Median seconds of the jobs, and how much the samples differ."""
-    lines = [
-        "| method | fit, s | evaluate, s | policies per hour and core | entropy, nats | different programs |",
-        "|---" + "|---:" * 5 + "|",
-    ]
+    """Median seconds of the jobs, how much the samples differ, and how far the policy drifts from the one that sampled.
+
+    The last is the standard deviation of the log-ratio of a token's probabilities, at the mean over optimizer steps.
+    """
+    heads = ["fit, s", "evaluate, s", "policies per hour and core", "entropy, nats", "different programs", "drift"]
+    lines = [f"| method | {' | '.join(heads)} |", "|---" + "|---:" * len(heads) + "|"]
     for row in rows:
         fit, evaluate = (statistics.median(run.seconds[part] for run in row.results) for part in ("fit", "evaluate"))
         entropy, distinct = (
             statistics.mean(run.summary[part] for run in row.results) for part in ("mean_entropy", "distinct_rate")
         )
-        times = f"{fit:.0f} | {evaluate:.0f} | {3600 / (fit + evaluate):.0f}"
-        lines.append(f"| {row.name} | {times} | {entropy:.3f} | {distinct:.1%} |")
+        drifts = [value for run in row.results for value in run.curves.get("train/log_ratio_std", [])]
+        cells = [f"{fit:.0f}", f"{evaluate:.0f}", f"{3600 / (fit + evaluate):.0f}", f"{entropy:.3f}", f"{distinct:.1%}"]
+        lines.append(f"| {' | '.join([row.name, *cells, f'{statistics.mean(drifts):.3f}' if drifts else '-'])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -138,22 +138,23 @@ def test_table(plan: Plan, tests: Sequence[Comparison]) -> str:
 
 
 def tuning_table(plan: Plan, results: Path, benchmark: str) -> str:
-    """Validation scores of all tries, with max@1 and the largest max@k; the chosen one in bold."""
+    """Validation scores of all tries, with max@1 and the largest max@k; the chosen one in bold. The base has no rate."""
     rates = plan.benchmarks[benchmark]["learning_rates"]
     lines = [
         "| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
         "|---" + "|---:" * len(rates) + "|",
     ]
     for arm in plan.arms:
-        chosen = tuned_learning_rate(plan, results, benchmark, arm)
-        if arm == BASE or plan.tuned_as(arm) != arm or chosen is None:
+        jobs = tuning_jobs(plan, benchmark, arm)
+        if plan.tuned_as(arm) != arm or not all(path_of(results, job).is_file() for job in jobs):
             continue
-        cells = []
-        for job in tuning_jobs(plan, benchmark, arm):
+        chosen = tuned_learning_rate(plan, results, benchmark, arm)
+        cells = [""] * len(rates)
+        for place, job in enumerate(jobs):
             result = read(path_of(results, job))
-            first, last = (result.max_at_k_PK[:, place].mean() for place in (0, -1))
+            first, last = (result.max_at_k_PK[:, end].mean() for end in (0, -1))
             score = f"{tuning_score(result):.3f} ({first:.3f}, {last:.3f})"
-            cells.append(f"**{score}**" if job.learning_rate == chosen else score)
+            cells[place] = f"**{score}**" if job.learning_rate == chosen and arm != BASE else score
         lines.append(f"| {plan.label(arm)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -138,7 +138,7 @@ def test_table(plan: Plan, tests: Sequence[Comparison]) -> str:
 
 
 def tuning_table(plan: Plan, results: Path, benchmark: str) -> str:
-    """Validation scores of all tries, with max@1 and the largest max@k; the chosen one in bold. The base has no rate."""
+    """Validation scores of all tries, with max@1 and the largest max@k; chosen ones in bold. The base has no rate."""
     rates = plan.benchmarks[benchmark]["learning_rates"]
     lines = [
         "| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |",

@@ -43,6 +43,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import maxk_lightning.cli
 from maxk_lightning.evaluation import load
+from maxk_lightning.rewards.sandbox.lockdown import die_with_parent
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["maxk_lightning.commands.trainer", "maxk_lightning.commands.evaluate_policy"])
@@ -99,6 +100,7 @@ def maxk(log: Path, *arguments: str) -> None:
 
 
 def _command(arguments: Sequence[str], log: Path) -> None:
+    die_with_parent()  # the server that forks, which ends with the study however that ends
     with log.open("a", encoding="utf-8") as output:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(output.fileno(), stream.fileno())

@@ -35,9 +35,11 @@ def crossed_test(differences_PS: Floats) -> CrossedTest:
     """Test the mean of differences between paired runs, with problems and seeds both drawn at random.
 
     The quasi-F test for two crossed random factors (Clark 1973, "The language-as-fixed-effect fallacy"), with
-    Satterthwaite's degrees of freedom. The variance of the mean is (MS_problems + MS_seeds - MS_rest) / (P S); the
-    part of the seeds is never below 0, so the test is at least as strict as a paired t-test over problem means. With
-    one seed it is that test, and says nothing about other seeds.
+    Satterthwaite's degrees of freedom, but no fewer than the smaller factor has. The variance of the mean is
+    (MS_problems + MS_seeds - MS_rest) / (P S); the part of the seeds is never below 0, so the standard error is at least
+    that of a paired t-test over problem means. With one seed it is that test, and says nothing about other seeds; with
+    two it rejects up to 12 % of true hypotheses at the 5 % level where seeds differ much (simulated), with three and
+    more about 5 %.
 
     Raises:
         ValueError: the array is empty, has another number of dimensions, or numbers that are not finite.
@@ -57,6 +59,7 @@ def crossed_test(differences_PS: Floats) -> CrossedTest:
         p_value = 1.0 if mean == 0.0 else 0.0
         return CrossedTest(difference=mean, low=mean, high=mean, p_value=p_value, degrees_of_freedom=math.inf)
     freedom = total**2 / sum(square**2 / free for square, free in parts if square)
+    freedom = max(freedom, min(free for _, free in parts))  # the subtracted part can push it towards 0
     error = math.sqrt(total / differences_PS.size)
     reach = error * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
     return CrossedTest(

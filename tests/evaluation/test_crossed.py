@@ -35,10 +35,13 @@ def test_only_seeds_differ_is_the_t_test_over_seeds() -> None:
     assert test.degrees_of_freedom == pytest.approx(4)
 
 
+@pytest.mark.parametrize("num_seeds", [3, 5])
 @pytest.mark.parametrize("spread", [(1.0, 0.0, 1.0), (0.3, 0.5, 1.0), (1.0, 0.3, 0.3), (0.0, 0.0, 1.0)])
-def test_rejects_at_most_one_in_twenty_worlds_without_a_difference(spread: tuple[float, float, float]) -> None:
+def test_rejects_at_most_one_in_twenty_worlds_without_a_difference(
+    spread: tuple[float, float, float], num_seeds: int
+) -> None:
     rng = np.random.default_rng(1)
-    p_values = [crossed_test(draw(rng, (50, 5), *spread)).p_value for _ in range(600)]
+    p_values = [crossed_test(draw(rng, (50, num_seeds), *spread)).p_value for _ in range(600)]
     # 5 %, and four standard errors of 600 tries.
     assert np.mean(np.array(p_values) < 0.05) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 600)
 
@@ -52,6 +55,12 @@ def test_a_test_over_problem_means_would_be_fooled_by_seeds() -> None:
 def test_finds_a_large_difference() -> None:
     rng = np.random.default_rng(2)
     assert np.mean([crossed_test(0.5 + draw(rng, (50, 5), 0.5, 0.1, 0.5)).p_value < 0.05 for _ in range(200)]) > 0.95
+
+
+def test_degrees_of_freedom_are_at_least_those_of_the_seeds() -> None:
+    rng = np.random.default_rng(3)
+    tests = [crossed_test(draw(rng, (50, 2), 0.1, 0.1, 1.0)) for _ in range(200)]
+    assert min(test.degrees_of_freedom for test in tests) == 1
 
 
 def test_equal_differences() -> None:

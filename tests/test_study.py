@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -76,6 +75,14 @@ def _write_configs(directory: Path) -> None:
         (directory / f"{arm}.yaml").write_text((ROOT / CONFIGS / f"{arm}.yaml").read_text())
 
 
+def _has_members(process_group: int) -> bool:
+    try:
+        os.killpg(process_group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
@@ -88,8 +95,11 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     while not list((tmp_path / "results").glob("*/*/*.json")) and time.monotonic() < deadline:
         assert started.poll() is None, "the study ended early"
         time.sleep(0.2)
-    os.killpg(started.pid, signal.SIGKILL)
+    started.kill()
     started.wait()
+    while _has_members(started.pid) and time.monotonic() < deadline:  # trainings end with the study
+        time.sleep(0.2)
+    assert not _has_members(started.pid)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*/*/*.json")}
     assert kept
     subprocess.run(command, cwd=ROOT, check=True)

@@ -36,10 +36,10 @@ def crossed_test(differences_PS: Floats) -> CrossedTest:
 
     The quasi-F test for two crossed random factors (Clark 1973, "The language-as-fixed-effect fallacy"), with
     Satterthwaite's degrees of freedom, but no fewer than the smaller factor has. The variance of the mean is
-    (MS_problems + MS_seeds - MS_rest) / (P S); the part of the seeds is never below 0, so the standard error is at least
-    that of a paired t-test over problem means. With one seed it is that test, and says nothing about other seeds; with
-    two it rejects up to 12 % of true hypotheses at the 5 % level where seeds differ much (simulated), with three and
-    more about 5 %.
+    (MS_problems + MS_seeds - MS_rest) / (P S); the part of the seeds is never below 0, so the standard error is at
+    least that of a paired t-test over problem means. With one seed it is that test, and says nothing about other
+    seeds; with two it rejects up to 12 % of true hypotheses at the 5 % level where seeds differ much (simulated), with
+    three and more about 5 %.
 
     Raises:
         ValueError: the array is empty, has another number of dimensions, or numbers that are not finite.

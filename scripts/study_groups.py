@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from study_results import Result
+from study_results import Result, markdown_table
 
 from maxk_lightning.data.mistakes import GOOD_CONTEXT_RIGHT, habit
 from maxk_lightning.data.pipelines import OPERATIONS, VARIANTS, Pipeline, Variant, make_splits
@@ -39,12 +39,12 @@ def group_table(rows: Sequence[tuple[str, Sequence[Result]]], k: int) -> str:
     group_by_problem = test_groups(first.job.benchmark)
     counts = Counter(group_by_problem[problem] for problem in first.rewards)
     present = [group for group in GROUPS if counts[group]]
-    heads = " | ".join(f"{group} ({counts[group]})" for group in present)
-    lines = [f"| max@1, max@{k} (test problems) | {heads} |", "|---" + "|---:" * len(present) + "|"]
+    heads = [f"max@1, max@{k} (test problems)", *(f"{group} ({counts[group]})" for group in present)]
+    lines = []
     for label, results in rows:
         places = [0, results[0].ks.index(k)]
         mean_PK = np.mean([result.max_at_k_PK[:, places] for result in results], axis=0)
         groups = np.array([group_by_problem[problem] for problem in results[0].rewards_of])
         cells = [", ".join(f"{value:.3f}" for value in mean_PK[groups == group].mean(axis=0)) for group in present]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([label, *cells])
+    return markdown_table(heads, lines)

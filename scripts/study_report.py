@@ -27,6 +27,7 @@ from study_results import (
     Result,
     Table,
     by_problem_and_seed,
+    markdown_table,
     path_of,
     read,
     read_all,
@@ -130,20 +131,15 @@ def test_table(plan: Plan, tests: Sequence[Comparison]) -> str:
         p_text = "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
         cell = f"{difference} [{test.low:+.3f}, {test.high:+.3f}], p {p_text}"
         cells.setdefault((comparison.against, comparison.arm), []).append(cell)
-    heads = " | ".join(f"max@{k}" for k in plan.test_ks)
-    lines = [f"| against | method | {heads} |", "|---|---" + "|---" * len(plan.test_ks) + "|"]
-    for (against, arm), row in cells.items():
-        lines.append(f"| {plan.label(against)} | {plan.label(arm)} | {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"
+    heads = ["against", "method", *(f"max@{k}" for k in plan.test_ks)]
+    rows = [[plan.label(against), plan.label(arm), *row] for (against, arm), row in cells.items()]
+    return markdown_table(heads, rows, "---")
 
 
 def tuning_table(plan: Plan, results: Path, benchmark: str) -> str:
     """Validation scores of all tries, with max@1 and the largest max@k; chosen ones in bold. The base has no rate."""
     rates = plan.benchmarks[benchmark]["learning_rates"]
-    lines = [
-        "| method | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
-        "|---" + "|---:" * len(rates) + "|",
-    ]
+    rows = []
     for arm in plan.arms:
         jobs = tuning_jobs(plan, benchmark, arm)
         if plan.tuned_as(arm) != arm or not all(path_of(results, job).is_file() for job in jobs):
@@ -155,8 +151,8 @@ def tuning_table(plan: Plan, results: Path, benchmark: str) -> str:
             first, last = (result.max_at_k_PK[:, end].mean() for end in (0, -1))
             score = f"{tuning_score(result):.3f} ({first:.3f}, {last:.3f})"
             cells[place] = f"**{score}**" if job.learning_rate == chosen and arm != BASE else score
-        lines.append(f"| {plan.label(arm)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([plan.label(arm), *cells])
+    return markdown_table(["method", *(f"{rate:g}" for rate in rates)], rows)
 
 
 def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
@@ -184,7 +180,7 @@ def cost_table(rows: Sequence[Method]) -> str:
     The last is the standard deviation of the log-ratio of a token's probabilities, at the mean over optimizer steps.
     """
     heads = ["fit, s", "evaluate, s", "policies per hour and core", "entropy, nats", "different programs", "drift"]
-    lines = [f"| method | {' | '.join(heads)} |", "|---" + "|---:" * len(heads) + "|"]
+    lines = []
     for row in rows:
         fit, evaluate = (statistics.median(run.seconds[part] for run in row.results) for part in ("fit", "evaluate"))
         entropy, distinct = (
@@ -192,8 +188,8 @@ def cost_table(rows: Sequence[Method]) -> str:
         )
         drifts = [value for run in row.results for value in run.curves.get("train/log_ratio_std", [])]
         cells = [f"{fit:.0f}", f"{evaluate:.0f}", f"{3600 / (fit + evaluate):.0f}", f"{entropy:.3f}", f"{distinct:.1%}"]
-        lines.append(f"| {' | '.join([row.name, *cells, f'{statistics.mean(drifts):.3f}' if drifts else '-'])} |")
-    return "\n".join(lines) + "\n"
+        lines.append([row.name, *cells, f"{statistics.mean(drifts):.3f}" if drifts else "-"])
+    return markdown_table(["method", *heads], lines)
 
 
 def figures(plan: Plan, results: Path) -> Iterator[tuple[str, Figure]]:

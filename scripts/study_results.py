@@ -212,3 +212,9 @@ def tuned_learning_rate(
 def by_problem_and_seed(results: Sequence[Result], k: int) -> Floats:
     """max@k of every problem and seed `[P, S]`, of results that differ in nothing but the seed."""
     return np.stack([result.max_at_k_PK[:, result.ks.index(k)] for result in results], axis=1)
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], column: str = "---:") -> str:
+    """A Markdown table whose first column is a label; the others are numbers, or text with column `---`."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], f"|---{f'|{column}' * (len(heads) - 1)}|", *lines[1:]]) + "\n"

@@ -164,7 +164,7 @@ def _keep_study(results: Path, trained: dict[str, int]) -> None:
 def test_max_at_k_follows_from_the_kept_counts(tmp_path: Path) -> None:
     _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
     result = study_results.read_all(tmp_path, "vague", "test")[1]
-    # Problem b: 4 of 8 samples solve it, the others have 0.5; max@2 = 1 - 0.5 * C(4,2)/C(8,2).
+    # test-001: 4 of 8 samples solve it, the others have 0.5; max@2 = 1 - 0.5 * C(4,2)/C(8,2).
     np.testing.assert_allclose(result.max_at_k_PK[1], [0.75, 1 - 0.5 * 6 / 28, 1 - 0.5 / 70, 1.0], rtol=1e-12)
     np.testing.assert_allclose(result.pass_at_k_PK[2], 0.0)
 
@@ -182,7 +182,7 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
     plan = _plan()
     _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
     contents = dict(study_report.blocks(plan, tmp_path))
-    # Gains at k = 1: (1 - 0.75, 0.75 - 0.625, 0); at k = 8 none: both have solved a and b once.
+    # Gains at k = 1: (1 - 0.75, 0.75 - 0.625, 0); at k = 8 none: both have solved the first two once.
     assert "| base | GRPO | +0.125 [" in contents["main tests"]
     assert "p = 1.000" in contents["main tests"]
     page = "Text.\n<!-- main -->\nold\n<!-- end -->\nMore.\n<!-- tuning vague -->\n<!-- end -->\n"

@@ -203,13 +203,20 @@ def run_all(jobs: Sequence[Job], plan: Plan, results: Path, directory: Path, num
 
 
 def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> None:
-    """Let `compare` test the arms of every seed, problem by problem, where their samples are on this machine."""
+    """Let `compare` test the arms of every seed, problem by problem, where their samples are on this machine.
+
+    A kept report that is newer than all samples stays.
+    """
     for seed in dict.fromkeys(job.seed for job in jobs):
         evaluations = [directory / job.benchmark / job.name / job.split for job in jobs if job.seed == seed]
-        if all((evaluation / "samples.jsonl").is_file() for evaluation in evaluations):
-            out = directory / f"compare-{table}-seed{seed}"
+        samples = [evaluation / "samples.jsonl" for evaluation in evaluations]
+        out = directory / f"compare-{table}-seed{seed}"
+        kept = results / f"{out.name}.md"
+        if not all(path.is_file() for path in samples):
+            continue
+        if not kept.is_file() or kept.stat().st_mtime < max(path.stat().st_mtime for path in samples):
             maxk(out.with_suffix(".log"), "compare", *map(str, evaluations), "--out", str(out))
-            shutil.copy(out / "report.md", results / f"{out.name}.md")
+            shutil.copy(out / "report.md", kept)
 
 
 def run_table(name: str, plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:

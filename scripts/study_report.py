@@ -86,11 +86,11 @@ class Comparison:
 
 
 def finished(plan: Plan, results: Path, planned: Table) -> dict[str, dict[int, Result]]:
-    """Arm -> seed -> result at the tuned learning rate; arms without a result are left out."""
+    """Arm -> planned seed -> result at the tuned learning rate; arms without a result are left out."""
     rates = {arm: tuned_learning_rate(plan, results, planned.benchmark, arm, planned.tuned_for) for arm in planned.arms}
     found: dict[str, dict[int, Result]] = {arm: {} for arm in planned.arms}
     for result in read_all(results, planned.benchmark, "test"):
-        if result.job.learning_rate == rates.get(result.job.arm):
+        if result.job.learning_rate == rates.get(result.job.arm) and result.job.seed in planned.seeds:
             found[result.job.arm][result.job.seed] = result
     return {arm: of_seed for arm, of_seed in found.items() if of_seed}
 
@@ -165,11 +165,11 @@ def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
         if rows:
             yield name, str(table(rows, "max_at_k"))
             yield f"{name} pass", str(table(rows, "pass_at_k"))
+            yield f"{name} cost", cost_table(rows)
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests)
         if name in plan.drawn_tables and rows:
-            yield f"{name} cost", cost_table(rows)
             yield f"{name} groups", group_table([(row.name, row.results) for row in rows], plan.test_ks[-1])
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
 
@@ -177,7 +177,7 @@ def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
 def cost_table(rows: Sequence[Method]) -> str:
     """Median seconds of the jobs, how much the samples differ, and how far the policy drifts from the one that sampled.
 
-    The last is the standard deviation of the log-ratio of a token's probabilities, at the mean over optimizer steps.
+    The last is the standard deviation of log rho over the completions of a group, as a mean over groups and steps.
     """
     heads = ["fit, s", "evaluate, s", "policies per hour and core", "entropy, nats", "different programs", "drift"]
     lines = []
@@ -284,7 +284,8 @@ def check_quick(plan: Plan, quick: Path, results: Path) -> None:
     for result in read_all(quick, planned.benchmark, "test"):
         ours[result.job.arm][result.job.seed] = result
     print(table(methods(plan, ours, planned), "max_at_k"))
-    kept = {(c.arm, c.against, c.k): c.test for c in comparisons(plan, finished(plan, results, planned), planned)}
+    main_table = plan.tables["main"]
+    kept = {(c.arm, c.against, c.k): c.test for c in comparisons(plan, finished(plan, results, main_table), main_table)}
     num_apart = 0
     for comparison in comparisons(plan, ours, planned):
         test, other = comparison.test, kept[comparison.arm, comparison.against, comparison.k]

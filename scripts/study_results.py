@@ -6,7 +6,7 @@ Shapes: P problems, S seeds, K values of k.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +59,7 @@ class Result:
     machine: Mapping[str, Any]
     "Where."
     seconds: Mapping[str, float]
-    "Wall clock of `fit` and `evaluate`, beside whatever else the machine did."
+    "Wall clock of `fit` (since it was resumed, if it was) and `evaluate`, beside whatever else the machine did."
     rewards: Mapping[str, Mapping[str, int]]
     "Problem -> reward -> samples with it."
     entropy_bins: Mapping[str, int]
@@ -131,8 +131,8 @@ class Plan:
 
     @property
     def quick_table(self) -> Table:
-        """What `--quick` runs."""
-        return Table(**{key: self.quick[key] for key in ("benchmark", "seeds", "arms", "against")})
+        """What `--quick` runs of the main table."""
+        return replace(self.tables["main"], seeds=self.quick["seeds"], arms=self.quick["arms"])
 
     def label(self, arm: str) -> str:
         """As tables and legends show it."""

@@ -107,11 +107,11 @@ def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Tabl
 
 
 def comparisons(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Comparison]:
-    """The tests of a table at the tested ks, over the seeds that both arms have."""
+    """The tests of a table at the tested ks, over the seeds that both arms have; no pair twice."""
+    tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
     pairs = [(arm, other) for other in planned.against for arm in found if arm != BASE]
-    pairs += [(arm, plan.tuned_as(arm)) for arm in found]
     tests = []
-    for arm, other in dict.fromkeys(pairs):
+    for arm, other in dict.fromkeys([pair for pair in pairs if pair[::-1] not in tuned_alike] + tuned_alike):
         seeds = sorted(found[arm].keys() & found.get(other, {}).keys())
         if arm == other or not seeds:
             continue

@@ -201,11 +201,12 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
         study_report.filled("<!-- other -->\n<!-- end -->", contents)
 
 
-def test_an_arm_is_tested_against_the_one_it_is_tuned_as(tmp_path: Path) -> None:
+@pytest.mark.parametrize("against", [[], ["grpo_1"]])
+def test_an_arm_is_tested_once_against_the_one_it_is_tuned_as(tmp_path: Path, against: list[str]) -> None:
     _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
     _keep(tmp_path, _job("grpo_1", 2e-4, "test"), {"test-000": 8, "test-001": 4, "test-002": 8})
     plan = _plan()
-    table = Table(benchmark="vague", seeds=[1], against=[], arms=["grpo_1", "grpo_3"])
+    table = Table(benchmark="vague", seeds=[1], against=against, arms=["grpo_1", "grpo_3"])
     tests = study_report.comparisons(plan, study_report.finished(plan, tmp_path, table), table)
     # The third problem rises from 0.5 to 1; the others are equal.
     assert [(test.arm, test.against, test.k) for test in tests] == [("grpo_1", "grpo_3", 1), ("grpo_1", "grpo_3", 8)]

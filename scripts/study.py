@@ -15,8 +15,10 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -43,7 +45,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import maxk_lightning.cli
 from maxk_lightning.evaluation import load
-from maxk_lightning.rewards.sandbox.lockdown import die_with_parent
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["maxk_lightning.commands.trainer", "maxk_lightning.commands.evaluate_policy"])
@@ -100,12 +101,20 @@ def maxk(log: Path, *arguments: str) -> None:
 
 
 def _command(arguments: Sequence[str], log: Path) -> None:
-    die_with_parent()  # the server that forks, which ends with the study however that ends
+    threading.Thread(target=_end_with_study, daemon=True).start()
     with log.open("a", encoding="utf-8") as output:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(output.fileno(), stream.fileno())
         sys.argv = ["maxk_lightning", *arguments]
         maxk_lightning.cli.main()
+
+
+def _end_with_study() -> None:
+    """Die when the study does, however that ends: the parent of this process is the server that forks, which stays."""
+    study = multiprocessing.parent_process()
+    assert study is not None
+    study.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Result:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -23,9 +24,9 @@ from maxk_lightning.data.pipelines import VAGUE, VAGUE_PHRASES, VARIANTS, Pipeli
 ROOT = Path(__file__).parents[1]
 PLAN = read_plan(ROOT / CONFIGS)
 ARMS = [arm for arm in PLAN.arms if arm != study_results.BASE]
-SMALL = {
+SMALL: dict[str, Any] = {
     "seed_everything": 1,
-    "trainer": {"accelerator": "cpu", "max_epochs": 4, "enable_progress_bar": False, "enable_model_summary": False},
+    "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
     "model": {"policy": "builtin", "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}},
     "data": {
         "train": {"class_path": "maxk_lightning.data.Builtin", "init_args": {"split": "train"}},
@@ -67,9 +68,10 @@ def test_every_yaml_is_an_arm() -> None:
     assert files == set(ARMS)
 
 
-def _write_configs(directory: Path) -> None:
+def _write_configs(directory: Path, num_rollouts: int = 4) -> None:
     directory.mkdir()
-    (directory / "common.yaml").write_text(yaml.safe_dump(SMALL))
+    trainer = {**SMALL["trainer"], "max_epochs": num_rollouts}
+    (directory / "common.yaml").write_text(yaml.safe_dump({**SMALL, "trainer": trainer}))
     (directory / "plan.yaml").write_text(yaml.safe_dump(SMALL_PLAN))
     for arm in ("grpo_3", "grpo_1"):
         (directory / f"{arm}.yaml").write_text((ROOT / CONFIGS / f"{arm}.yaml").read_text())
@@ -87,23 +89,45 @@ def _written_at(results: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.suffix in {".json", ".md"}}
 
 
+def _study(directory: Path) -> list[str]:
+    command = [sys.executable, str(ROOT / "scripts/study.py"), "--jobs", "2"]
+    for name in ("configs", "results", "directory"):
+        command += [f"--{name}", str(directory / name)]
+    return command
+
+
+def _kill_once_there_is(directory: Path, pattern: str, study: subprocess.Popen[bytes]) -> None:
+    """Kill a study when it has written a file, and wait until it and its trainings are gone."""
+    deadline = time.monotonic() + 600
+    while not list(directory.glob(pattern)) and time.monotonic() < deadline:
+        assert study.poll() is None, "the study ended early"
+        time.sleep(0.2)
+    study.kill()
+    study.wait()
+    while _has_members(study.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _has_members(study.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_trainings_end_with_a_killed_study(tmp_path: Path) -> None:
+    _write_configs(tmp_path / "configs", num_rollouts=10**9)
+    started = subprocess.Popen(_study(tmp_path), cwd=ROOT, start_new_session=True)
+    try:
+        _kill_once_there_is(tmp_path, "directory/*/*/checkpoints/last.ckpt", started)
+    finally:
+        if _has_members(started.pid):
+            os.killpg(started.pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     _write_configs(tmp_path / "configs")
-    command = [sys.executable, str(ROOT / "scripts/study.py"), "--jobs", "2"]
-    for name in ("configs", "results", "directory"):
-        command += [f"--{name}", str(tmp_path / name)]
+    command = _study(tmp_path)
     started = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    deadline = time.monotonic() + 600
-    while not list((tmp_path / "results").glob("*/*/*.json")) and time.monotonic() < deadline:
-        assert started.poll() is None, "the study ended early"
-        time.sleep(0.2)
-    started.kill()
-    started.wait()
-    while _has_members(started.pid) and time.monotonic() < deadline:  # trainings end with the study
-        time.sleep(0.2)
-    assert not _has_members(started.pid)
+    _kill_once_there_is(tmp_path, "results/*/*/*.json", started)
     kept = _written_at(tmp_path / "results")
     assert kept
     subprocess.run(command, cwd=ROOT, check=True)

@@ -48,6 +48,7 @@ PAGE = Path("RESULTS.md")
 PAPER_BENCHMARK = "CodeContests"
 NUM_TRAINING_POINTS = 8
 "Training curves are means over so many rollouts: every rollout has other prompts."
+SPREAD_HEADS = ("entropy, nats", "different programs", "drift")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +167,7 @@ def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
             yield name, str(table(rows, "max_at_k"))
             yield f"{name} pass", str(table(rows, "pass_at_k"))
             yield f"{name} cost", cost_table(rows)
+            yield f"{name} spread", spread_table(rows)
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests)
@@ -174,22 +176,30 @@ def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
 
 
-def cost_table(rows: Sequence[Method]) -> str:
-    """Median seconds of the jobs, how much the samples differ, and how far the policy drifts from the one that sampled.
+def spread_table(rows: Sequence[Method]) -> str:
+    """How much the samples differ, and how far the policy drifts from the one that sampled.
 
-    The last is the standard deviation of log rho over the completions of a group, as a mean over groups and steps.
+    Drift is the standard deviation of log rho over the completions of a group, as a mean over groups and steps.
     """
-    heads = ["fit, s", "evaluate, s", "policies per hour and core", "entropy, nats", "different programs", "drift"]
+    return markdown_table(["method", *SPREAD_HEADS], [[row.name, *_spread(row)] for row in rows])
+
+
+def cost_table(rows: Sequence[Method]) -> str:
+    """Median seconds of the jobs, and the columns of `spread_table`."""
     lines = []
     for row in rows:
         fit, evaluate = (statistics.median(run.seconds[part] for run in row.results) for part in ("fit", "evaluate"))
-        entropy, distinct = (
-            statistics.mean(run.summary[part] for run in row.results) for part in ("mean_entropy", "distinct_rate")
-        )
-        drifts = [value for run in row.results for value in run.curves.get("train/log_ratio_std", [])]
-        cells = [f"{fit:.0f}", f"{evaluate:.0f}", f"{3600 / (fit + evaluate):.0f}", f"{entropy:.3f}", f"{distinct:.1%}"]
-        lines.append([row.name, *cells, f"{statistics.mean(drifts):.3f}" if drifts else "-"])
-    return markdown_table(["method", *heads], lines)
+        cells = [f"{fit:.0f}", f"{evaluate:.0f}", f"{3600 / (fit + evaluate):.0f}"]
+        lines.append([row.name, *cells, *_spread(row)])
+    return markdown_table(["method", "fit, s", "evaluate, s", "policies per hour and core", *SPREAD_HEADS], lines)
+
+
+def _spread(row: Method) -> list[str]:
+    entropy, distinct = (
+        statistics.mean(run.summary[part] for run in row.results) for part in ("mean_entropy", "distinct_rate")
+    )
+    drifts = [value for run in row.results for value in run.curves.get("train/log_ratio_std", [])]
+    return [f"{entropy:.3f}", f"{distinct:.1%}", f"{statistics.mean(drifts):.3f}" if drifts else "-"]
 
 
 def figures(plan: Plan, results: Path) -> Iterator[tuple[str, Figure]]:

@@ -111,8 +111,11 @@ def comparisons(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: 
     """The tests of a table at the tested ks, over the seeds that both arms have; no pair twice."""
     tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
     pairs = [(arm, other) for other in planned.against for arm in found if arm != BASE]
+    kept: dict[frozenset[str], tuple[str, str]] = {}
+    for pair in tuned_alike + pairs:
+        kept.setdefault(frozenset(pair), pair)
     tests = []
-    for arm, other in dict.fromkeys([pair for pair in pairs if pair[::-1] not in tuned_alike] + tuned_alike):
+    for arm, other in dict.fromkeys(pair for pair in pairs + tuned_alike if pair in kept.values()):
         seeds = sorted(found[arm].keys() & found.get(other, {}).keys())
         if arm == other or not seeds:
             continue

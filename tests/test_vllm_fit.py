@@ -33,6 +33,11 @@ rollout:
 """
 
 
+def _listen_to_interrupts() -> None:
+    """A shell starts background jobs, such as a whole test run, with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
     """Starts runs whose messages go to a file, and ends what a failed test leaves."""
@@ -42,7 +47,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         root.mkdir(exist_ok=True)
         with (root / "messages").open("ab") as messages:
             command = [*RUN, "--trainer.default_root_dir", str(root), *args]
-            process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=messages, stderr=messages)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=ENVIRONMENT, stdout=messages, stderr=messages, preexec_fn=_listen_to_interrupts
+            )
         started.append((process, root))
         return process
 

@@ -49,6 +49,7 @@ PAPER_BENCHMARK = "CodeContests"
 NUM_TRAINING_POINTS = 8
 "Training curves are means over so many rollouts: every rollout has other prompts."
 SPREAD_HEADS = ("entropy, nats", "different programs", "drift")
+"Columns of `_spread`."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +111,12 @@ def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Tabl
 def comparisons(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Comparison]:
     """The tests of a table at the tested ks, over the seeds that both arms have; no pair twice."""
     tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
-    pairs = [(arm, other) for other in planned.against for arm in found if arm != BASE]
-    kept: dict[frozenset[str], tuple[str, str]] = {}
-    for pair in tuned_alike + pairs:
-        kept.setdefault(frozenset(pair), pair)
+    pairs: list[tuple[str, str]] = []
+    for pair in ((arm, other) for other in planned.against for arm in found if arm != BASE):
+        if pair[::-1] not in pairs + tuned_alike:
+            pairs.append(pair)
     tests = []
-    for arm, other in dict.fromkeys(pair for pair in pairs + tuned_alike if pair in kept.values()):
+    for arm, other in dict.fromkeys(pairs + tuned_alike):
         seeds = sorted(found[arm].keys() & found.get(other, {}).keys())
         if arm == other or not seeds:
             continue

@@ -12,13 +12,13 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from maxk_lightning.balance import exchange
 from maxk_lightning.data import Builtin, LoadReport, ProblemSource, PromptStream, PromptTemplate
 from maxk_lightning.data.report import report_of
-from maxk_lightning.experience import Group, Rollout
 from maxk_lightning.policy import load_tokenizer
+from maxk_lightning.rollouts.rollout import Group, Rollout
+from maxk_lightning.rollouts.shares import exchange
+from maxk_lightning.rollouts.stored import from_state, to_state
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.stored_rollouts import from_state, to_state
 from maxk_lightning.types import Problem, Prompt
 
 logger = logging.getLogger(__name__)

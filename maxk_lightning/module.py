@@ -14,8 +14,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
-from maxk_lightning.experience import Batch, Group, Rollout, to_batch
-from maxk_lightning.lora import LoRA, add_adapters, is_adapter, merged
 from maxk_lightning.losses import (
     BatchCounts,
     ClippedSurrogate,
@@ -27,11 +25,14 @@ from maxk_lightning.losses import (
     token_weights,
 )
 from maxk_lightning.metrics import RolloutMetrics
-from maxk_lightning.micro_batches import Plan, plan_by_prompts, plan_by_tokens
 from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, group_diagnostics, objective_at
 from maxk_lightning.policy import Policy, TokenStats, load_model, resolve_policy
-from maxk_lightning.reference import Reference
-from maxk_lightning.sharding import load_sharded, whole
+from maxk_lightning.policy.lora import LoRA, add_adapters, is_adapter, merged
+from maxk_lightning.policy.sharding import load_sharded, whole
+from maxk_lightning.rollouts.rollout import Group, Rollout
+from maxk_lightning.training.batch import Batch, to_batch
+from maxk_lightning.training.micro_batches import Plan, plan_by_prompts, plan_by_tokens
+from maxk_lightning.training.reference import Reference
 from maxk_lightning.types import Sampling
 
 STOCHASTIC = "bf16_stochastic_round"

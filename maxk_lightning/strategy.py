@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
 from maxk_lightning.checkpoints import METADATA, discard, replace_checkpoint
-from maxk_lightning.sharding import sharded_modules
+from maxk_lightning.policy.sharding import sharded_modules
 
 
 class ShardedMixedPrecision(Precision):

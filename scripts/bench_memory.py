@@ -45,7 +45,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maxk_lightning.projection import project
+from maxk_lightning.policy.projection import project
 
 OURS = "maxk_lightning"
 LIGER = "Liger GRPO loss"

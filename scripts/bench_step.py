@@ -73,12 +73,13 @@ from torch import Tensor
 from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.data import Builtin, PromptTemplate
 from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.experience import Group, Rollout, to_batch
 from maxk_lightning.losses import BatchCounts
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import GRPO
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.rollouts import RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.rollouts.rollout import Group, Rollout
+from maxk_lightning.training.batch import to_batch
 from maxk_lightning.types import Problem, Sampling, Score
 
 OURS, OURS_KL_OLD = "maxk_lightning", "maxk_lightning, KL to pi_old"

@@ -23,7 +23,7 @@ from pathlib import Path
 from maxk_lightning.rewards import UnitTestReward
 from maxk_lightning.types import Problem, Score, TestCase
 
-CASES = Path(__file__).parents[1] / "tests" / "rewards" / "cases"
+CASES = Path(__file__).parents[1] / "tests" / "fixtures" / "cases"
 FAILURES = {"WA": "wrong_answer", "RE": "runtime_error", "TLE": "time_limit", "OLE": "output_limit"}
 TIME_LIMIT_S = {"attacks": 0.3, "benign": 4.0}
 "CPU seconds: loops shall end soon, right programs shall pass however busy the machine is."

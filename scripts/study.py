@@ -47,7 +47,7 @@ import maxk_lightning.cli
 from maxk_lightning.evaluation import load
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["maxk_lightning.commands.trainer", "maxk_lightning.commands.evaluate_policy"])
+FORKS.set_forkserver_preload(["maxk_lightning.commands.trainer", "maxk_lightning.commands.evaluate.policy"])
 CURVES = (
     "train/max_at_k/1",
     "train/max_at_k/8",

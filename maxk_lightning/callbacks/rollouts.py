@@ -16,13 +16,14 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from maxk_lightning.callbacks.weight_sync import WeightSync
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
-from maxk_lightning.experience import Rollout, collect
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
 from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.rollouts.collect import collect
+from maxk_lightning.rollouts.rollout import Rollout
+from maxk_lightning.rollouts.stored import from_state, to_state
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.stored_rollouts import from_state, to_state
 from maxk_lightning.strategy import FSDP2Strategy
 from maxk_lightning.types import Problem, Prompt, Sampling
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.experience import Group
+from maxk_lightning.rollouts.rollout import Group
 
 
 class SampleWriter(Callback):

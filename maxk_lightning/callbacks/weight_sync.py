@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from lightning import Trainer
 
-from maxk_lightning.experience import logprob_gap
 from maxk_lightning.module import PolicyModule
+from maxk_lightning.policy import Policy
+from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import EngineError, ManagedEngine, RolloutEngine
 from maxk_lightning.types import Completion, Prompt, Sampling
 
@@ -90,3 +91,16 @@ class WeightSync:
                 f"(at most {largest:.2g}) right after a weight sync; rollout.max_logprob_gap allows "
                 f"{self.max_logprob_gap:g}. The engine runs other weights, another temperature or another precision"
             )
+
+
+def logprob_gap(
+    policy: Policy, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], temperature: float
+) -> tuple[float, float]:
+    """Mean and maximum of |log-prob the engine reported - log-prob of the policy|, over tokens, in nats."""
+    device = next(policy.parameters()).device
+    rows = pack([prompt.token_ids for prompt in prompts], [[c.token_ids for c in group] for group in completions])
+    with torch.no_grad():
+        own_BT = policy(rows.to(device), temperature).logprobs_BT.cpu()
+    reported = [logprob for group in completions for completion in group for logprob in completion.logprobs]
+    gaps_M = (own_BT[rows.mask_BT] - torch.tensor(reported)).abs()
+    return float(gaps_M.mean()), float(gaps_M.max())

@@ -1,4 +1,4 @@
-"""The facts of a configured run that `maxk_lightning.memory` needs."""
+"""The facts of a configured run that `maxk_lightning.policy.memory` needs."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.memory import GIB, EngineMemory, Plan, describe, kv_bytes_per_token, tensor_bytes
 from maxk_lightning.module import PolicyModule
+from maxk_lightning.policy.memory import GIB, EngineMemory, Plan, describe, kv_bytes_per_token, tensor_bytes
 from maxk_lightning.rollouts import TransformersEngine, VLLMEngine, VLLMServerEngine
 
 CUDA_OVERHEAD_BYTES = 3 * GIB

@@ -22,8 +22,8 @@ from maxk_lightning.callbacks import (
 )
 from maxk_lightning.commands.memory_plan import machine_of, plan_of, remark_on
 from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.memory import items_of, table
 from maxk_lightning.module import PolicyModule
+from maxk_lightning.policy.memory import items_of, table
 from maxk_lightning.strategy import register
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")

@@ -1,9 +1,9 @@
 """Engines that sample completions."""
 
 from maxk_lightning.rollouts.engine import EngineError, ManagedEngine, RolloutEngine, StreamingEngine
-from maxk_lightning.rollouts.transformers_engine import TransformersEngine
-from maxk_lightning.rollouts.vllm_engine import VLLMEngine
-from maxk_lightning.rollouts.vllm_server import VLLMServerEngine
+from maxk_lightning.rollouts.engines.transformers.engine import TransformersEngine
+from maxk_lightning.rollouts.engines.vllm.engine import VLLMEngine
+from maxk_lightning.rollouts.engines.vllm.server import VLLMServerEngine
 
 __all__ = [
     "EngineError",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from maxk_lightning.types import Completion, FinishReason, Prompt, Sampling
+from maxk_lightning.types import Completion, Prompt, Sampling
 
 # jsonargparse wants annotations that a user's class may write in another way or leave out; see `rewards.reward`.
 if TYPE_CHECKING:
@@ -29,19 +29,6 @@ def in_groups(
     """What a stream told in the order it ended, as groups: one list per prompt, samples in order."""
     arrived = {(index, sample): arrival for index, sample, arrival in arrivals}
     return [[arrived[index, sample] for sample in range(num_completions)] for index in range(num_prompts)]
-
-
-def finish_reason(told: str | None) -> FinishReason:
-    """What vLLM tells, as ours.
-
-    Raises:
-        EngineError: the request was aborted or failed.
-    """
-    if told == "stop":
-        return "stop"
-    if told == "length":
-        return "length"
-    raise EngineError(f"vLLM ended a completion because of: {told}")
 
 
 class RolloutEngine(Protocol):

@@ -17,8 +17,7 @@ from maxk_lightning.evaluation.paired import (
     wilcoxon_p,
 )
 from maxk_lightning.evaluation.runs import Run
-
-from .builders import make_run, make_samples
+from tests.support.builders import make_run, make_samples
 
 KS = [1, 2, 4, 8, 16, 32]
 

@@ -11,8 +11,7 @@ from maxk_lightning.evaluation.comparison import compare_benchmarks
 from maxk_lightning.evaluation.report import chosen_problems, html_report
 from maxk_lightning.evaluation.runs import Run, write_statements
 from maxk_lightning.types import Problem, TestCase
-
-from .builders import make_run, make_sample, make_samples
+from tests.support.builders import make_run, make_sample, make_samples
 
 ATTACK = '</pre><script>document.title = "attacked"</script><img src=x onerror="alert(1)">'
 

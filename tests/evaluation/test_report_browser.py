@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_report import ATTACK, make_runs
+from tests.evaluation.test_report import ATTACK, make_runs
 
 pytestmark = pytest.mark.browser
 SIZES = {"laptop": (1366, 768), "phone": (390, 844)}

@@ -7,8 +7,7 @@ import pytest
 
 from maxk_lightning.evaluation.samples import append_samples, drop_half_line, read_samples, to_sample
 from maxk_lightning.types import Completion, Score
-
-from .builders import make_sample
+from tests.support.builders import make_sample
 
 AWKWARD = 'tab\t, newline\n, quote ", \u2028 separator, \U0001f600, lone \ud800 surrogate, nul \x00'
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from maxk_lightning.evaluation.summary import Seconds, read_summary, summarise, write_summary
-
-from .builders import make_sample, make_samples
+from tests.support.builders import make_sample, make_samples
 
 SAMPLES = [
     make_sample("a", 0, 1.0, "print(1)"),

@@ -11,8 +11,7 @@ from maxk_lightning.evaluation.comparison import published_tables
 from maxk_lightning.evaluation.estimates import Estimate
 from maxk_lightning.evaluation.runs import PAPER_TABLES, PublishedRun
 from maxk_lightning.evaluation.tables import Table
-
-from .builders import make_run, make_samples
+from tests.support.builders import make_run, make_samples
 
 # ruff: noqa: E501  (a table has long rows)
 # CodeContests, max@k, written out by hand: bold is best, underlined is second, at three decimals.

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-DRIVER = Path(__file__).with_name("catalogue.py")
+from tests.support.paths import ROOT
+
+DRIVER = ROOT / "tests" / "support" / "catalogue.py"
 ORDINARY_UID = 12345
 SYSTEM_PYTHON = "/usr/bin/python3"
 

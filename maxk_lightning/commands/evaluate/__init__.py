@@ -1,0 +1,59 @@
+"""`evaluate`: a policy -> samples.jsonl, summary.json, curves.png."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maxk_lightning.data.sources import ProblemSource
+
+
+def evaluate(
+    config: str,
+    policy: str,
+    out: str,
+    num_samples: int = 256,
+    name: str | None = None,
+    benchmarks: dict[str, ProblemSource] | None = None,
+    problems_per_chunk: int = 8,
+    shard: str | None = None,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Sample a policy on held-out problems, score the samples and summarise them as max@k and pass@k curves.
+
+    A run that was killed goes on where it stopped when the same command is given again.
+
+    Args:
+        config: YAML of a run: its test problems, prompt template, engine, reward and `rollout.eval_sampling` are used.
+        policy: Policy directory, hub name, `builtin`, or a `.ckpt` file written by `fit`.
+        out: Directory for samples.jsonl, summary.json and curves.png, or for one such directory per benchmark.
+        num_samples: Samples per problem (the paper: 256).
+        name: What tables call this policy; default: the last part of `out`.
+        benchmarks: Name -> source of problems, as JSON or as a YAML file; default: the test problems of the YAML.
+        problems_per_chunk: Problems sampled together, while the chunk before is being scored.
+        shard: INDEX/COUNT: only this share of the problems, in a process of its own, on a GPU of its own
+            (`CUDA_VISIBLE_DEVICES=1 ... --shard 1/4`). The process that finishes last joins the shares.
+        overrides: Keys laid over the YAML.
+
+    Raises:
+        ValueError: a setting is wrong, or `out` holds samples of other settings.
+    """
+    for key, count in (("num_samples", num_samples), ("problems_per_chunk", problems_per_chunk)):
+        if count < 1:
+            raise ValueError(f"--{key} is {count}, must be at least 1")
+    if not Path(config).is_file():
+        raise ValueError(f"--config: {config} is not a file")
+    # These import torch, which `--help` must not wait for.
+    from maxk_lightning.commands.evaluate.policy import evaluate_policy
+    from maxk_lightning.commands.evaluate.shards import parse_shard
+
+    target = Path(out)
+    evaluate_policy(
+        config=config,
+        policy=policy,
+        out=target,
+        num_samples=num_samples,
+        name=name or target.resolve().name,
+        benchmarks=benchmarks,
+        problems_per_chunk=problems_per_chunk,
+        shard=None if shard is None else parse_shard(shard),
+        overrides=overrides,
+    )

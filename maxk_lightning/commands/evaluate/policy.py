@@ -1,0 +1,198 @@
+"""From a policy and the YAML of a run to samples.jsonl, summary.json and curves.png."""
+
+import hashlib
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from maxk_lightning.callbacks import RolloutCallback
+from maxk_lightning.commands.evaluate.collect_samples import Task, collect_samples, read_seconds
+from maxk_lightning.commands.evaluate.shards import Shard, join_shards
+from maxk_lightning.commands.evaluate.summary_table import print_summary
+from maxk_lightning.commands.export import export
+from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.data import Builtin, JsonLines, ProblemSource
+from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.evaluation import curves
+from maxk_lightning.evaluation.runs import Run, write_statements
+from maxk_lightning.evaluation.samples import Sample
+from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
+from maxk_lightning.policy import load_tokenizer, resolve_policy
+from maxk_lightning.rollouts import ManagedEngine
+from maxk_lightning.seeds import derive_seed
+from maxk_lightning.types import Problem, Prompt
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_policy(
+    config: str,
+    policy: str,
+    out: Path,
+    num_samples: int,
+    name: str,
+    benchmarks: Mapping[str, ProblemSource] | None,
+    problems_per_chunk: int,
+    shard: Shard | None,
+    overrides: Sequence[str],
+) -> None:
+    """Evaluate on every benchmark and print a table for each; the arguments are those of the command.
+
+    Raises:
+        ValueError: a setting is wrong, or an output holds samples of other settings.
+    """
+    if policy.endswith(".ckpt"):
+        policy = _exported(policy, (shard.directory(out) if shard else out) / "policy")
+    settings = read_run_settings(config, policy, overrides)
+    console = Console()
+    try:
+        for benchmark, source in (benchmarks or _test_source(settings.data)).items():
+            directory = out / benchmark if benchmarks else out
+            problems, prompts = render_problems(settings.data, source, policy)
+            task = Task(
+                problems=problems,
+                prompts=prompts,
+                sampling=replace(settings.rollout.eval_sampling, num_completions=num_samples),
+                problems_per_chunk=problems_per_chunk,
+            )
+            samples = _collect(task, settings, policy, directory, shard, benchmark)
+            if samples is None:
+                console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
+                continue
+            write_statements(problems, directory)
+            print_summary(_summarise(samples, directory, name, benchmark), console)
+            console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
+    finally:
+        if isinstance(settings.rollout.engine, ManagedEngine):
+            settings.rollout.engine.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What evaluation takes from the YAML of a run."""
+
+    data: PromptDataModule
+    "Its template, test problems and seed."
+    rollout: RolloutCallback
+    "Its engine, reward and evaluation sampling."
+    reward_config: str
+    "How the reward was configured."
+
+
+def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> RunSettings:
+    """Read a run's YAML under the very schema that `fit` reads it with, for another policy."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        cli = _SettingsCLI(["--config", config, "--model.policy", policy, *overrides], run=False)
+    return RunSettings(
+        data=cli.config_init["data"],
+        rollout=cli.config_init["rollout"],
+        reward_config=str(cli.config["rollout"]["reward"].as_dict()),
+    )
+
+
+class _SettingsCLI(MaxKCLI):
+    """Builds the parts of a run, but no Trainer."""
+
+    def instantiate_classes(self) -> None:
+        self.config_init: Any = self.parser.instantiate_classes(self.config)
+
+
+def render_problems(data: PromptDataModule, source: ProblemSource, policy: str) -> tuple[list[Problem], list[Prompt]]:
+    """Problems and their prompts. Seeds depend on run seed and problem alone, so policies are compared in pairs.
+
+    Raises:
+        ValueError: no prompt is short enough.
+    """
+    tokenizer = load_tokenizer(policy)
+    problems = list(source.load())
+    seeds = [derive_seed(data.seed, "evaluate", problem.id) for problem in problems]
+    prompts = [data.template.render(problem, tokenizer, seed) for problem, seed in zip(problems, seeds, strict=True)]
+    kept = [i for i, prompt in enumerate(prompts) if len(prompt.token_ids) <= data.max_prompt_tokens]
+    if len(kept) < len(problems):
+        logger.warning(
+            "left out %s of %s problems: prompt longer than data.max_prompt_tokens (%s)",
+            len(problems) - len(kept), len(problems), data.max_prompt_tokens,
+        )  # fmt: skip
+    if not kept:
+        raise ValueError(f"no problem has a prompt of at most data.max_prompt_tokens ({data.max_prompt_tokens}) tokens")
+    return [problems[i] for i in kept], [prompts[i] for i in kept]
+
+
+def _collect(
+    task: Task, settings: RunSettings, policy: str, out: Path, shard: Shard | None, benchmark: str
+) -> list[Sample] | None:
+    """All samples of the task; None while other shards are at work."""
+    fixed = {
+        "benchmark": benchmark,
+        "policy": policy_digest(policy),
+        "prompts": _digest(repr(task.prompts).encode()),
+        "engine": type(settings.rollout.engine).__name__,
+        "reward": settings.reward_config,
+        "problems_per_chunk": task.problems_per_chunk,
+        **asdict(task.sampling),
+    }
+    engine, reward = settings.rollout.engine, settings.rollout.reward
+    if shard is None:
+        return collect_samples(task, engine, reward, out, fixed)
+    collect_samples(shard.share(task), engine, reward, shard.directory(out), fixed)
+    return join_shards(task, shard, out)
+
+
+def _summarise(samples: Sequence[Sample], out: Path, name: str, benchmark: str) -> Summary:
+    analysing_from = time.perf_counter()
+    summary = summarise(samples, name=name, benchmark=benchmark, seconds=read_seconds(out))
+    curves([Run(out, summary)]).savefig(out / "curves.png")
+    seconds = replace(summary.seconds, analysing=time.perf_counter() - analysing_from)
+    summary = replace(summary, seconds=seconds)
+    write_summary(summary, out / "summary.json")
+    return summary
+
+
+def policy_digest(policy: str) -> str:
+    """A digest of the files of a policy directory, so that another policy of the same name is noticed; else the name.
+
+    Of large files the size and the last 64 KiB stand for the whole: training changes every weight.
+    """
+    directory = Path(resolve_policy(policy))
+    if not directory.is_dir():
+        return policy
+    parts = []
+    for path in sorted(directory.glob("*")):
+        if path.suffix in (".safetensors", ".bin", ".json"):
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                file.seek(max(0, size - (64 << 10)))
+                parts.append(f"{path.name} {size} {_digest(file.read())}")
+    return _digest("\n".join(parts).encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _test_source(data: PromptDataModule) -> dict[str, ProblemSource]:
+    source = data.sources["test"]
+    if source is None:
+        raise ValueError("data.test is null in the YAML: give it, or --benchmarks")
+    return {_benchmark_name(source): source}
+
+
+def _exported(ckpt: str, directory: Path) -> str:
+    """The policy of a checkpoint as a directory, exported anew: the file may hold other weights than the last time."""
+    shutil.rmtree(directory, ignore_errors=True)
+    export(ckpt, str(directory))
+    return str(directory)
+
+
+def _benchmark_name(source: ProblemSource) -> str:
+    if isinstance(source, Builtin):
+        return f"{'builtin' if source.variant == 'standard' else f'builtin-{source.variant}'}-{source.split}"
+    return Path(source.path).stem if isinstance(source, JsonLines) else type(source).__name__

@@ -1,0 +1,24 @@
+"""The policy: loading it, and log-probs of given completions."""
+
+from maxk_lightning.policy.loading import (
+    BUILTIN,
+    find_policy,
+    load_model,
+    load_stop_tokens,
+    load_tokenizer,
+    resolve_policy,
+    weight_shapes,
+)
+from maxk_lightning.policy.policy import Policy, TokenStats
+
+__all__ = [
+    "BUILTIN",
+    "Policy",
+    "TokenStats",
+    "find_policy",
+    "load_model",
+    "load_stop_tokens",
+    "load_tokenizer",
+    "resolve_policy",
+    "weight_shapes",
+]

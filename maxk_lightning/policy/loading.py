@@ -1,0 +1,141 @@
+"""Find a policy on disk or on the hub, and load its model, tokenizer and stop tokens."""
+
+import ssl
+import urllib.error
+import urllib.request
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILTIN = {
+    name: str(Path(__file__).parents[1] / "data" / directory / "policy")
+    for name, directory in (("builtin", "builtin"), ("builtin-vague", "builtin_vague"))
+}
+"Name -> directory of the tiny policies shipped with this package, one per variant of the built-in benchmark."
+HUB_TIMEOUT_S = 10.0
+"How long the hub may take to answer at all."
+
+
+def resolve_policy(policy: str) -> str:
+    """The directory or hub name behind the config key `model.policy`.
+
+    `builtin` and `builtin-vague` are the tiny policies shipped with this package. A hub name has the form `owner/name`
+    and is not looked up here.
+
+    Raises:
+        ValueError: a local path that is no policy directory.
+    """
+    if policy in BUILTIN:
+        return BUILTIN[policy]
+    path = Path(policy)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model.policy: {policy} is not a policy directory: it has no config.json")
+        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+            raise ValueError(f"model.policy: {policy} is not a policy directory: it has no weights (*.safetensors)")
+        return policy
+    is_hub_name = policy.count("/") == 1 and not policy.startswith((".", "/", "~")) and not path.parent.is_dir()
+    if not is_hub_name:
+        raise ValueError(f"model.policy: {policy} is neither a directory, a hub name (owner/name), nor `builtin`")
+    return policy
+
+
+def find_policy(policy: str) -> str:
+    """The directory or hub name behind `model.policy`, for libraries that download what is not in their cache.
+
+    Raises:
+        ValueError: a hub name that is not cached while the hub cannot be reached: said at once, where the libraries
+            would first try again for a minute per file.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    source = resolve_policy(policy)
+    if Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "config.json"), str):
+        return source
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_S)
+    except urllib.error.HTTPError:
+        pass  # it answers; what it has to say is told by the library
+    except OSError as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if not isinstance(reason, ssl.SSLError):  # certificates are the library's affair
+            raise ValueError(
+                f"model.policy: {policy} is not in the local cache, and {constants.ENDPOINT} cannot be reached "
+                f"({reason}): give a directory as model.policy, or fill the cache on a machine with network "
+                f"(`hf download {policy}`), bring it here as HF_HOME and set HF_HUB_OFFLINE=1"
+            ) from error
+    return source
+
+
+def load_model(policy: str, dtype: torch.dtype = torch.float32, *, has_weights: bool = True) -> "PreTrainedModel":
+    """Load the causal language model of a policy directory or hub name.
+
+    Without weights the model is only described: its parameters are whatever the current default device makes of them.
+
+    Raises:
+        ValueError: the directory cannot be read or the hub cannot be reached.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    source = find_policy(policy)
+    model: PreTrainedModel
+    try:
+        if has_weights:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise ValueError(f"model.policy: cannot load {policy}: {_first_line(error)}") from error
+    return model
+
+
+def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a policy; it must have a chat template and a stop token.
+
+    Raises:
+        ValueError: the tokenizer cannot be read, or has no chat template or no stop token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(find_policy(policy))
+    except OSError as error:
+        raise ValueError(f"model.policy: cannot load the tokenizer of {policy}: {_first_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ValueError(f"model.policy: the tokenizer of {policy} has no chat template")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model.policy: the tokenizer of {policy} has no stop token (eos_token)")
+    return tokenizer
+
+
+def load_stop_tokens(policy: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Tokens that end a completion: the tokenizer's stop token and those of the model's generation_config."""
+    from transformers import GenerationConfig
+
+    try:
+        configured = GenerationConfig.from_pretrained(find_policy(policy)).eos_token_id
+    except OSError:  # a policy needs none
+        configured = None
+    stop_tokens = {configured} if isinstance(configured, int) else set(configured or ())
+    return stop_tokens | {tokenizer.eos_token_id}
+
+
+@cache
+def weight_shapes(policy: str) -> dict[str, torch.Size]:
+    """Names and shapes of all weights of a policy, tied ones included, in their order; no weight is read."""
+    with torch.device("meta"):
+        model = load_model(policy, has_weights=False)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _first_line(error: OSError) -> str:
+    return str(error).strip().split("\n", 1)[0]

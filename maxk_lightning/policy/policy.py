@@ -1,0 +1,71 @@
+"""The policy: log-probs of given completions.
+
+Legend: R rows, L tokens of a row, B completions, T completion tokens, M completion tokens of all completions together,
+D hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
+
+from maxk_lightning.policy.packing import PackedRows
+from maxk_lightning.policy.projection import project
+from maxk_lightning.policy.shared_prompt_attention import NO_MASK_1111, split_rows, use_shared_prompt_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStats:
+    """What one pass of the policy says of given completion tokens."""
+
+    logprobs_BT: Tensor
+    "log pi of each completion token under the tempered policy, float32, nats, with gradient; 0 where masked."
+    entropies_BT: Tensor
+    "Entropy in nats of the distribution of each completion token, float32, no gradient; 0 where masked."
+
+
+register_dataclass(
+    TokenStats
+)  # FSDP2 looks for the outputs that need a gradient, not in every torch inside dataclasses
+
+
+class Policy(nn.Module):
+    """A causal language model whose forward pass returns log-probs instead of logits.
+
+    Only completion tokens are projected to the vocabulary, a chunk at a time (see `projection`), so
+    that the logits never exist as a whole. All of it stands in one `forward`, because a sharded model may only be
+    entered at its root.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        super().__init__()
+        self.model = model
+        self._is_unmasked = use_shared_prompt_attention(model)
+
+    def forward(self, rows: PackedRows, temperature: float) -> TokenStats:
+        """Log-probs and entropies of the completion tokens."""
+        layout: dict[str, Any]
+        if self._is_unmasked:
+            layout = {"attention_mask": NO_MASK_1111, "copies_US": rows.copies_US, "places_RL": rows.places_RL}
+            if rows.input_ids_RL.device.type == "cpu":  # on a GPU kernels with a mask are slower
+                layout["split"] = split_rows(rows)
+        else:
+            layout = {"attention_mask": rows.attention_mask_R1LL}
+        hidden_RLD = self.model.base_model(
+            input_ids=rows.input_ids_RL, position_ids=rows.positions_RL, use_cache=False, **layout
+        ).last_hidden_state
+        hidden_MD = hidden_RLD.flatten(0, 1)[rows.sources_M]
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        logprobs_M, entropies_M = project(head, hidden_MD, rows.targets_M, temperature)
+        return TokenStats(
+            logprobs_BT=_lay_out(logprobs_M, rows.mask_BT), entropies_BT=_lay_out(entropies_M, rows.mask_BT)
+        )
+
+
+def _lay_out(values_M: Tensor, mask_BT: Tensor) -> Tensor:
+    return torch.zeros(mask_BT.shape, dtype=values_M.dtype, device=values_M.device).masked_scatter(mask_BT, values_M)

@@ -1,0 +1,57 @@
+"""Which rank trains on which groups. Never changes the loss, whose parts are summed over ranks."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch.distributed as dist
+
+from maxk_lightning.rollouts.rollout import Group
+
+
+def assign(loads: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Indices of the loads that each rank takes: the largest first, each to the rank that has least (Graham, 1969).
+
+    The largest sum is at most 4/3 of the least possible. A rank takes its loads in the order in which they were given,
+    and none where there are too few.
+
+    >>> assign([5, 4, 3, 3, 1], 2)
+    [[0, 3], [1, 2, 4]]
+    """
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    sums = [0] * num_ranks
+    for index in sorted(range(len(loads)), key=lambda index: -loads[index]):
+        rank = sums.index(min(sums))
+        shares[rank].append(index)
+        sums[rank] += loads[index]
+    return [sorted(share) for share in shares]
+
+
+def training_tokens(group: Group) -> int:
+    """Tokens of a group in a training step, where its completions share one copy of their prompt."""
+    return len(group.prompt.token_ids) + sum(len(completion.token_ids) for completion in group.completions)
+
+
+def share_out(sampled: Sequence[Sequence[Group]], groups_per_step: int) -> list[list[list[Group]]]:
+    """For each rank its groups of every optimizer step, given those that each sampled: every n-th of the prompt stream.
+
+    The groups of a step are the same on any number of ranks; who has which is decided by their tokens.
+    """
+    num_ranks, num_groups = len(sampled), sum(map(len, sampled))
+    groups = [sampled[position % num_ranks][position // num_ranks] for position in range(num_groups)]
+    shares: list[list[list[Group]]] = [[] for _ in sampled]
+    for start in range(0, num_groups, groups_per_step):
+        step = groups[start : start + groups_per_step]
+        for rank, indices in enumerate(assign([training_tokens(group) for group in step], num_ranks)):
+            shares[rank].append([step[index] for index in indices])
+    return shares
+
+
+def exchange(groups: Sequence[Group], groups_per_step: int) -> list[list[Group]]:
+    """This rank's groups of every optimizer step, for the ones that it sampled; all ranks must come here together.
+
+    Tests stay behind: they can be large, and nothing asks for them once rewards are known.
+    """
+    lean = [replace(group, problem=replace(group.problem, tests=())) for group in groups]
+    sampled: list[list[Group]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(sampled, lean)
+    return share_out(sampled, groups_per_step)[dist.get_rank()]

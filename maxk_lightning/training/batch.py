@@ -1,0 +1,77 @@
+"""Groups as tensors.
+
+Legend: P prompts, N completions per prompt, B = P*N completions, T completion tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from maxk_lightning.policy.packing import PackedRows, pack
+from maxk_lightning.rollouts.rollout import Group, rewards_of
+from maxk_lightning.types import Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Whole groups as tensors; the completions of a group stand together."""
+
+    rows: PackedRows
+    "Prompts and completions for the policy."
+    behaviour_logprobs_BT: Tensor
+    "log pi_old of every completion token, float32, nats; 0 where masked."
+    rewards_PN: Tensor
+    "float64; NaN where a sample could not be scored. No rows where credits are given."
+    credits_B: Tensor | None = None
+    "float64; for parts of groups, whose credits depend on completions that are not here."
+    completions: Sequence[Completion] = ()
+    "What the B rows were made of."
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """True on completion tokens."""
+        return self.rows.mask_BT
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return replace(
+            self,
+            rows=self.rows.to(device),
+            behaviour_logprobs_BT=self.behaviour_logprobs_BT.to(device),
+            rewards_PN=self.rewards_PN.to(device),
+            credits_B=None if self.credits_B is None else self.credits_B.to(device),
+        )
+
+
+def to_batch(
+    groups: Sequence[Group],
+    max_row_tokens: int | None = None,
+    num_completions: int = 0,
+    credits_B: Tensor | None = None,
+) -> Batch:
+    """Lay groups out as tensors; see `packing.pack`.
+
+    Args:
+        groups: Whole ones, or, with credits, parts.
+        max_row_tokens: Of a packed row.
+        num_completions: The N of a batch without whole groups.
+        credits_B: Of the completions, where they are known.
+    """
+    rows = pack(
+        [group.prompt.token_ids for group in groups],
+        [[completion.token_ids for completion in group.completions] for group in groups],
+        max_row_tokens,
+    )
+    completions = [completion for group in groups for completion in group.completions]
+    logprobs = [logprob for completion in completions for logprob in completion.logprobs]
+    behaviour_logprobs_BT = torch.zeros(rows.mask_BT.shape)
+    behaviour_logprobs_BT[rows.mask_BT] = torch.tensor(logprobs, dtype=torch.float32)
+    return Batch(
+        rows=rows,
+        behaviour_logprobs_BT=behaviour_logprobs_BT,
+        rewards_PN=rewards_of(groups if credits_B is None else [], num_completions),
+        credits_B=credits_B,
+        completions=completions,
+    )

@@ -1,0 +1,79 @@
+"""Which groups share a forward and backward pass. Never changes the loss.
+
+The size of a micro-batch is what its packed rows hold, padding included: the number of rows times the longest. Whole
+groups stand together; a group that is larger than the limit by itself is split into parts, each in a micro-batch of its
+own.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from maxk_lightning.policy.packing import row_lengths
+from maxk_lightning.rollouts.rollout import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The micro-batches of one rank in one optimizer step."""
+
+    whole: Sequence[Sequence[Group]]
+    "Micro-batches of whole groups."
+    split: list[Group]
+    "Groups that are too large for one."
+    parts: list[Group]
+    "Their parts, which have some of the completions, group by group and in order: a micro-batch each."
+    num_parts: list[int]
+    "Parts of each split group."
+
+
+def plan_by_prompts(groups: Sequence[Group], max_prompts: int | None) -> Plan:
+    """`max_prompts` groups at a time; None: all at once."""
+    size = max_prompts or max(1, len(groups))
+    return Plan(
+        whole=[groups[start : start + size] for start in range(0, len(groups), size)], split=[], parts=[], num_parts=[]
+    )
+
+
+def plan_by_tokens(groups: Sequence[Group], max_tokens: int, max_row_tokens: int | None) -> Plan:
+    """At most `max_tokens` at a time, unless a single completion with its prompt is longer.
+
+    Groups with the longest rows come first, so that rows of a similar length, and little padding, stand together.
+    """
+    rows = [_row_lengths(group, max_row_tokens) for group in groups]
+    order = sorted(range(len(groups)), key=lambda index: -max(rows[index]))
+    whole: list[list[Group]] = []
+    split: list[Group] = []
+    parts: list[list[Group]] = []
+    num_rows = longest = 0
+    for index in order:
+        if _size(rows[index]) > max_tokens:
+            split.append(groups[index])
+            parts.append(list(_parts(groups[index], max_tokens, max_row_tokens)))
+        elif whole and (num_rows + len(rows[index])) * longest <= max_tokens:
+            whole[-1].append(groups[index])
+            num_rows += len(rows[index])
+        else:
+            whole.append([groups[index]])
+            num_rows, longest = len(rows[index]), max(rows[index])
+    return Plan(whole=whole, split=split, parts=[part for each in parts for part in each], num_parts=[*map(len, parts)])
+
+
+def _parts(group: Group, max_tokens: int, max_row_tokens: int | None) -> Iterator[Group]:
+    start = 0
+    for stop in range(1, len(group.completions) + 1):
+        is_last = stop == len(group.completions)
+        if is_last or _size(_row_lengths(_part(group, start, stop + 1), max_row_tokens)) > max_tokens:
+            yield _part(group, start, stop)
+            start = stop
+
+
+def _part(group: Group, start: int, stop: int) -> Group:
+    return replace(group, completions=group.completions[start:stop], scores=group.scores[start:stop])
+
+
+def _row_lengths(group: Group, max_row_tokens: int | None) -> list[int]:
+    return row_lengths(group.prompt.token_ids, [c.token_ids for c in group.completions], max_row_tokens)
+
+
+def _size(rows: Sequence[int]) -> int:
+    return len(rows) * max(rows)

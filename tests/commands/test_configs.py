@@ -1,0 +1,134 @@
+"""Every YAML of configs/: it parses, its model can be built, its memory table is what the program computes."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from maxk_lightning.commands.memory_plan import Machine, plan_of
+from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.objectives import check_group_size
+from maxk_lightning.policy.memory import GIB, describe, items_of, table
+from tests.support.paths import ROOT
+
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "study"]
+"Those of configs/study are parts of configurations, see test_study.py."
+POLICIES = ROOT / "tests" / "fixtures" / "policies"
+"Descriptions (config.json) of published policies; weights and tokenizers are not needed here."
+SIZES = {"0.5b": 494_032_768, "1.5b": 1_543_714_304, "7b": 7_615_616_512}
+"Parameters by the model cards' exact counts, tied ones once."
+CAPACITY_GIB = {"qwen7b": 139.8, "qwen0.5b_lora": 23.6}
+"What GPUs of the stated size offer (H200; RTX 4090), by config; otherwise 80 GB:"
+H100_GIB = 79.1
+COVERED = [path for path in CONFIGS if path.stem.startswith("qwen")]
+
+
+def _policy(size: str, directory: Path) -> str:
+    """A directory that looks like a policy: the description of the real one, and a file in the place of its weights."""
+    directory.mkdir(exist_ok=True)
+    name = f"qwen2.5-coder-{size}"
+    (directory / "config.json").write_text((POLICIES / name / "config.json").read_text())
+    (directory / "model.safetensors").touch()
+    return str(directory)
+
+
+@cache
+def _raw(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    return loaded
+
+
+def _size(path: Path) -> str:
+    found = re.fullmatch(r"Qwen/Qwen2.5-Coder-(.*)-Instruct", _raw(path)["model"]["policy"])
+    assert found is not None
+    return found[1].lower()
+
+
+def _build(path: Path, policy: str) -> MaxKCLI:
+    """The objects of a config, on this machine's CPU."""
+    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1"]
+    return MaxKCLI(["--config", str(path), "--model.policy", policy, *here], run=False)
+
+
+def _machine(path: Path) -> Machine:
+    trainer = _raw(path)["trainer"]
+    strategy = trainer.get("strategy", {})
+    return Machine(
+        num_ranks=trainer["devices"] * trainer.get("num_nodes", 1),
+        precision=trainer["precision"],
+        is_sharded=bool(strategy),
+        reduces_every_micro_batch=strategy.get("init_args", {}).get("reduce_every_micro_batch", False),
+        has_gpu=True,
+        capacity_bytes=int(CAPACITY_GIB.get(path.stem, H100_GIB) * GIB),
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_prints_itself(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        MaxKCLI(["fit", "--config", str(path), "--print_config"])
+    assert stopped.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    _assert_within(_raw(path), printed, path.stem)
+
+
+def _assert_within(part: Any, whole: Any, where: str) -> None:
+    """Whatever the file says stands in what the parser made of it."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            assert key in whole, f"{where}.{key}"
+            _assert_within(value, whole[key], f"{where}.{key}")
+    else:
+        assert part == whole, where
+
+
+@pytest.mark.parametrize("path", COVERED, ids=lambda path: path.stem)
+def test_the_model_can_be_built_and_the_objective_fits(path: Path, tmp_path: Path) -> None:
+    size = _size(path)
+    cli = _build(path, _policy(size, tmp_path / "policy"))
+    model = describe(cli.model.policy_name, getattr(torch, cli.model.dtype_name), cli.model.lora)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    num_adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    assert model.num_parameters() - num_adapter == SIZES[size]
+    assert (num_adapter > 0) == (cli.model.lora is not None)
+    check_group_size(cli.model.objective, cli.config_init["rollout"].sampling.num_completions)
+    optimizer = cli.model.make_optimizer([torch.nn.Parameter(torch.zeros(2))])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(_raw(path)["model"]["optimizer"]["init_args"]["lr"])
+    trainer = _raw(path)["trainer"]
+    assert _raw(path)["data"]["prompts_per_rollout"] % (trainer["devices"] * trainer.get("num_nodes", 1)) == 0
+
+
+@pytest.mark.parametrize("path", COVERED, ids=lambda path: path.stem)
+def test_the_memory_table_of_the_header_is_what_is_computed_and_fits(path: Path, tmp_path: Path) -> None:
+    cli = _build(path, _policy(_size(path), tmp_path / "policy"))
+    machine = _machine(path)
+    items = items_of(plan_of(cli.model, cli.datamodule, cli.config_init["rollout"], machine))
+    expected = table(items, machine.capacity_bytes)
+    header = [line.removeprefix("#   ") for line in path.read_text().splitlines() if line.startswith("#   ")]
+    assert expected in "\n".join(header), f"put this into {path.name}:\n{expected}"
+    assert "\nfits into" in expected
+    assert f"configs/{path.name}" in path.read_text()  # the command
+
+
+def test_the_runs_of_the_paper_differ_in_hardware_only() -> None:
+    """Four files say the same in most places; here is where they may differ."""
+    may_differ = {"trainer", "checkpoint"}
+    may_differ_in_model = {"dtype", "optimizer", "prompts_per_micro_batch"}
+    first = _raw(ROOT / "configs" / "qwen7b.yaml")
+    for name in ("qwen7b_80gb", "qwen7b_8gpu", "qwen7b_multinode", "qwen1.5b"):
+        other = _raw(ROOT / "configs" / f"{name}.yaml")
+        assert other["data"] == first["data"]
+        for key in ("sampling", "eval_sampling", "reward"):
+            assert other["rollout"][key] == first["rollout"][key]
+        assert set(other) - may_differ == set(first) - may_differ
+        models = [
+            {key: value for key, value in run["model"].items() if key not in may_differ_in_model | {"policy"}}
+            for run in (first, other)
+        ]
+        assert models[0] == models[1]
+        assert other["model"]["optimizer"]["init_args"]["lr"] == 5e-6
+        assert other["trainer"]["max_epochs"] == first["trainer"]["max_epochs"]

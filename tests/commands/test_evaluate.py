@@ -1,0 +1,204 @@
+"""The evaluate command on a random policy with a cheap reward: outputs, settings, benchmarks, shards and kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from maxk_lightning.commands.arguments import call
+from maxk_lightning.commands.evaluate import evaluate
+from maxk_lightning.commands.evaluate.policy import policy_digest
+from maxk_lightning.evaluation import load
+from maxk_lightning.evaluation.samples import read_samples
+from tests.support.paths import ROOT
+
+
+def write_problems(path: Path, *ids: str) -> Path:
+    records = [{"id": id_, "prompt": f"Print {id_}.", "tests": [{"input": "", "output": id_}]} for id_ in ids]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    problems = write_problems(tmp_path / "alphabet.jsonl", "a", "b", "c", "d", "e")
+    settings = {
+        "trainer": {"accelerator": "cpu", "max_epochs": 3},
+        "data": {"test": {"class_path": "maxk_lightning.data.JsonLines", "init_args": {"path": str(problems)}}},
+        "rollout": {
+            "reward": {"class_path": "tests.support.fakes.LengthReward"},
+            "eval_sampling": {"num_completions": 2, "max_new_tokens": 6},
+        },
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def run(config: Path, policy: str, out: Path, *more: str, num_samples: int = 3) -> None:
+    fixed = ["--config", str(config), "--policy", policy, "--out", str(out), "--num_samples", str(num_samples)]
+    call(evaluate, [*fixed, "--problems_per_chunk", "2", *more])
+
+
+def test_everything_promised_is_written(
+    config: Path, random_policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config, random_policy, tmp_path / "out", "--name", "random")
+    samples = read_samples(tmp_path / "out" / "samples.jsonl")
+    assert [(sample.id, sample.sample) for sample in samples] == [(id_, i) for id_ in "abcde" for i in range(3)]
+    assert {sample.num_tokens for sample in samples} <= set(range(1, 7))
+    (loaded,) = load(tmp_path / "out")
+    assert (loaded.name, loaded.benchmark) == ("random", "alphabet")
+    assert loaded.statements["a"] == "Print a."
+    assert [point.k for point in loaded.curve("max_at_k")] == [1, 2, 3]
+    assert loaded.summary.mean_entropy is not None
+    assert loaded.summary.seconds.generating > 0
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+    assert "random on alphabet: 5 problems x 3 samples" in capsys.readouterr().out
+
+
+def test_overrides_lie_over_the_yaml_and_change_the_settings(config: Path, random_policy: str, tmp_path: Path) -> None:
+    run(config, random_policy, tmp_path / "out", "--rollout.eval_sampling.max_new_tokens", "2")
+    assert max(sample.num_tokens for sample in read_samples(tmp_path / "out" / "samples.jsonl")) <= 2
+    with pytest.raises(ValueError, match="max_new_tokens was 2, is 6"):
+        run(config, random_policy, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["json", "file"])
+def test_several_benchmarks_in_one_call(config: Path, random_policy: str, tmp_path: Path, form: str) -> None:
+    sources = {
+        name: {"class_path": "maxk_lightning.data.JsonLines", "init_args": {"path": str(path)}}
+        for name, path in {
+            "one": write_problems(tmp_path / "1.jsonl", "x"),
+            "two": write_problems(tmp_path / "2.jsonl", "y", "z"),
+        }.items()
+    }
+    (tmp_path / "benchmarks.yaml").write_text(yaml.safe_dump(sources))
+    benchmarks = {"json": json.dumps(sources), "file": str(tmp_path / "benchmarks.yaml")}[form]
+    run(config, random_policy, tmp_path / "out", "--benchmarks", benchmarks, num_samples=1)
+    runs = load(tmp_path / "out")
+    assert [(run.name, run.benchmark, run.summary.num_problems) for run in runs] == [
+        ("out", "one", 1),
+        ("out", "two", 2),
+    ]
+
+
+def test_shards_join_to_what_one_process_writes(config: Path, random_policy: str, tmp_path: Path) -> None:
+    run(config, random_policy, tmp_path / "whole")
+    run(config, random_policy, tmp_path / "joined", "--shard", "1/2")
+    assert not (tmp_path / "joined" / "summary.json").exists()
+    run(config, random_policy, tmp_path / "joined", "--shard", "0/2")
+    whole, joined = (read_samples(tmp_path / name / "samples.jsonl") for name in ("whole", "joined"))
+    # Batches differ, so log-probs may differ in their last bits; the samples themselves may not.
+    assert [(s.id, s.sample, s.completion, s.reward) for s in joined] == [
+        (s.id, s.sample, s.completion, s.reward) for s in whole
+    ]
+    assert load(tmp_path / "joined")[0].summary.max_at_k == load(tmp_path / "whole")[0].summary.max_at_k
+
+
+def save_checkpoint(path: Path, policy: str, scale: float) -> None:
+    weights = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+    state = {f"policy.model.{name}": weight * scale for name, weight in weights.items()}
+    torch.save({"policy": policy, "state_dict": state}, path)
+
+
+def test_a_checkpoint_is_evaluated_as_it_is_now(config: Path, random_policy: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "last.ckpt"
+    save_checkpoint(checkpoint, random_policy, 1.0)
+    run(config, random_policy, tmp_path / "directory")
+    run(config, str(checkpoint), tmp_path / "checkpoint")
+    before, after = (read_samples(tmp_path / name / "samples.jsonl") for name in ("directory", "checkpoint"))
+    assert before == after
+    save_checkpoint(checkpoint, random_policy, 1.1)  # trained further under the same name
+    with pytest.raises(ValueError, match="samples of other settings"):
+        run(config, str(checkpoint), tmp_path / "checkpoint")
+
+
+def test_another_policy_of_the_same_name_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 100_000)
+    before = policy_digest(str(tmp_path))
+    assert policy_digest(str(tmp_path)) == before
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 99_999 + b"1")
+    assert policy_digest(str(tmp_path)) != before
+    assert policy_digest("owner/name") == "owner/name"
+
+
+BAD = {
+    "samples": (["--num_samples", "0"], "--num_samples is 0"),
+    "chunk": (["--problems_per_chunk", "0"], "--problems_per_chunk is 0"),
+    "shard": (["--shard", "2/2"], "--shard is '2/2'"),
+    "policy": (["--policy", "/nowhere"], "neither a directory"),
+    "config": (["--config", "/nowhere.yaml"], "is not a file"),
+    "length": (["--data.max_prompt_tokens", "1"], "no problem has a prompt of at most"),
+}
+
+
+@pytest.mark.parametrize(("more", "reason"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_in_one_sentence(
+    config: Path, random_policy: str, tmp_path: Path, more: list[str], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        call(evaluate, ["--config", str(config), "--policy", random_policy, "--out", str(tmp_path / "out"), *more])
+    assert not (tmp_path / "out").exists()
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+NUM_SPAWNED, NUM_FORKED = 2, 8
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_it_ends_with_the_bytes_of_an_undisturbed_run(
+    config: Path, random_policy: str, tmp_path: Path
+) -> None:
+    """The real command and engine, killed while it writes; most are forks of one interpreter, to save its imports."""
+    ids = [f"problem-{i}" for i in range(30)]
+    problems = write_problems(tmp_path / "many.jsonl", *ids)
+    source = {"class_path": "maxk_lightning.data.JsonLines", "init_args": {"path": str(problems)}}
+    args = ["--config", str(config), "--policy", random_policy, "--benchmarks", json.dumps({"many": source})]
+    args += ["--num_samples", "40", "--problems_per_chunk", "1", "--rollout.eval_sampling.max_new_tokens", "20"]
+    command = ["evaluate", *args, "--out", str(tmp_path / "killed")]
+    path, rng = tmp_path / "killed" / "many" / "samples.jsonl", random.Random(0)
+    sizes = [0]
+
+    def kill_while_it_writes(pid: int) -> None:
+        before = time.monotonic()
+        while (path.stat().st_size if path.exists() else 0) <= sizes[-1] and time.monotonic() < before + 60:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+
+    for _ in range(NUM_SPAWNED):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "maxk_lightning", *command],
+            env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        kill_while_it_writes(process.pid)
+        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+        sizes.append(path.stat().st_size)
+    forking = [sys.executable, "-m", "tests.support.forking_command"]
+    with subprocess.Popen(
+        forking, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as forker:
+        assert forker.stdin
+        assert forker.stdout
+        for _ in range(NUM_FORKED):
+            print(json.dumps(command), file=forker.stdin, flush=True)
+            kill_while_it_writes(int(forker.stdout.readline()))
+            assert int(forker.stdout.readline()) == signal.SIGKILL, "it ended before it could be killed"
+            sizes.append(path.stat().st_size)
+        forker.stdin.close()
+    assert sizes == sorted(set(sizes)), "every kill came while new samples were being written"
+    call(evaluate, command[1:])
+    call(evaluate, [*args, "--out", str(tmp_path / "whole")])
+    assert path.read_bytes() == (tmp_path / "whole" / "many" / "samples.jsonl").read_bytes()
+    assert [(s.id, s.sample) for s in read_samples(path)] == [(id_, i) for id_ in ids for i in range(40)]

@@ -1,0 +1,85 @@
+"""Log-probs without all logits equal those with them, gradients included.
+
+Legend: M tokens, D hidden size, V vocabulary.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maxk_lightning.policy.projection import project
+
+M, D, V = 7, 5, 11
+
+
+def _plain(head: nn.Module, hidden_MD: Tensor, targets_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    all_logprobs_MV = F.log_softmax(head(hidden_MD).float() / temperature, dim=-1)
+    entropies_M = -(all_logprobs_MV.exp() * all_logprobs_MV).sum(-1)
+    return all_logprobs_MV[torch.arange(len(targets_M)), targets_M], entropies_M
+
+
+@pytest.mark.parametrize("num_tokens", [0, M])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("chunk_logits", [1, 2 * V, 1000])  # chunks of 1; of 2, 2, 2 and 1; of all tokens
+def test_values_and_gradients_are_those_of_full_logits(
+    chunk_logits: int, has_bias: bool, temperature: float, num_tokens: int
+) -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(D, V, bias=has_bias)
+    hidden_MD = torch.randn(num_tokens, D).requires_grad_()
+    targets_M = torch.randint(V, (num_tokens,))
+    coefficients_M = torch.randn(num_tokens)
+    leaves = [hidden_MD, *head.parameters()]
+    ours_M, entropies_M = project(head, hidden_MD, targets_M, temperature, chunk_logits=chunk_logits)
+    plain_M, plain_entropies_M = _plain(head, hidden_MD, targets_M, temperature)
+    torch.testing.assert_close(ours_M, plain_M)
+    torch.testing.assert_close(entropies_M, plain_entropies_M.detach())
+    assert not entropies_M.requires_grad
+    ours = torch.autograd.grad((ours_M * coefficients_M).sum(), leaves)
+    plain = torch.autograd.grad((plain_M * coefficients_M).sum(), leaves)
+    torch.testing.assert_close(ours, plain)
+
+
+def test_the_backward_pass_is_the_derivative_of_the_forward_pass() -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(D, V, bias=False, dtype=torch.float64)
+    targets_M = torch.randint(V, (M,))
+
+    def logprobs(hidden_MD: Tensor, _: Tensor) -> Tensor:
+        return project(head, hidden_MD, targets_M, 0.7, chunk_logits=2 * V)[0]
+
+    hidden_MD = torch.randn(M, D, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(logprobs, (hidden_MD, head.weight))
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    head = nn.Linear(D, V, bias=False).requires_grad_(False)
+    hidden_MD = torch.randn(M, D, requires_grad=True)
+    project(head, hidden_MD, torch.zeros(M, dtype=torch.long), 1.0)[0].sum().backward()
+    assert head.weight.grad is None
+    assert hidden_MD.grad is not None
+    assert hidden_MD.grad.abs().sum() > 0
+
+
+def test_half_precision_is_as_exact_as_its_logits() -> None:
+    """Values from the same bfloat16 logits; gradients within a few of bfloat16's steps of 2^-8."""
+    torch.manual_seed(0)
+    head = nn.Linear(64, V, bias=False, dtype=torch.bfloat16)
+    hidden_MD = torch.randn(M, 64, dtype=torch.bfloat16, requires_grad=True)
+    targets_M = torch.randint(V, (M,))
+    for autocast in (False, True):
+        wide = nn.Linear(64, V, bias=False)
+        wide.weight.data.copy_(head.weight)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            used = wide if autocast else head  # float32 weights, computed with in bfloat16, as bf16-mixed does
+            ours_M, _ = project(used, hidden_MD, targets_M, 1.0, chunk_logits=2 * V)
+            plain_M, _ = _plain(used, hidden_MD, targets_M, 1.0)
+        assert ours_M.dtype == torch.float32
+        torch.testing.assert_close(ours_M, plain_M)
+        leaves = [hidden_MD, used.weight]
+        ours, plain = (torch.autograd.grad(values_M.sum(), leaves) for values_M in (ours_M, plain_M))
+        for one, other in zip(ours, plain, strict=True):
+            assert one.dtype == other.dtype
+            assert (one - other).norm() <= 2**-6 * other.norm()

@@ -1,0 +1,280 @@
+"""The study: equal budgets, a runner that goes on after kill -9, tables that follow from the kept results."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import study_groups
+import study_report
+import study_results
+import yaml
+from study_results import CONFIGS, Job, Plan, Result, Table, read_plan
+
+from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.data.mistakes import GOOD_CONTEXT_RIGHT, habit
+from maxk_lightning.data.pipelines import VAGUE, VAGUE_PHRASES, VARIANTS, Pipeline, Step
+from tests.support.paths import ROOT
+
+PLAN = read_plan(ROOT / CONFIGS)
+ARMS = [arm for arm in PLAN.arms if arm != study_results.BASE]
+SMALL: dict[str, Any] = {
+    "seed_everything": 1,
+    "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
+    "model": {"policy": "builtin", "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}},
+    "data": {
+        "train": {"class_path": "maxk_lightning.data.Builtin", "init_args": {"split": "train"}},
+        "validation": None,
+        "test": {"class_path": "maxk_lightning.data.Builtin", "init_args": {"split": "test", "limit": 4}},
+        "prompts_per_rollout": 2,
+    },
+    "rollout": {"sampling": {"num_completions": 8, "max_new_tokens": 32}, "eval_sampling": {"max_new_tokens": 32}},
+}
+SMALL_PLAN: dict[str, Any] = {
+    "tuning": {"seed": 0, "num_samples": 4},
+    "test": {"num_samples": 8},
+    "quick": {"num_samples": 8, "seeds": [1], "arms": ["base", "grpo_3"]},
+    "test_ks": [1, 8],
+    "drawn_tables": ["main"],
+    "benchmarks": {"vague": {"policy": "builtin-vague", "learning_rates": [1e-4, 2e-4]}},
+    "arms": {"base": {"label": "base"}, "grpo_3": {"label": "GRPO"}, "grpo_1": {"label": "G1", "tuned_as": "grpo_3"}},
+    "tables": {"main": {"benchmark": "vague", "seeds": [1], "against": ["base"], "arms": ["base", "grpo_3"]}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_has_the_same_budget(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [str(ROOT / CONFIGS / f"{name}.yaml") for name in ("common", arm)]
+    with pytest.raises(SystemExit) as stopped:
+        MaxKCLI(["fit", "--config", configs[0], "--config", configs[1], "--print_config"])
+    assert stopped.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    data, num_rollouts = config["data"], config["trainer"]["max_epochs"]
+    num_completions = num_rollouts * data["prompts_per_rollout"] * config["rollout"]["sampling"]["num_completions"]
+    steps_per_iteration = data["prompts_per_rollout"] // (data["prompts_per_step"] or data["prompts_per_rollout"])
+    assert num_completions == 4608
+    assert num_rollouts * data["num_ppo_iterations"] * steps_per_iteration == 144
+
+
+def test_every_yaml_is_an_arm() -> None:
+    files = {path.stem for path in (ROOT / CONFIGS).glob("*.yaml")} - {"common", "plan"}
+    assert files == set(ARMS)
+
+
+def _write_configs(directory: Path, num_rollouts: int = 4) -> None:
+    directory.mkdir()
+    trainer = {**SMALL["trainer"], "max_epochs": num_rollouts}
+    (directory / "common.yaml").write_text(yaml.safe_dump({**SMALL, "trainer": trainer}))
+    (directory / "plan.yaml").write_text(yaml.safe_dump(SMALL_PLAN))
+    for arm in ("grpo_3", "grpo_1"):
+        (directory / f"{arm}.yaml").write_text((ROOT / CONFIGS / f"{arm}.yaml").read_text())
+
+
+def _has_members(process_group: int) -> bool:
+    try:
+        os.killpg(process_group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _written_at(results: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.suffix in {".json", ".md"}}
+
+
+def _study(directory: Path) -> list[str]:
+    command = [sys.executable, str(ROOT / "scripts/study.py"), "--jobs", "2"]
+    for name in ("configs", "results", "directory"):
+        command += [f"--{name}", str(directory / name)]
+    return command
+
+
+def _kill_once_there_is(directory: Path, pattern: str, study: subprocess.Popen[bytes]) -> None:
+    """Kill a study when it has written a file, and wait until it and its trainings are gone."""
+    deadline = time.monotonic() + 600
+    while not list(directory.glob(pattern)) and time.monotonic() < deadline:
+        assert study.poll() is None, "the study ended early"
+        time.sleep(0.2)
+    study.kill()
+    study.wait()
+    while _has_members(study.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _has_members(study.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_trainings_end_with_a_killed_study(tmp_path: Path) -> None:
+    _write_configs(tmp_path / "configs", num_rollouts=10**9)
+    started = subprocess.Popen(_study(tmp_path), cwd=ROOT, start_new_session=True)
+    try:
+        _kill_once_there_is(tmp_path, "directory/*/*/checkpoints/last.ckpt", started)
+    finally:
+        if _has_members(started.pid):
+            os.killpg(started.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
+    _write_configs(tmp_path / "configs")
+    command = _study(tmp_path)
+    started = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    _kill_once_there_is(tmp_path, "results/*/*/*.json", started)
+    kept = _written_at(tmp_path / "results")
+    assert kept
+    subprocess.run(command, cwd=ROOT, check=True)
+    results = sorted(str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").glob("*/*/*.json"))
+    plan = read_plan(tmp_path / "configs")
+    rate = study_results.tuned_learning_rate(plan, tmp_path / "results", "vague", "grpo_3")
+    assert results == [
+        "vague/test/base-lr0-seed1.json",
+        f"vague/test/grpo_3-lr{rate:g}-seed1.json",
+        "vague/validation/base-lr0-seed0.json",
+        "vague/validation/grpo_3-lr0.0001-seed0.json",
+        "vague/validation/grpo_3-lr0.0002-seed0.json",
+    ]
+    finished = _written_at(tmp_path / "results")
+    assert kept.items() <= finished.items()
+    assert "max@k" in (tmp_path / "results" / "compare-main-seed1.md").read_text()
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert _written_at(tmp_path / "results") == finished, "a finished study ran something again"
+    trained = study_results.read(tmp_path / "results" / results[1])
+    assert [len(values) for values in trained.curves.values()] == [4] * len(trained.curves)
+    assert trained.max_at_k_PK.shape == (4, 4)
+    contents = dict(study_report.blocks(plan, tmp_path / "results"))
+    assert "GRPO" in contents["main"]
+    assert [name for name, _ in study_report.figures(plan, tmp_path / "results")] == [
+        "main_curves",
+        "main_entropy",
+        "main_training",
+        "vague_learning_rates",
+    ]
+
+
+def _plan(configs: Path = CONFIGS) -> Plan:
+    tables = {name: Table(**table) for name, table in SMALL_PLAN["tables"].items()}
+    return Plan(**{**SMALL_PLAN, "configs": configs, "tables": tables})
+
+
+def _keep(results: Path, job: Job, solved: dict[str, int]) -> None:
+    """A result whose problems are solved by so many samples; the others have reward 0.5."""
+    study_results.write(
+        results,
+        Result(
+            job=job,
+            commit="",
+            machine={},
+            seconds={"fit": 1.0, "evaluate": 1.0},
+            rewards={id_: {"1": count, "0.5": job.num_samples - count} for id_, count in solved.items()},
+            entropy_bins={"0": 10},
+            summary={"mean_entropy": 0.1, "distinct_rate": 0.5},
+        ),
+    )
+
+
+def _job(arm: str, rate: float, split: study_results.Split) -> Job:
+    seed, num_samples = (0, 4) if split == "validation" else (1, 8)
+    return Job(benchmark="vague", arm=arm, learning_rate=rate, seed=seed, split=split, num_samples=num_samples)
+
+
+def _keep_study(results: Path, trained: dict[str, int]) -> None:
+    for rate, solved in ((1e-4, {"test-000": 0, "test-001": 1}), (2e-4, {"test-000": 2, "test-001": 1})):
+        _keep(results, _job("grpo_3", rate, "validation"), solved)
+    _keep(results, _job("base", 0.0, "test"), {"test-000": 4, "test-001": 2, "test-002": 0})
+    _keep(results, _job("grpo_3", 2e-4, "test"), trained)
+
+
+def test_max_at_k_follows_from_the_kept_counts(tmp_path: Path) -> None:
+    _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
+    result = study_results.read_all(tmp_path, "vague", "test")[1]
+    # test-001: 4 of 8 samples solve it, the others have 0.5; max@2 = 1 - 0.5 * C(4,2)/C(8,2).
+    np.testing.assert_allclose(result.max_at_k_PK[1], [0.75, 1 - 0.5 * 6 / 28, 1 - 0.5 / 70, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(result.pass_at_k_PK[2], 0.0)
+
+
+def test_the_best_try_gives_the_learning_rate(tmp_path: Path) -> None:
+    plan = _plan()
+    assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_3") is None
+    _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
+    assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_3") == 2e-4
+    assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_1") == 2e-4
+    assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "base") == 0.0
+
+
+def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
+    plan = _plan()
+    _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
+    contents = dict(study_report.blocks(plan, tmp_path))
+    # Gains at k = 1: (1 - 0.75, 0.75 - 0.625, 0); at k = 8 none: both have solved the first two once.
+    assert "| base | GRPO | +0.125 [" in contents["main tests"]
+    assert "p = 1.000" in contents["main tests"]
+    page = "Text.\n<!-- main -->\nold\n<!-- end -->\nMore.\n<!-- tuning vague -->\n<!-- end -->\n"
+    filled = study_report.filled(page, contents)
+    assert "old" not in filled
+    assert filled.startswith("Text.\n<!-- main -->\n| vague, 1 seed, max@k |")
+    assert study_report.filled(filled, contents) == filled
+    with pytest.raises(ValueError, match="block 'other'"):
+        study_report.filled("<!-- other -->\n<!-- end -->", contents)
+
+
+@pytest.mark.parametrize("against", [[], ["grpo_1"]])
+def test_an_arm_is_tested_once_against_the_one_it_is_tuned_as(tmp_path: Path, against: list[str]) -> None:
+    _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
+    _keep(tmp_path, _job("grpo_1", 2e-4, "test"), {"test-000": 8, "test-001": 4, "test-002": 8})
+    plan = _plan()
+    table = Table(benchmark="vague", seeds=[1], against=against, arms=["grpo_1", "grpo_3"])
+    tests = study_report.comparisons(plan, study_report.finished(plan, tmp_path, table), table)
+    # The third problem rises from 0.5 to 1; the others are equal.
+    assert [(test.arm, test.against, test.k) for test in tests] == [("grpo_1", "grpo_3", 1), ("grpo_1", "grpo_3", 8)]
+    assert [test.test.difference for test in tests] == pytest.approx([0.5 / 3, 0.5 / 3])
+
+
+def test_problems_are_grouped_by_what_makes_them_hard() -> None:
+    for name in VARIANTS:
+        groups = study_groups.test_groups(name)
+        assert set(groups.values()) == set(study_groups.GROUPS)
+    (phrase,) = [phrase for phrase in VAGUE_PHRASES if phrase.text == "sort"]
+    rare = Pipeline(steps=(Step("sort_down", None),), phrases=(phrase,))
+    assert study_groups.group_of(rare, VAGUE) == "a less usual reading"
+    usual = Pipeline(steps=(Step("sort_up", None),) * 3, phrases=(phrase,) * 3)
+    right = [habit(family, phrase, VAGUE).right for family in ("start", "order", "order")]
+    num_misled = sum(probability < GOOD_CONTEXT_RIGHT for probability in right)
+    assert study_groups.group_of(usual, VAGUE) == study_groups.GROUPS[min(2, num_misled)]
+
+
+def test_a_quick_run_that_disagrees_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _plan()
+    _keep_study(tmp_path / "kept", {"test-000": 8, "test-001": 6, "test-002": 4})
+    _keep_study(tmp_path / "same", {"test-000": 8, "test-001": 6, "test-002": 4})
+    _keep_study(tmp_path / "worse", {"test-000": 0, "test-001": 0, "test-002": 0})
+    study_report.check_quick(plan, tmp_path / "same", tmp_path / "kept")
+    assert "all differences agree" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="do not agree"):
+        study_report.check_quick(plan, tmp_path / "worse", tmp_path / "kept")
+
+
+@pytest.mark.parametrize("key", ["arms", "against"])
+def test_a_plan_with_an_unknown_arm_is_refused(tmp_path: Path, key: str) -> None:
+    _write_configs(tmp_path / "configs")
+    main = {"benchmark": "vague", "seeds": [1], "against": ["base"], "arms": ["base"], key: ["base", "nobody"]}
+    plan = {**SMALL_PLAN, "tables": {"main": main}}
+    (tmp_path / "configs" / "plan.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(ValueError, match=r"plan.yaml: tables.main: nobody is not under `arms`"):
+        read_plan(tmp_path / "configs")
+
+
+def test_results_say_what_the_kept_results_say() -> None:
+    page = (ROOT / study_report.PAGE).read_text(encoding="utf-8")
+    contents = dict(study_report.blocks(PLAN, ROOT / study_results.RESULTS))
+    assert study_report.filled(page, contents) == page
+    assert set(re.findall(r"\]\((results/[\w/.-]+)\)", page)) <= {
+        str(path.relative_to(ROOT)) for path in (ROOT / "results").rglob("*")
+    }

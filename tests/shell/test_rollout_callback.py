@@ -1,0 +1,196 @@
+"""The generation callback: age of rollouts, proof of the weights, and what happens when an engine fails.
+
+The engines here are real ones that are made to fail or to lie at a chosen moment.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from maxk_lightning.callbacks import RolloutCallback
+from maxk_lightning.data import Builtin
+from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.module import PolicyModule
+from maxk_lightning.policy import load_model
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.rollouts.collect import collect
+from maxk_lightning.rollouts.rollout import Rollout
+from maxk_lightning.types import Completion, Prompt, Sampling
+from tests.support.fakes import LengthReward
+
+SAMPLING = Sampling(num_completions=4, max_new_tokens=10)
+NUM_ROLLOUTS = 4
+Weights = dict[str, Tensor]
+
+
+class Recording(RolloutCallback):
+    """Keeps what it was asked for."""
+
+    def __init__(self, engine: RolloutEngine, **options: Any) -> None:
+        super().__init__(engine, LengthReward(), SAMPLING, **options)
+        self.rollouts: list[Rollout] = []
+        self.ages: list[int] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Note the rollout of the epoch, and its age."""
+        super().on_train_epoch_start(trainer, pl_module)
+        self.rollouts.append(trainer.datamodule.buffers["fit"].rollout)  # type: ignore[attr-defined]
+        self.ages.append(trainer.global_step - self.rollouts[-1].version)
+
+
+class Stopping(Recording):
+    """Saves a checkpoint at the end of the second epoch, and breaks off in the third."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Break off."""
+        if trainer.current_epoch == 2:
+            raise ZeroDivisionError
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Save."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.current_epoch == 1:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "early.ckpt")
+
+
+class UnreliableEngine:
+    """A TransformersEngine some of whose calls of `generate` or `load_weights` fail; closing it loses the weights."""
+
+    def __init__(self, policy: str, fail_at: Iterable[int] = (), stale: bool = False) -> None:
+        self.policy = policy
+        self.fail_at = set(fail_at)
+        self.stale = stale
+        self.calls = 0
+        self.closed = 0
+        self.inner = TransformersEngine(policy)
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self._count()
+        if not self.stale or version == 0:
+            self.inner.load_weights(named_tensors, version)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        self._count()
+        return self.inner.generate(prompts, sampling)
+
+    def sleep(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed += 1
+        self.inner = TransformersEngine(self.policy)
+
+    def _count(self) -> None:
+        self.calls += 1
+        if self.calls in self.fail_at:
+            raise EngineError(f"call {self.calls} failed")
+
+
+def _fit(policy: str, root: Path, callback: RolloutCallback, ckpt_path: Path | None = None) -> Weights:
+    module = PolicyModule(policy=policy, optimizer=lambda params: torch.optim.Adam(params, lr=1e-2))
+    datamodule = PromptDataModule(
+        train=Builtin("train", limit=12), validation=None, policy=policy, prompts_per_rollout=2, num_ppo_iterations=2
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Trainer(
+            max_epochs=NUM_ROLLOUTS,
+            accelerator="cpu",
+            default_root_dir=root,
+            callbacks=[callback, ModelCheckpoint(root, save_top_k=0, every_n_epochs=100)],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule, ckpt_path=ckpt_path)
+    return {name: tensor.clone() for name, tensor in module.hf_weights()}
+
+
+def _assert_same(ours: Weights, theirs: Weights) -> None:
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(random_policy: str, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return _fit(random_policy, tmp_path_factory.mktemp("undisturbed"), Recording(TransformersEngine(random_policy)))
+
+
+# Calls of a rollout: load_weights, generate (the test of the weights), generate.
+@pytest.mark.parametrize("fail_at", [*(pytest.param([call], marks=pytest.mark.slow) for call in (1, 2, 3, 8)), [3, 9]])
+def test_a_failed_engine_is_replaced_once_and_nothing_else_changes(
+    random_policy: str, undisturbed: Weights, tmp_path: Path, fail_at: list[int]
+) -> None:
+    engine = UnreliableEngine(random_policy, fail_at)
+    _assert_same(_fit(random_policy, tmp_path, Recording(engine)), undisturbed)
+    assert engine.closed == len(fail_at) + 1  # and once at the end
+
+
+def test_an_engine_that_fails_twice_ends_the_run_with_a_checkpoint(
+    random_policy: str, undisturbed: Weights, tmp_path: Path
+) -> None:
+    engine = UnreliableEngine(random_policy, fail_at=[9, 12])  # the third rollout, and its second attempt
+    with pytest.raises(EngineError, match=r"failed twice; the run can be continued from .*last\.ckpt"):
+        _fit(random_policy, tmp_path, Recording(engine))
+    assert engine.closed == 3  # after each failure, and on the way out
+    resumed = Recording(TransformersEngine(random_policy))
+    _assert_same(_fit(random_policy, tmp_path, resumed, tmp_path / "last.ckpt"), undisturbed)
+    assert len(resumed.rollouts) == NUM_ROLLOUTS - 2
+
+
+def test_an_engine_with_old_weights_stops_the_run(random_policy: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"differ from the trainer's by .* rollout\.max_logprob_gap allows 0\.001"):
+        _fit(random_policy, tmp_path, Recording(UnreliableEngine(random_policy, stale=True), max_logprob_gap=1e-3))
+
+
+def test_rollouts_ahead_come_from_the_weights_before(random_policy: str, tmp_path: Path) -> None:
+    callback = Recording(TransformersEngine(random_policy), rollouts_ahead=1)
+    _fit(random_policy, tmp_path, callback)
+    assert callback.ages == [0, 2, 2, 2]  # two optimizer steps per rollout
+    assert [rollout.version for rollout in callback.rollouts] == [0, 0, 2, 4]
+    initial = TransformersEngine(random_policy)
+    initial.load_weights(load_model(random_policy).state_dict().items(), 0)
+    for rollout in callback.rollouts[:2]:  # both were sampled by the initial policy
+        problems, prompts = [g.problem for g in rollout.groups], [g.prompt for g in rollout.groups]
+        again = collect(initial, LengthReward(), problems, prompts, SAMPLING)
+        assert [g.completions for g in again.groups] == [g.completions for g in rollout.groups]
+
+
+def test_a_run_ahead_resumes_with_the_rollout_that_was_under_way(random_policy: str, tmp_path: Path) -> None:
+    whole = Recording(TransformersEngine(random_policy), rollouts_ahead=1)
+    weights = _fit(random_policy, tmp_path / "whole", whole)
+    stopped = Stopping(TransformersEngine(random_policy), rollouts_ahead=1)
+    with pytest.raises(ZeroDivisionError):
+        _fit(random_policy, tmp_path / "stopped", stopped)
+    resumed = Recording(TransformersEngine(random_policy), rollouts_ahead=1)
+    _assert_same(_fit(random_policy, tmp_path / "resumed", resumed, tmp_path / "stopped" / "early.ckpt"), weights)
+    assert resumed.ages == whole.ages[2:]
+    assert [rollout.version for rollout in resumed.rollouts] == [2, 4]
+
+
+def test_an_engine_that_fails_while_ahead_samples_anew_from_the_current_weights(
+    random_policy: str, tmp_path: Path
+) -> None:
+    engine = UnreliableEngine(random_policy, fail_at=[4])  # rollout 0 has three calls; the next one is the one ahead
+    callback = Recording(engine, rollouts_ahead=1)
+    _fit(random_policy, tmp_path, callback)
+    assert callback.ages == [0, 0, 2, 2]
+
+
+def test_options_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rollout\.engine\.sleep_while_training: with rollouts_ahead"):
+        RolloutCallback(VLLMEngine(sleep_while_training=True), rollouts_ahead=1)
+    with pytest.raises(ValueError, match=r"rollout\.max_logprob_gap is 0"):
+        RolloutCallback(max_logprob_gap=0.0)
+    with pytest.raises(ValueError, match=r"kv_cache_gib, not both"):
+        VLLMEngine(kv_cache_gib=1.0, gpu_memory_utilization=0.5)
+    with pytest.raises(ValueError, match=r"rollout\.engine\.max_num_seqs is 0"):
+        VLLMEngine(max_num_seqs=0)

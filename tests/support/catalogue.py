@@ -1,0 +1,233 @@
+"""Run the catalogues in `cases/` at once on one pool and print as JSON what went wrong.
+
+A program of its own, because tests start it as another user and with another interpreter:
+
+    python catalogue.py --backend plain [--without landlock seccomp]
+"""
+
+import argparse
+import json
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from maxk_lightning.rewards.comparison import same_output
+from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
+from maxk_lightning.rewards.sandbox.worker import WorkerSettings
+from maxk_lightning.rewards.verdicts import failure_of
+
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
+SHORT = {
+    "passed": "AC",
+    "wrong_answer": "WA",
+    "runtime_error": "RE",
+    "memory_limit": "RE",
+    "time_limit": "TLE",
+    "output_limit": "OLE",
+    "infra_error": "INFRA",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One catalogue entry."""
+
+    name: str
+    source: bytes
+    stdin: bytes
+    expected: bytes
+    verdicts: tuple[str, ...]
+    repeat: int
+    no_file: str | None
+
+
+def _bytes_of(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
+
+
+def _evaluate(expression: str) -> str | bytes:
+    return eval(expression, {})  # ours, from the manifest beside the programs
+
+
+def attacks() -> list[Case]:
+    folder = CASES / "attacks"
+    return [
+        Case(
+            name=entry["file"],
+            source=(folder / entry["file"]).read_bytes(),
+            stdin=entry["stdin"].encode(),
+            expected=entry["expect"].encode(),
+            verdicts=tuple({"MLE": "RE"}.get(verdict, verdict) for verdict in entry["verdict"]),
+            repeat=entry.get("repeat", 1),
+            no_file=entry.get("nofile"),
+        )
+        for entry in json.loads((folder / "manifest.json").read_text())
+    ]
+
+
+def benign() -> list[Case]:
+    folder = CASES / "benign"
+    return [
+        Case(
+            name=entry["file"],
+            source=(folder / entry["file"]).read_bytes(),
+            stdin=_bytes_of(_evaluate(entry["stdin_expr"])),
+            expected=_bytes_of(_evaluate(entry["expect_expr"])),
+            verdicts=("AC",),
+            repeat=1,
+            no_file=None,
+        )
+        for entry in json.loads((folder / "manifest.json").read_text())
+    ]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of one run."""
+
+    verdict: str
+    output: bytes
+    outcome: Outcome
+
+
+LIMITS = Limits(cpu_s=1.5, wall_s=15.0, memory_bytes=1 << 30, output_bytes=8 << 20)
+
+
+def job_of(case: Case, limits: Limits = LIMITS) -> Job:
+    def judge(_: int, outcome: Outcome, output: bytes) -> Seen:
+        verdict: Any = failure_of(outcome, len(output), limits.output_bytes)
+        if verdict is None:
+            verdict = "passed" if same_output(output, case.expected, "tokens") else "wrong_answer"
+        return Seen(SHORT[verdict], output, outcome)
+
+    return Job(source=case.source, runs=[RunFiles(stdin=case.stdin)] * case.repeat, judge=judge, limits=limits)
+
+
+def tcp_server(port: int, patience_s: float = 240.0) -> socket.socket:
+    """Listen where the attacks look; another run of this script may hold the port for a while."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+class Canaries:
+    """Servers that no program may reach, and secrets in the environment and in a world-readable file."""
+
+    def __init__(self) -> None:
+        self.num_visits = 0
+        self._servers = [tcp_server(48213), socket.socket(socket.AF_UNIX)]
+        self._servers[1].bind("\0maxk_canary")
+        self._servers[1].listen()
+        for server in self._servers:
+            threading.Thread(target=self._accept, args=(server,), daemon=True).start()
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            try:
+                server.accept()[0].close()
+            except OSError:
+                return
+            self.num_visits += 1
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.shutdown(socket.SHUT_RDWR)
+            server.close()
+
+
+def descendants(pid: int) -> set[int]:
+    """Live processes below `pid`."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[0] != "Z":
+                parents[int(entry)] = int(fields[1])
+    found: set[int] = set()
+    frontier = {pid}
+    while frontier:
+        frontier = {child for child, parent in parents.items() if parent in frontier}
+        found |= frontier
+    return found
+
+
+PROCESSES_PER_WORKER = {"plain": 1, "bwrap": 3}
+"Idle: the server, and bubblewrap's monitor and init."
+CONTROL = Case(
+    name="control",
+    source=b"print(int(input()) ** 2)",
+    stdin=b"7\n",
+    expected=b"49\n",
+    verdicts=("AC",),
+    repeat=1,
+    no_file=None,
+)
+
+
+def wrong_with(case: Case, seen: tuple[Seen, ...]) -> str | None:
+    for run in seen:
+        if run.verdict not in case.verdicts:
+            return f"{case.name}: {run.verdict}, not {'/'.join(case.verdicts)} ({run.outcome}, {run.output[:80]!r})"
+        if b"BREACH" in run.output:
+            return f"{case.name}: {run.output[:200]!r}"
+    if case.no_file is not None and os.path.exists(case.no_file):
+        return f"{case.name}: {case.no_file} exists"
+    return None
+
+
+def run_all(settings: WorkerSettings, num_workers: int, seed: int) -> dict[str, Any]:
+    """Every program of both catalogues, shuffled, each hostile one followed by a harmless control."""
+    os.environ["SECRET"] = "a secret of the trainer"
+    canaries = Canaries()
+    spare = [os.dup(0) for _ in range(600)]  # workers inherit descriptors with high numbers
+    pool = SandboxPool(settings, num_workers)
+    cases = [*attacks(), *benign()]
+    random.Random(seed).shuffle(cases)
+    queued = [each for case in cases for each in ((case, CONTROL) if "AC" not in case.verdicts else (case,))]
+    futures = [(case, pool.submit(job_of(case))) for case in queued]
+    wrong = [message for case, future in futures if (message := wrong_with(case, future.result(300)))]
+    num_idle = num_workers * PROCESSES_PER_WORKER[settings.backend]
+    num_left_over = len(descendants(os.getpid())) - num_idle
+    pool.close()
+    time.sleep(0.2)
+    for fd in spare:
+        os.close(fd)
+    return {
+        "num_programs": len(cases),
+        "wrong": wrong,
+        "num_left_over": num_left_over,
+        "num_after_close": len(descendants(os.getpid())),
+        "num_visits": canaries.num_visits,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--backend", default="plain", choices=("plain", "bwrap"))
+    parser.add_argument("--without", nargs="*", default=[], choices=("landlock", "seccomp"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    chosen = WorkerSettings(
+        backend=args.backend,
+        needs_landlock="landlock" not in args.without,
+        needs_seccomp="seccomp" not in args.without,
+    )
+    print(json.dumps(run_all(chosen, args.workers, args.seed)))

@@ -66,7 +66,7 @@ def plan_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallba
         lora=module.lora,
         weights_dtype=weights_dtype,
         compute_dtype=COMPUTE.get(machine.precision, weights_dtype),
-        optimizer=module.make_optimizer,
+        optimizer=module.optimizer_from,
         has_reference=module.kl_target == "reference",
         is_checkpointing=module.gradient_checkpointing,
         num_groups=num_groups,

@@ -58,7 +58,7 @@ from maxk_lightning.objectives.group_size import check_group_size
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
-from maxk_lightning.objectives.schedule import Mixture, Staged, objective_at
+from maxk_lightning.objectives.schedule import Mixture, Staged, largest_k, objective_at
 
 __all__ = [
     "GRPO",
@@ -79,5 +79,6 @@ __all__ = [
     "Staged",
     "check_group_size",
     "group_diagnostics",
+    "largest_k",
     "objective_at",
 ]

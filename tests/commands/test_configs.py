@@ -96,7 +96,7 @@ def test_the_model_can_be_built_and_the_objective_fits(path: Path, tmp_path: Pat
     assert model.num_parameters() - num_adapter == SIZES[size]
     assert (num_adapter > 0) == (cli.model.lora is not None)
     check_group_size(cli.model.objective, cli.config_init["rollout"].sampling.num_completions)
-    optimizer = cli.model.make_optimizer([torch.nn.Parameter(torch.zeros(2))])
+    optimizer = cli.model.optimizer_from([torch.nn.Parameter(torch.zeros(2))])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(_raw(path)["model"]["optimizer"]["init_args"]["lr"])
     trainer = _raw(path)["trainer"]
     assert _raw(path)["data"]["prompts_per_rollout"] % (trainer["devices"] * trainer.get("num_nodes", 1)) == 0

@@ -228,7 +228,7 @@ def test_a_dry_run_prints_the_table_of_the_configured_run(
     module = PolicyModule(policy=random_policy)
     kv_cache_bytes = 16 * (512 + 256) * 2 * (2 * 2 * 8) * 4  # rows, tokens, K and V, layers x heads x width, float32
     engine = EngineMemory(weights_dtype=torch.float32, kv_cache_bytes=kv_cache_bytes)
-    plan = _plan(random_policy, optimizer=module.make_optimizer, engine=engine, num_groups=8, num_completions=8)
+    plan = _plan(random_policy, optimizer=module.optimizer_from, engine=engine, num_groups=8, num_completions=8)
     plan = replace(plan, max_prompt_tokens=512, max_new_tokens=256, max_row_tokens=2048)
     assert table(items_of(plan)) in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maxk_lightning.callbacks.weight_sync import logprob_gap
+from maxk_lightning.rollouts.weight_sync import logprob_gap
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.policy import Policy, load_model
 from maxk_lightning.rollouts import EngineError, VLLMEngine

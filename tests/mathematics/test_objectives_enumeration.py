@@ -22,10 +22,10 @@ from maxk_lightning.objectives import (
     ExactMaxAtK,
     MaxAtK,
     MaxRL,
-    Mixture,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    WeightedObjectives,
 )
 
 Rewards = list[float]
@@ -127,7 +127,7 @@ def test_rloo_is_unbiased_for_the_mean_and_dr_grpo_short_by_one_part_in_n() -> N
 
 
 def test_a_mixture_is_unbiased_for_the_mixture_of_objectives() -> None:
-    objective = Mixture([ExactMaxAtK(3), ExactMaxAtK(1)], [0.7, -0.2])
+    objective = WeightedObjectives([ExactMaxAtK(3), ExactMaxAtK(1)], [0.7, -0.2])
     update_V = expected_update(objective, REWARDS[0], LOGITS, OLD_LOGITS, n=4)
     torch.testing.assert_close(
         update_V, 0.7 * true_gradient(REWARDS[0], 3) - 0.2 * true_gradient(REWARDS[0], 1), **EXACT

@@ -18,6 +18,11 @@ FIT = (sys.executable, "-m", "maxk_lightning", "fit")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+def listen_to_interrupts() -> None:
+    """Undo what a shell does to background jobs, such as a whole test run: it makes them, and children, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Run:
     """`fit` with these options, started as often as a test likes in one directory."""

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.policy.memory import GIB, EngineMemory, Plan, describe, kv_bytes_per_token, tensor_bytes
+from maxk_lightning.policy.memory import GIB, EngineMemory, Workload, describe, kv_bytes_per_token, tensor_bytes
 from maxk_lightning.rollouts import TransformersEngine, VLLMEngine, VLLMServerEngine
 
 CUDA_OVERHEAD_BYTES = 3 * GIB
@@ -52,7 +52,7 @@ def machine_of(trainer: Trainer) -> Machine:
     )
 
 
-def plan_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallback, machine: Machine) -> Plan:
+def plan_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallback, machine: Machine) -> Workload:
     """What the memory of a run depends on.
 
     Raises:
@@ -61,7 +61,7 @@ def plan_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallba
     weights_dtype = getattr(torch, module.dtype_name)
     groups_per_step = -(-data.prompts_per_step // machine.num_ranks)
     num_groups = min(groups_per_step, module.prompts_per_micro_batch or groups_per_step)
-    return Plan(
+    return Workload(
         policy=module.policy_name,
         lora=module.lora,
         weights_dtype=weights_dtype,

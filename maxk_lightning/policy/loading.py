@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUILTIN = {
-    name: str(Path(__file__).parents[1] / "data" / directory / "policy")
-    for name, directory in (("builtin", "builtin"), ("builtin-vague", "builtin_vague"))
+    path.parent.name.replace("_", "-"): str(path)
+    for path in sorted((Path(__file__).parents[1] / "data").glob("builtin*/policy"))
 }
 "Name -> directory of the tiny policies shipped with this package, one per variant of the built-in benchmark."
 HUB_TIMEOUT_S = 10.0
-"How long the hub may take to answer at all."
+"Longest time that the hub may take to answer at all."
 
 
 def resolve_policy(policy: str) -> str:

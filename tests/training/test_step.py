@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from maxk_lightning.losses import ClippedSurrogate, PolicyLoss, ScoreFunction, StepCounts, token_weights
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.objectives import GRPO, ExactMaxAtK, MaxAtK, Mixture, Objective, OffPolicyMaxAtK
+from maxk_lightning.objectives import GRPO, ExactMaxAtK, MaxAtK, Objective, OffPolicyMaxAtK, WeightedObjectives
 from maxk_lightning.policy import Policy, build_policy, load_model
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Samples
@@ -171,7 +171,7 @@ def test_a_mixture_is_diagnosed_with_its_largest_k(random_policy: str, samples: 
     parts: list[Objective] = [ExactMaxAtK(k=2), ExactMaxAtK(k=4)]
     fractions = [
         _step_loss(policy, samples, objective)(to_batch(samples.groups))[1]["group/effective_subsets_fraction"]
-        for objective in (Mixture(parts, [0.5, 0.5]), *parts)
+        for objective in (WeightedObjectives(parts, [0.5, 0.5]), *parts)
     ]
     assert fractions[0] == fractions[2] != fractions[1]
 

@@ -15,7 +15,7 @@ from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
@@ -64,7 +64,7 @@ class RolloutCallback(Callback):
             raise ValueError(f"rollout.rollouts_ahead is {rollouts_ahead}, must be 0 or 1")
         if not max_logprob_gap > 0.0:
             raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
-        if rollouts_ahead and isinstance(engine, VLLMEngine) and engine.sleep_while_training:
+        if rollouts_ahead and getattr(engine, "sleep_while_training", False):
             raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
         self.engine = engine
         self.reward = reward
@@ -76,13 +76,22 @@ class RolloutCallback(Callback):
         self._training_since = self._training_until = 0.0
 
     def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
-        """Refuse an objective that cannot work with this group size before anything expensive starts."""
+        """Begin afresh, after `check`."""
+        self.check(trainer, pl_module, stage)
         self.sampler.reset()
         self._logged_epoch = None
+
+    def check(self, trainer: Trainer, module: PolicyModule, stage: str) -> None:
+        """Refuse what cannot work together before anything expensive starts.
+
+        Raises:
+            ValueError: a Trainer flag that would do nothing or the wrong thing, or an objective that cannot work with
+                groups of this size.
+        """
         if stage == "fit":
             _check_trainer(trainer)
-            check_group_size(pl_module.objective, self.sampling.num_completions)
-            if isinstance(pl_module.objective, Staged) and (trainer.max_epochs or 0) < 1:
+            check_group_size(module.objective, self.sampling.num_completions)
+            if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 
     def on_train_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]

@@ -1,8 +1,7 @@
 """The LightningModule: holds the policy, and makes an optimizer step of whole groups."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from maxk_lightning.losses import (
     ClippedSurrogate,
+    EngineCorrection,
     Normalisation,
     PolicyLoss,
     ScoreFunction,
@@ -22,11 +22,12 @@ from maxk_lightning.losses import (
 from maxk_lightning.metrics import RolloutMetrics
 from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, objective_at
 from maxk_lightning.policy import Policy, build_policy, resolve_policy
-from maxk_lightning.policy.lora import LoRA, is_adapter, merged
+from maxk_lightning.policy.lora import LoRA, check_adapters, keep_adapters, merged
 from maxk_lightning.policy.sharding import load_sharded, whole
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Samples
 from maxk_lightning.rollouts.weight_sync import Weights
+from maxk_lightning.training.old_policy import OldPolicy
 from maxk_lightning.training.reference import Reference
 from maxk_lightning.training.step import StepLoss, Sums, add, count
 
@@ -49,6 +50,8 @@ class PolicyModule(LightningModule):
         objective: Objective = OffPolicyMaxAtK(k=4),  # noqa: B008  (frozen)
         policy_loss: PolicyLoss | None = None,
         normalisation: Normalisation = "constant",
+        old_logprobs: Literal["trainer", "engine"] = "trainer",
+        engine_correction: EngineCorrection | Literal["auto"] | None = "auto",
         kl_coef: float = 0.01,
         kl_target: Literal["old", "reference"] = "old",
         prompts_per_micro_batch: int | None = None,
@@ -71,9 +74,14 @@ class PolicyModule(LightningModule):
             normalisation: How token losses are averaged: over each completion (`sequence`, GRPO), over all tokens
                 (`token`, DAPO), or by max_new_tokens (`constant`, Dr. GRPO), the only one that keeps unbiased credits
                 unbiased. The paper does not say which it used.
+            old_logprobs: Whose log-probs stand for pi_old: the `trainer`'s at the start of the rollout, so that ratios
+                are exactly 1 at its first step, or the `engine`'s as it sampled. Precision noise of an engine adds up
+                over a completion: .02 nats per token are .6 nats over 110 tokens.
+            engine_correction: Weights of the token losses for what the engine samples differently from pi_old, with
+                `old_logprobs: trainer`. `auto`: `TruncatedWeights` for rollouts from older weights, and where the log-
+                probs of both sides differ by more than 0.001 right after a push; none where they agree.
             kl_coef: beta of the KL penalty (eq. 4); 0 switches it off.
-            kl_target: `old`: the policy that sampled, as in the paper, needs no extra model; `reference`: the initial
-                policy.
+            kl_target: `old`: pi_old, as in the paper, needs no extra model; `reference`: the initial policy.
             prompts_per_micro_batch: Groups per forward pass; None: all groups of the optimizer step at once. Changes
                 memory, never the loss.
             tokens_per_micro_batch: Instead: tokens of packed rows per forward pass, padding included. A group that is
@@ -105,6 +113,8 @@ class PolicyModule(LightningModule):
             raise ValueError(f"model.kl_coef is {kl_coef}, must not be negative")
         if kl_target == "reference" and kl_coef == 0:
             raise ValueError("model.kl_target: reference has no effect with model.kl_coef 0")
+        if old_logprobs == "engine" and engine_correction not in ("auto", None):
+            raise ValueError("model.engine_correction has no effect with model.old_logprobs: engine")
         sizes = {
             "prompts_per_micro_batch": prompts_per_micro_batch,
             "tokens_per_micro_batch": tokens_per_micro_batch,
@@ -116,6 +126,7 @@ class PolicyModule(LightningModule):
         if prompts_per_micro_batch is not None and tokens_per_micro_batch is not None:
             raise ValueError("model.tokens_per_micro_batch excludes model.prompts_per_micro_batch: set one to null")
         self.token_weights = token_weights(normalisation)
+        self.old = OldPolicy(engine_correction) if old_logprobs == "trainer" else None
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         self.prompts_per_micro_batch = prompts_per_micro_batch
@@ -173,8 +184,7 @@ class PolicyModule(LightningModule):
 
     def step_loss(self, samples: Samples) -> StepLoss:
         """The loss of the step that the samples are this rank's share of; all ranks must come here together."""
-        reference, ranks = self.reference, self._ranks
-        is_known = reference is not None and ranks.all_true(reference.knows(samples.completions))
+        reference, old, ranks = self.reference, self.old, self._ranks
         return StepLoss(
             policy=self._policy,
             objective=objective_at(self.objective, self._progress),
@@ -184,16 +194,19 @@ class PolicyModule(LightningModule):
             temperature=samples.sampling.temperature,
             kl_coef=self.kl_coef,
             reference=reference,
-            is_known=is_known,
+            has_reference_answered=reference is not None and ranks.all_true(reference.knows(samples.completions)),
+            old=old,
+            is_old_known=old is not None and ranks.all_true(old.knows(samples.completions)),
             max_row_tokens=self.max_row_tokens,
             max_prompts=self.prompts_per_micro_batch,
             max_tokens=self.tokens_per_micro_batch,
         )
 
     def on_train_epoch_end(self) -> None:
-        """Let go of what the reference policy said of this rollout."""
-        if self.reference is not None:
-            self.reference.forget()
+        """Let go of what the reference and the old policy said of this rollout."""
+        for policy in (self.reference, self.old):
+            if policy is not None:
+                policy.forget()
 
     def validation_step(self, samples: Samples, batch_idx: int) -> None:
         """Count scored validation samples; the curve is logged when the epoch ends."""
@@ -223,6 +236,20 @@ class PolicyModule(LightningModule):
         self.train_metrics.update(samples.rewards_PN, samples.values)
         self._log_metrics("train", self.train_metrics)
 
+    def note_old(self, steps: Sequence[Samples]) -> None:
+        """Note the old log-probs of a rollout in a pass without gradient; all ranks come here together.
+
+        Args:
+            steps: This rank's samples of every optimizer step, the first one first: that notes its own, for free.
+        """
+        if self.old is None:
+            return
+        with self.trainer.precision_plugin.forward_context(), torch.no_grad():
+            for samples in steps[1:]:
+                step_loss = self.step_loss(samples)
+                for batch in step_loss.cut(samples.groups, self._ranks)[0]:
+                    step_loss.note_old(batch.to(self.device))
+
     def weights(self) -> Weights:
         """The policy as it is, for a rollout engine."""
         return Weights(policy=self._policy, named_tensors=self.hf_weights, step=self.global_step)
@@ -240,10 +267,7 @@ class PolicyModule(LightningModule):
         """Name the policy that the weights belong to, for `export`; of a policy with adapters keep these alone."""
         checkpoint["policy"] = self.policy_name
         if self.lora is not None:
-            checkpoint["lora"] = asdict(self.lora)
-            if not self._restores_in_place:
-                weights = checkpoint["state_dict"]
-                checkpoint["state_dict"] = {name: weights[name] for name in weights if is_adapter(name)}
+            keep_adapters(checkpoint, self.lora, has_frozen_weights=self._restores_in_place)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the frozen weights back that the checkpoint leaves out.
@@ -251,16 +275,9 @@ class PolicyModule(LightningModule):
         Raises:
             ValueError: the checkpoint was written with other adapters, or none, or for another policy.
         """
-        lora = None if self.lora is None else asdict(self.lora)
-        if checkpoint.get("lora") != lora:
-            raise ValueError(f"model.lora is {lora}, but the checkpoint was written with {checkpoint.get('lora')}")
-        if lora is not None and checkpoint["policy"] != self.policy_name:
-            raise ValueError(
-                f"model.policy is {self.policy_name}, the checkpoint has adapters of {checkpoint['policy']}"
-            )
-        if lora is not None and not self._restores_in_place:
-            frozen = {name: weight for name, weight in self.state_dict().items() if not is_adapter(name)}
-            checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
+        check_adapters(checkpoint, self.lora, self.policy_name)
+        if self.lora is not None and not self._restores_in_place:
+            checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
 
     @property
     def _policy(self) -> Policy:

@@ -72,6 +72,7 @@ class RolloutCallback(Callback):
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
         self.sampler = Sampler(engine, reward, max_logprob_gap)
+        self._age = 0  # of the current rollout when training on it began, in optimizer steps
         self._logged_epoch: int | None = None
         self._training_since = self._training_until = 0.0
 
@@ -110,7 +111,12 @@ class RolloutCallback(Callback):
                 f"{data.schedule}; change these at the end of a rollout"
             )
         order = data.order(stored["index"], self.sampling)
-        self._serve(data, self.sampler.restore(stored, order, _ranks(trainer)), order, stored["num_done"])
+        rollout = self.sampler.restore(stored, order, _ranks(trainer))
+        self._serve(trainer, pl_module, rollout, order.index, stored["num_done"])
+        if (stored["old_logprobs"] is None) != (pl_module.old is None):
+            raise ValueError("model.old_logprobs: the checkpoint was saved amid a rollout with another choice")
+        if pl_module.old is not None:
+            pl_module.old.load_state(data.buffers["fit"].steps, stored["old_logprobs"], pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score this epoch's rollout, or take the one that was sampled ahead."""
@@ -118,8 +124,9 @@ class RolloutCallback(Callback):
         order = data.order(trainer.current_epoch, self.sampling)
         _seed_global_generators(derive_seed(data.seed, "rollout", order.index, ranks.rank))
         rollout = self.sampler.take(order, ranks) or self._sample(trainer, pl_module, order, ranks)
-        self._serve(data, rollout, order)
-        self._log_once(trainer, pl_module, num_done=0)
+        self._serve(trainer, pl_module, rollout, order.index)
+        pl_module.note_old(data.buffers["fit"].steps)
+        self._log_once(trainer, pl_module)
         if self.rollouts_ahead and trainer.max_epochs is not None and order.index + 1 != trainer.max_epochs:
             self.sampler.begin(data.order(order.index + 1, self.sampling), pl_module.weights(), ranks)
         else:
@@ -132,7 +139,7 @@ class RolloutCallback(Callback):
         """Log a rollout that a resumed run found in the checkpoint, before the first step that is left of it."""
         seed = derive_seed(_datamodule(trainer).seed, "step", trainer.global_step, trainer.global_rank)
         _seed_global_generators(seed)
-        self._log_once(trainer, pl_module, num_done=batch_idx)
+        self._log_once(trainer, pl_module)
 
     def on_train_batch_end(self, *_: object) -> None:
         """Remember when the last step ended: a validation may follow in the same epoch."""
@@ -140,7 +147,7 @@ class RolloutCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Log how long the PPO iterations took, or those of them that a resumed run has made."""
-        self._log_once(trainer, pl_module, num_done=trainer.fit_loop.batch_idx + 1)
+        self._log_once(trainer, pl_module)
         pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
@@ -172,8 +179,13 @@ class RolloutCallback(Callback):
         current = None
         if loop.epoch_progress.current.started != loop.epoch_progress.current.processed:
             num_done = loop.epoch_loop.batch_progress.current.processed
-            schedule = _datamodule(trainer).schedule
-            current = {"index": trainer.current_epoch, "num_done": num_done, "schedule": schedule}
+            data, old = _datamodule(trainer), pl_module.old
+            current = {
+                "index": trainer.current_epoch,
+                "num_done": num_done,
+                "schedule": data.schedule,
+                "old_logprobs": old and old.state(data.buffers["fit"].steps, _ranks(trainer)),
+            }
         checkpoint["rollouts"] = self.sampler.state(_ranks(trainer), current)
 
     def on_load_checkpoint(  # type: ignore[override]
@@ -199,13 +211,16 @@ class RolloutCallback(Callback):
         except EngineError as error:
             raise EngineError(f"{error}; {_save_checkpoint(trainer)}") from error
 
-    def _serve(self, data: PromptDataModule, rollout: Rollout, order: Order, num_done: int = 0) -> None:
-        """Make a rollout the one that is trained on."""
+    def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
+        """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
         self.sampler.current = rollout
-        data.buffers["fit"].fill(rollout, order.index, num_done)
+        _datamodule(trainer).buffers["fit"].fill(rollout, index, num_done)
+        self._age = trainer.global_step - num_done - rollout.version
+        if module.old is not None:
+            module.old.begin(rollout, self._age)
 
-    def _log_once(self, trainer: Trainer, pl_module: PolicyModule, num_done: int) -> None:
-        """Log the current rollout, of which `num_done` steps have been made, unless this process has done so."""
+    def _log_once(self, trainer: Trainer, pl_module: PolicyModule) -> None:
+        """Log the current rollout unless this process has done so."""
         rollout = self.sampler.current
         if self._logged_epoch == trainer.current_epoch or rollout is None:
             return
@@ -213,7 +228,7 @@ class RolloutCallback(Callback):
         self._training_since = self._training_until = time.perf_counter()
         pl_module.log_samples(rollout.samples)
         values = {
-            "rollout/age": float(trainer.global_step - num_done - rollout.version),
+            "rollout/age": float(self._age),
             "rollout/logprob_gap": rollout.logprob_gap,
             "time/sync_s": rollout.sync_s,
             "time/generate_s": rollout.generate_s,

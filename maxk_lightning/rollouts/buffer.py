@@ -49,6 +49,8 @@ class RolloutBuffer(Dataset[Samples]):
         self._steps = [slice(start, end) for start, end in pairwise(bounds)]
         self._shares: Sequence[Samples] = []
         self._order: list[int] = []
+        self.steps: list[Samples] = []
+        "This rank's samples of every optimizer step, in the order of the first PPO iteration."
 
     def fill(self, rollout: Rollout, index: int = 0, num_done: int = 0) -> None:
         """Replace the rollout; all ranks must come here together.
@@ -66,6 +68,7 @@ class RolloutBuffer(Dataset[Samples]):
             if self.seed is not None:
                 Random(derive_seed(derive_seed(self.seed, "buffer", index), "iteration", iteration)).shuffle(order)
             self._order += order
+        self.steps = [self._shares[step] for step in self._order[: len(self._steps)]]
         self._order = self._order[num_done:]
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 class Ranks:
     """This process among `world_size`. Rank r samples every `world_size`-th group of the prompt stream, from r on.
 
-    All ranks must call `all_true`, `largest`, `total` and `gather` together, in the same order.
+    All ranks must call `all_true`, `largest`, `total`, `gather` and `gather_each` together, in the same order.
     """
 
     rank: int = 0
@@ -47,11 +47,15 @@ class Ranks:
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """The items of all ranks in the order of the prompt stream; the inverse of `own`."""
+        return interleave(self.gather_each(items))
+
+    def gather_each(self, thing: T) -> list[T]:
+        """The thing of every rank, by rank."""
         if self.world_size == 1:
-            return list(items)
-        gathered: list[Sequence[T]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(gathered, items)
-        return interleave(gathered)
+            return [thing]
+        gathered: list[T] = [thing] * self.world_size
+        dist.all_gather_object(gathered, thing)
+        return gathered
 
     def _reduced(self, numbers: Sequence[float], reduction: Literal["sum", "max"]) -> list[float]:
         if self.world_size == 1:

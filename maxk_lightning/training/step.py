@@ -9,15 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maxk_lightning.losses import PolicyLoss, StepCounts, kl_k3
+from maxk_lightning.losses import EngineCorrection, PolicyLoss, StepCounts, kl_k3
 from maxk_lightning.objectives import Objective, group_diagnostics, largest_k
 from maxk_lightning.policy import Policy, TokenStats
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Samples
 from maxk_lightning.training.batch import Batch, to_batch
 from maxk_lightning.training.micro_batches import MicroBatches, cut_by_prompts, cut_by_tokens
+from maxk_lightning.training.old_policy import OldPolicy
 from maxk_lightning.training.reference import Reference
 
+CUT = 1e-5
+"A weight that differs from the ratio of its token, and of its completion, by more than this share was cut."
 ZERO_CREDIT = 1e-12
 "A group whose credits are all smaller than this gives no gradient."
 Sums = dict[str, Tensor]
@@ -47,9 +50,13 @@ class StepLoss:
     kl_coef: float = 0.0
     "beta of the KL penalty (eq. 4)."
     reference: Reference | None = None
-    "Target of the KL penalty; None: the behaviour policy."
-    is_known: bool = False
+    "Target of the KL penalty; None: the old policy."
+    has_reference_answered: bool = False
     "Whether the reference has been asked about all completions of the step, on every rank."
+    old: OldPolicy | None = None
+    "pi_old; None: the engine's log-probs are its."
+    is_old_known: bool = False
+    "Whether its log-probs are known on every rank. If not, this is the first step: the policy is pi_old, and is noted."
     max_row_tokens: int | None = None
     "Longest row in which completions share their prompt; see `packing.pack`."
     max_prompts: int | None = None
@@ -76,16 +83,23 @@ class StepLoss:
         stats = self.policy(batch.rows, self.temperature)
         credits_B = batch.credits_B
         sums: Sums = {}
+        old_BT = self._old_logprobs(stats, batch)
         if credits_B is None:
-            credits_PN, sums = self._credits(batch.rewards_PN, _log_ratios(stats, batch).view_as(batch.rewards_PN))
+            log_ratios_PN = _log_ratios(stats, old_BT).view_as(batch.rewards_PN)
+            credits_PN, sums = self._credits(batch.rewards_PN, log_ratios_PN)
             credits_B = credits_PN.flatten()
-        terms = self.policy_loss(stats.logprobs_BT, batch.behaviour_logprobs_BT, credits_B, batch.mask_BT)
+        terms = self.policy_loss(stats.logprobs_BT, old_BT, credits_B, batch.mask_BT)
         weights_BT = self.token_weights(batch.mask_BT, self.counts)
-        target_logprobs_BT = batch.behaviour_logprobs_BT
+        target_BT = old_BT
         if self.reference is not None:
-            target_logprobs_BT = self.reference.logprobs(batch, self.temperature, is_known=self.is_known)
-        kl_BT = kl_k3(stats.logprobs_BT, target_logprobs_BT) * batch.mask_BT
-        loss = (terms.loss_BT * weights_BT).sum()
+            target_BT = self.reference.logprobs(batch, self.temperature, is_known=self.has_reference_answered)
+        kl_BT = kl_k3(stats.logprobs_BT, target_BT) * batch.mask_BT
+        loss_BT = terms.loss_BT
+        if self.old is not None:
+            corrections_BT, engine_sums = _corrections(self.old.correction, old_BT, batch)
+            loss_BT = loss_BT * corrections_BT
+            sums |= engine_sums
+        loss = (loss_BT * weights_BT).sum()
         if self.kl_coef > 0:
             loss = loss + self.kl_coef * (kl_BT * weights_BT).sum() / self.counts.num_completions
         sums["token/kl"] = kl_BT.detach().sum()
@@ -93,15 +107,33 @@ class StepLoss:
         sums["token/clip_fraction"] = terms.is_clipped_BT.sum()
         return loss, {**sums, "loss": loss.detach()}
 
+    def note_old(self, batch: Batch) -> None:
+        """Note the policy's log-probs of a batch as the old ones."""
+        self._old_logprobs(self.policy(batch.rows, self.temperature), batch)
+
     def means(self, sums: Sums, ranks: Ranks) -> dict[str, float]:
         """Values for the log by tag, over all ranks, from the sums over the micro-batches of each."""
-        denominators = {"token": max(1, self.counts.total_tokens), "group": self.counts.num_prompts, "": 1}
+        denominators = {
+            "token": max(1, self.counts.total_tokens),
+            "completion": self.counts.num_prompts * self.counts.num_completions,
+            "group": self.counts.num_prompts,
+            "": 1,
+        }
         names = sorted(sums)  # the same order on all ranks
         values = {}
         for name, total in zip(names, ranks.total([float(sums[name]) for name in names]), strict=True):
             unit, _, tag = name.rpartition("/")
             values[tag] = total / denominators[unit]
         return values
+
+    def _old_logprobs(self, stats: TokenStats, batch: Batch) -> Tensor:
+        """log pi_old of a batch, noted if this is the first step on the rollout."""
+        if self.old is None:
+            return batch.behaviour_logprobs_BT
+        if self.is_old_known:
+            return self.old.logprobs(batch)
+        self.old.note(batch, stats.logprobs_BT)
+        return stats.logprobs_BT.detach()
 
     def _cut(self, groups: Sequence[Group]) -> MicroBatches:
         if self.max_tokens is None:
@@ -124,13 +156,17 @@ class StepLoss:
         """Credits of the parts of split groups, and sums over these groups for the log.
 
         Credits know the ratios of the whole group, from passes without gradients. They carry no gradient anyway, so
-        that of the parts adds up to the group's.
+        that of the parts adds up to the group's. At the first step on a rollout all ratios are 1, without a pass.
         """
         log_ratios: list[Tensor] = []
         for batch in self._padded([self._to_batch([part]) for part in cut.parts], num_passes):
             on_device = batch.to(ranks.device)
+            if self.old is not None and not self.is_old_known:
+                log_ratios.append(torch.zeros(len(batch.completions), dtype=torch.float64, device=ranks.device))
+                continue
             with torch.no_grad():
-                log_ratios.append(_log_ratios(self.policy(on_device.rows, self.temperature), on_device))
+                stats = self.policy(on_device.rows, self.temperature)
+            log_ratios.append(_log_ratios(stats, self._old_logprobs(stats, on_device)))
         credits_of_parts: list[Tensor] = []
         sums: Sums = {}
         start = 0
@@ -167,6 +203,25 @@ def add(totals: Sums, sums: Sums) -> None:
         totals[name] = totals.get(name, 0) + value
 
 
-def _log_ratios(stats: TokenStats, batch: Batch) -> Tensor:
+def _corrections(correction: EngineCorrection | None, old_BT: Tensor, batch: Batch) -> tuple[Tensor, Sums]:
+    """Weights of the token losses for what engine and pi_old disagree on, and sums for the log."""
+    gaps_BT = (old_BT - batch.behaviour_logprobs_BT) * batch.mask_BT
+    ratios_BT = gaps_BT.exp()
+    weights_BT, is_cut_BT = torch.ones_like(ratios_BT), torch.zeros_like(batch.mask_BT)
+    if correction is not None:
+        weights_BT = correction(old_BT, batch.behaviour_logprobs_BT, batch.mask_BT)
+        is_cut_BT = _differ(weights_BT, ratios_BT) & _differ(weights_BT, gaps_BT.sum(1, keepdim=True).exp())
+    return weights_BT, {
+        "token/engine_gap": gaps_BT.abs().sum(),
+        "completion/engine_log_ratio": gaps_BT.sum(1).abs().sum(),
+        "token/engine_cut_fraction": (is_cut_BT & batch.mask_BT).sum(),
+    }
+
+
+def _differ(weights_BT: Tensor, ratios_BT: Tensor) -> Tensor:
+    return (weights_BT - ratios_BT).abs() > CUT * ratios_BT
+
+
+def _log_ratios(stats: TokenStats, old_BT: Tensor) -> Tensor:
     """log pi - log pi_old of whole completions [B], float64, without gradient."""
-    return (stats.logprobs_BT - batch.behaviour_logprobs_BT).detach().double().sum(1)
+    return (stats.logprobs_BT - old_BT).detach().double().sum(1)

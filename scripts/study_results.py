@@ -22,7 +22,7 @@ RESULTS = Path("docs/results/study")
 BASE = "base"
 Split = Literal["validation", "test"]
 Criterion = Literal["mean", "max_at_1"]
-"Criterion by which a learning rate is chosen: the mean of max@k over k = 1, 2, 4, ..., which favours no k, or max@1 alone."
+"Criterion of a learning rate: the mean of max@k over k = 1, 2, 4, ..., which favours no k, or max@1 alone."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

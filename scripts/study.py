@@ -2,12 +2,12 @@
 
     python scripts/study.py                 # all tables of configs/study/plan.yaml; goes on where it was stopped
     python scripts/study.py --table main    # one of them
-    python scripts/study.py --quick         # a reduced main table, held against RESULTS.md
-    python scripts/study_report.py          # tables and figures of RESULTS.md from the kept results, without running
+    python scripts/study.py --quick         # a reduced main table, held against docs/results.md
+    python scripts/study_report.py          # tables and figures of docs/results.md, without running
 
 Every arm first tries the learning rates of the plan with a seed of their own and is evaluated on the validation
 problems; the best rate is then used with the seeds of its tables and evaluated on the test problems. A job is `fit`,
-`evaluate` and a small JSON under results/study; jobs whose JSON exists are not run again.
+`evaluate` and a small JSON under docs/results/study; jobs whose JSON exists are not run again.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def run(job: Job, plan: StudyPlan, results: Path, directory: Path) -> None:
     if job.arm != BASE:
         checkpoint = home / "checkpoints/last.ckpt"
         policy = str(checkpoint)
-        arm = ["--config", str(plan.configs / f"{job.arm}.yaml"), "--model.optimizer.lr", str(job.learning_rate)]
+        arm = ["--config", str(plan.config_of(job.arm)), "--model.optimizer.lr", str(job.learning_rate)]
         arm += ["--model.policy", base, "--data.train.variant", job.benchmark]
         seed = ["--seed_everything", str(job.seed), "--trainer.default_root_dir", str(home)]
         resumed = ["--ckpt_path", "last"] if checkpoint.is_file() else []

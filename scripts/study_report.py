@@ -1,9 +1,9 @@
-"""Tables and figures of RESULTS.md from the kept results of the study (scripts/study.py), without running anything.
+"""Tables and figures of docs/results.md from what scripts/study.py kept; nothing is run.
 
     python scripts/study_report.py            # writes them
-    python scripts/study_report.py --check    # fails when RESULTS.md says something else than the kept results
+    python scripts/study_report.py --check    # fails when docs/results.md says something else than the kept results
 
-RESULTS.md holds prose and, between `<!-- NAME -->` and `<!-- end -->`, what this script writes there.
+docs/results.md holds prose and, between `<!-- NAME -->` and `<!-- end -->`, what this script writes there.
 
 Shapes: P problems, S seeds, K values of k.
 """
@@ -44,7 +44,7 @@ from maxk_lightning.evaluation.estimates import Estimate, Metric
 from maxk_lightning.evaluation.figures import PANEL, entropy_densities, look
 from maxk_lightning.evaluation.paired import holm
 
-PAGE = Path("RESULTS.md")
+PAGE = Path("docs/results.md")
 PAPER_BENCHMARK = "CodeContests"
 NUM_TRAINING_POINTS = 8
 "Training curves are means over so many rollouts: every rollout has other prompts."
@@ -161,7 +161,7 @@ def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
 
 
 def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
-    """Name and content of what belongs into RESULTS.md."""
+    """Name and content of what belongs into docs/results.md."""
     for benchmark in plan.benchmarks:
         yield f"tuning {benchmark}", tuning_table(plan, results, benchmark)
     for name, planned in plan.tables.items():
@@ -280,7 +280,7 @@ def filled(page: str, contents: Mapping[str, str]) -> str:
 
 
 def write_report(plan: StudyPlan, results: Path) -> None:
-    """Fill in RESULTS.md and draw its figures."""
+    """Fill in docs/results.md and draw its figures."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), dict(blocks(plan, results))), encoding="utf-8")
     for name, figure in figures(plan, results):
         figure.savefig(results / f"{name}.png")
@@ -307,7 +307,7 @@ def check_quick(plan: StudyPlan, quick: Path, results: Path) -> None:
         num_apart += is_apart
         print(
             f"{plan.label(comparison.arm)} - {plan.label(comparison.against)}, max@{comparison.k}: "
-            f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]; RESULTS.md {other.difference:+.3f} "
+            f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]; docs/results.md {other.difference:+.3f} "
             f"[{other.low:+.3f}, {other.high:+.3f}]{'  APART' if is_apart else ''}"
         )
     if num_apart:
@@ -317,7 +317,7 @@ def check_quick(plan: StudyPlan, quick: Path, results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when RESULTS.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when docs/results.md is out of date")
     args = parser.parse_args()
     plan = read_plan()
     if not args.check:

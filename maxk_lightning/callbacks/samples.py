@@ -1,4 +1,4 @@
-"""What the policy wrote: samples as text in TensorBoard, predictions as a completions file."""
+"""The policy's completions: samples as text in TensorBoard, predictions as a completions file."""
 
 import json
 from collections import Counter
@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from maxk_lightning.callbacks.rollouts import rollout_callback
+from maxk_lightning.callbacks.tensorboard import tensorboard_writers
 from maxk_lightning.rollouts.rollout import Group
 
 
@@ -32,9 +32,8 @@ class SampleWriter(Callback):
             return
         groups = callback.sampler.current.samples.groups[: self.num_groups]
         text = "\n\n---\n\n".join(_as_markdown(group, self.samples_per_group) for group in groups)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("train/samples", text, trainer.global_step)
+        for writer in tensorboard_writers(trainer):
+            writer.add_text("train/samples", text, trainer.global_step)
 
 
 def _as_markdown(group: Group, num_samples: int) -> str:

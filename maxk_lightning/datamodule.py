@@ -128,7 +128,7 @@ class PromptDataModule(LightningDataModule):
         ]
 
     def order(self, index: int, sampling: Sampling) -> Order:
-        """What this rank samples for a training rollout."""
+        """Order what this rank samples for a training rollout."""
         stream = PromptStream(num_problems=len(self.problems["fit"]), seed=self.seed)
         start = index * self.prompts_per_rollout
         places = self._ranks.own(range(start, start + self.prompts_per_rollout))
@@ -137,7 +137,7 @@ class PromptDataModule(LightningDataModule):
         return Order(index=index, problems=problems, prompts=self.render(problems, seeds), sampling=sampling)
 
     def eval_order(self, stage: EvalStage, sampling: Sampling) -> Order:
-        """What this rank samples for an evaluation; seeds do not change, so evaluations are paired."""
+        """Order what this rank samples for an evaluation; seeds do not change, so evaluations are paired."""
         problems = self._ranks.own(list(self.problems[stage]))
         seeds = [derive_seed(self.seed, stage, problem.id) for problem in problems]
         return Order(index=0, problems=problems, prompts=self.render(problems, seeds), sampling=sampling)

@@ -20,7 +20,7 @@ COMPUTE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the Trainer says."""
+    """Machine and strategy of a run, as its Trainer says."""
 
     num_ranks: int = 1
     "GPUs, or processes."
@@ -37,7 +37,7 @@ class Machine:
 
 
 def machine_of(trainer: Trainer) -> Machine:
-    """What the ranks of a Trainer run on."""
+    """Describe what the ranks of a Trainer run on."""
     strategy = trainer.strategy
     has_gpu = strategy.root_device.type == "cuda"
     return Machine(
@@ -51,7 +51,7 @@ def machine_of(trainer: Trainer) -> Machine:
 
 
 def workload_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallback, machine: Machine) -> Workload:
-    """What the memory of a run depends on.
+    """Collect what the memory of a run depends on.
 
     Raises:
         ValueError: the policy cannot be described.
@@ -93,7 +93,7 @@ def _engine_memory(data: PromptDataModule, rollout: RolloutCallback, machine: Ma
 
 
 def remark_on(rollout: RolloutCallback, workload: Workload) -> str:
-    """What the table leaves out."""
+    """Say what the table leaves out."""
     if workload.engine is not None:
         return ""
     where = "on GPUs of its own" if isinstance(rollout.engine, MeasuredEngine) else "unknown, and not counted"

@@ -28,7 +28,7 @@ class EngineError(RuntimeError):
 def in_groups(
     arrivals: Iterable[tuple[int, int, Arrival]], num_prompts: int, num_completions: int
 ) -> list[list[Arrival]]:
-    """What a stream told in the order it ended, as groups: one list per prompt, samples in order."""
+    """Sort streamed completions back into groups: one list per prompt, samples in order."""
     arrived = {(index, sample): arrival for index, sample, arrival in arrivals}
     return [[arrived[index, sample] for sample in range(num_completions)] for index in range(num_prompts)]
 
@@ -50,7 +50,7 @@ class StreamingEngine(Protocol):
     """An engine that hands completions out as they end."""
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
-        """What `generate` returns, in the order it ends: (index of the prompt, sample in its group, completion)."""
+        """Yield what `generate` returns as it ends: (index of the prompt, sample in its group, completion)."""
         ...
 
 
@@ -71,7 +71,7 @@ class MeasuredEngine(Protocol):
     """An engine that can tell what it will need, for `fit --dry_run true`."""
 
     def memory(self, load: EngineLoad) -> EngineMemory | None:
-        """What it will hold beside the policy; None: it has GPUs of its own."""
+        """Tell what it will hold beside the policy; None: it has GPUs of its own."""
         ...
 
 

@@ -23,7 +23,7 @@ class Ranks:
     world_size: int = 1
     "Number of processes."
     device: torch.device = CPU
-    "Where numbers are reduced: NCCL wants a GPU, gloo the CPU."
+    "Device on which numbers are reduced: NCCL wants a GPU, gloo the CPU."
 
     def own(self, items: Sequence[T]) -> Sequence[T]:
         """The items of this rank, given all of them in the order of the prompt stream."""

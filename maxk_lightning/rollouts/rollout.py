@@ -1,4 +1,4 @@
-"""What is ordered, and what is sampled: orders, groups, and rollouts, which are groups from one version of the policy.
+"""Orders, groups, and rollouts: groups sampled from one version of the policy.
 
 Legend: P prompts, N completions per prompt.
 """
@@ -36,9 +36,9 @@ class Order:
     problems: Sequence[Problem]
     "Problems of this rank."
     prompts: Sequence[Prompt]
-    "Their prompts, in the same order."
+    "Prompts of these problems, in the same order."
     sampling: Sampling
-    "How to draw the completions."
+    "Settings of the completions."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +46,13 @@ class Group:
     """The n samples of one prompt."""
 
     problem: Problem
-    "What was asked."
+    "Problem that was asked."
     prompt: Prompt
     "The problem as the policy read it."
     completions: list[Completion]
     "n answers of the behaviour policy."
     scores: list[Score]
-    "Their scores, in the same order."
+    "Scores of the answers, in the same order."
 
     @property
     def rewards(self) -> list[float]:
@@ -67,7 +67,7 @@ class Samples:
     groups: Sequence[Group]
     "One per prompt."
     sampling: Sampling
-    "How the completions were drawn."
+    "Settings that the completions were drawn with."
 
     @property
     def rewards_PN(self) -> Tensor:

@@ -139,7 +139,7 @@ class Sampler:
         return rollout if ranks.all_true(rollout is not None) else None
 
     def _collector(self, order: Order, device: torch.device | None = None) -> Callable[[], Rollout]:
-        """What samples the order from the weights that the engine has now.
+        """Make a function that samples the order from the weights that the engine has now.
 
         Args:
             order: What to sample.

@@ -27,7 +27,7 @@ class Weights:
     policy: Policy
     "The policy itself, which the engine must agree with."
     named_tensors: Callable[[], Iterator[tuple[str, Tensor]]]
-    "Its weights under their Hugging Face names. Sharded ones are gathered: all ranks must iterate together."
+    "Source of its weights under their Hugging Face names; all ranks must iterate together, to gather sharded ones."
     step: int
     "Optimizer steps made so far."
 

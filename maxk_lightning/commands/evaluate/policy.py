@@ -76,15 +76,15 @@ class RunSettings:
     """What evaluation takes from the YAML of a run."""
 
     data: PromptDataModule
-    "Its template, test problems and seed."
+    "Data module, for template, test problems and seed."
     engine: RolloutEngine
-    "Its rollout engine."
+    "Rollout engine."
     reward: Reward
-    "Its reward."
+    "Reward."
     sampling: Sampling
-    "Its evaluation sampling."
+    "Evaluation sampling."
     reward_config: str
-    "How the reward was configured."
+    "Configuration of the reward."
 
 
 def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> RunSettings:

@@ -74,7 +74,7 @@ class TransformersEngine:
         return in_groups(self.stream(prompts, sampling), len(prompts), sampling.num_completions)
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
-        """The same completions as they end: (index of the prompt, sample in its group, completion)."""
+        """Yield the same completions as they end: (index of the prompt, sample in its group, completion)."""
         model, tokenizer = self._load()
         decoder = _Decoder(model, tokenizer, self._stop_tokens, sampling)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
@@ -86,7 +86,7 @@ class TransformersEngine:
                 yield indices[place], sample, completion
 
     def memory(self, load: EngineLoad) -> EngineMemory:
-        """What it will hold: a float32 copy of the weights, and the KV cache of its largest batch."""
+        """Tell what it will hold: a float32 copy of the weights, and the KV cache of its largest batch."""
         num_rows = min(self.max_batch_rows, load.num_completions)
         kv_cache_bytes = num_rows * load.max_tokens * kv_bytes_per_token(self.policy, torch.float32)
         return EngineMemory(weights_dtype=torch.float32, kv_cache_bytes=kv_cache_bytes)

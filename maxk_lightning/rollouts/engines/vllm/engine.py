@@ -131,7 +131,7 @@ class VLLMEngine:
         return in_groups(self.stream(prompts, sampling), len(prompts), sampling.num_completions)
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
-        """The same completions as they end: (index of the prompt, sample in its group, completion).
+        """Yield the same completions as they end: (index of the prompt, sample in its group, completion).
 
         Raises:
             ValueError: a prompt leaves no room for a completion.
@@ -163,7 +163,7 @@ class VLLMEngine:
                 engine.abort_request(list(places))
 
     def memory(self, load: EngineLoad) -> EngineMemory:
-        """What it will hold: its copy of the weights, and a KV cache of the configured size."""
+        """Tell what it will hold: its copy of the weights, and a KV cache of the configured size."""
         dtype = self._torch_dtype(on_gpu=load.gpu_bytes is not None)
         if self.kv_cache_gib is not None:
             kv_cache_bytes = int(self.kv_cache_gib * GIB)

@@ -141,7 +141,7 @@ class VLLMServerEngine:
         return in_groups(self.stream(prompts, sampling), len(prompts), sampling.num_completions)
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
-        """The same completions as they end: (index of the prompt, sample in its group, completion).
+        """Yield the same completions as they end: (index of the prompt, sample in its group, completion).
 
         Raises:
             ValueError: the server refuses a request.
@@ -336,7 +336,7 @@ def _rank() -> int:
 
 
 def _told_by_first_rank(word: str | None) -> str | None:
-    """What rank 0 says, on all ranks, which wait for it."""
+    """Hand what rank 0 says to all ranks, which wait for it."""
     if not torch.distributed.is_initialized():
         return word
     told = [word]

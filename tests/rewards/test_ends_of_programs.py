@@ -34,6 +34,15 @@ class IOWrapper(IOBase):
         self.writable = self.buffer.writable
         self.write = lambda s: self.buffer.write(s.encode("ascii"))
 """
+FILE_OF_MINE = """
+import sys
+class File:
+    closed = property(lambda self: {closed})
+    def write(self, text): pass
+    def flush(self): {flush}
+sys.stdout = File()
+print("x")
+"""
 CLASS_WITH_DEL = (
     "class A:\n    def __init__(self, name): self.name = name\n    def __del__(self): print('end of', self.name)\n"
 )
@@ -69,7 +78,9 @@ PROGRAMS = {
     "stdout is fdopen": "import os, sys\nsys.stdout = os.fdopen(1, 'w', 65536)\nprint('x')",
     "buffered writer": "import io\nf = io.BufferedWriter(io.FileIO(1, 'w'))\nf.write(b'x')",
     "text wrapper over the buffer": "import io, sys\nf = io.TextIOWrapper(sys.stdout.buffer)\nf.write('x')",
-    "stdout is a text wrapper": "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, 'latin-1')\nprint('ü')",
+    "stdout is a text wrapper": (
+        "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, 'latin-1')\nprint('ü')"
+    ),
     "detached": "import sys\nb = sys.stdout.detach()\nb.write(b'x')",
     "detached and dropped": "import sys\nsys.stdout.detach().write(b'x')",
     "buffer written": "import sys\nsys.stdout.buffer.write(b'x')\nprint('y')",
@@ -99,7 +110,9 @@ PROGRAMS = {
     "atexit that exits": "import atexit, sys\natexit.register(sys.exit, 3)\nprint('y')",
     "atexit after an error": "import atexit\natexit.register(print, 'x')\nraise ValueError",
     "atexit in a function of main": "import atexit\n@atexit.register\ndef bye(): print(word)\nword = 'x'",
-    "thread": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), print('x'))).start()\nprint('y')",
+    "thread": (
+        "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), print('x'))).start()\nprint('y')"
+    ),
     "thread that fails": "import threading\nthreading.Thread(target=lambda: 1 / 0).start()\nprint('y')",
     "thread that exits": "import threading, sys\nthreading.Thread(target=sys.exit, args=(3,)).start()\nprint('y')",
     "exit 0": "import sys\nprint('x')\nsys.exit(0)",
@@ -112,15 +125,10 @@ PROGRAMS = {
     "exit 0.0": "import sys\nsys.exit(0.0)",
     "os._exit loses the buffer": "import os\nprint('x')\nos._exit(0)",
     "abort": "import os\nos.abort()",
-    "flush that fails": "import sys\nclass F:\n    def write(self, s): pass\n    def flush(self): 1 / 0\nsys.stdout = F()\nprint('x')",
-    "closed that fails": (
-        "import sys\nclass F:\n    closed = property(lambda self: 1 / 0)\n    def write(self, s): sys.__stdout__.write(s)\n"
-        "    def flush(self): pass\nsys.stdout = F()\nprint('x')"
-    ),
-    "flush twice": (
-        "import sys\nclass F:\n    def __init__(self, o): self.o, self.lines = o, []\n    def write(self, s): self.lines.append(s)\n"
-        "    def flush(self): self.o.write(''.join(self.lines)); self.lines = []\nsys.stdout = F(sys.stdout)\nprint('x')"
-    ),
+    "flush that fails": FILE_OF_MINE.format(closed="False", flush="1 / 0"),
+    "closed that fails": FILE_OF_MINE.format(closed="1 / 0", flush="sys.__stdout__.write('x')"),
+    "closed by its own word": FILE_OF_MINE.format(closed="True", flush="1 / 0"),
+    "flush twice": FILE_OF_MINE.format(closed="False", flush="sys.__stdout__.write('x')"),
     "stderr is stdout": "import sys\nsys.stderr = open(1, 'w', closefd=False)\nprint('x', file=sys.stderr)",
     "descriptor closed": "import os\nprint('x')\nos.close(1)",
     "descriptor closed, nothing printed": "import os\nos.close(1)",

@@ -205,7 +205,7 @@ def _status_of_system_exit(code: object) -> int:
 
 
 def _end(status: int, original_builtins: dict[str, Any] | None) -> NoReturn:
-    """End as the interpreter does: threads, exit handlers, flushed streams, finalisers (None: none), flushed streams."""
+    """End as the interpreter does: threads, exit handlers, streams, finalisers (None: none), streams again."""
     for step in (_join_threads, atexit._run_exitfuncs):
         with contextlib.suppress(BaseException):  # the interpreter reports it and goes on
             step()

@@ -42,7 +42,7 @@ READY = b"ready"
 _REQUEST = struct.Struct("=QBBIddQQ")
 _OUTCOME = struct.Struct("=BiddQ")
 _REPLY = struct.Struct("=Q")
-MAX_FUNCTION_BYTES = 1 << 14
+MAX_FUNCTION_BYTES = 1 << 16
 "Longest name of a function, in UTF-8."
 MAX_REQUEST_BYTES = _REQUEST.size + MAX_FUNCTION_BYTES
 MAX_REPLY_BYTES = _REPLY.size + MAX_RUNS_PER_REQUEST * _OUTCOME.size

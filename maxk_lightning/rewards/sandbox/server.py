@@ -160,9 +160,11 @@ class Server:
         killed = self._supervise(pid, start, request)
         _, wait_status, usage = os.wait4(pid, 0)
         marks = self._read_marks()
+        if child.MARK_LOCKED not in marks:
+            return Outcome(kind="internal"), True
         cpu_s = usage.ru_utime + usage.ru_stime
         outcome = Outcome(
-            kind=killed or _kind_of(wait_status, marks, cpu_s, usage.ru_maxrss << 10, request),
+            kind=killed or _kind_of(wait_status, cpu_s, usage.ru_maxrss << 10, request),
             status=os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else os.WEXITSTATUS(wait_status),
             cpu_s=cpu_s,
             wall_s=time.monotonic() - start,
@@ -215,10 +217,8 @@ def _num_threads(pid: int) -> int:
         return 0  # hidden or already gone: RLIMIT_AS still bounds the threads
 
 
-def _kind_of(wait_status: int, marks: bytes, cpu_s: float, max_rss_bytes: int, request: Request) -> OutcomeKind:
+def _kind_of(wait_status: int, cpu_s: float, max_rss_bytes: int, request: Request) -> OutcomeKind:
     """Classify an end that the server did not cause."""
-    if child.MARK_LOCKED not in marks:
-        return "internal"
     if cpu_s > request.limits.cpu_s:
         return "cpu_limit"
     if not os.WIFSIGNALED(wait_status):

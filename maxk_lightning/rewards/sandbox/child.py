@@ -205,8 +205,8 @@ def _status_of_system_exit(code: object) -> int:
 
 
 def _end(status: int, original_builtins: dict[str, Any] | None) -> NoReturn:
-    """End as the interpreter does: threads, exit handlers, streams, finalisers (None: none), streams again."""
-    for step in (_join_threads, atexit._run_exitfuncs):
+    """End as the interpreter does: streams, threads, exit handlers, streams, finalisers (None: none), streams."""
+    for step in (_flush_streams, _join_threads, atexit._run_exitfuncs):
         with contextlib.suppress(BaseException):  # the interpreter reports it and goes on
             step()
     is_flushed = _flush_streams()

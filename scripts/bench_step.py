@@ -73,7 +73,7 @@ from torch import Tensor
 from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.data import Builtin, PromptTemplate
 from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.losses import BatchCounts
+from maxk_lightning.losses import StepCounts
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import GRPO
 from maxk_lightning.policy import load_tokenizer
@@ -389,7 +389,7 @@ def compare_gradients(args: argparse.Namespace, root: str) -> dict[str, Any]:
     module.trainer = trainer
     assert module.policy is not None
     module.policy.to(device)
-    counts = BatchCounts(
+    counts = StepCounts(
         num_prompts=args.prompts,
         num_completions=args.n,
         total_tokens=int(batch.mask_BT.sum()),

@@ -31,8 +31,8 @@ from study_results import (
     CONFIGS,
     RESULTS,
     Job,
-    Plan,
     Result,
+    StudyPlan,
     Table,
     path_of,
     read,
@@ -59,7 +59,7 @@ CURVES = (
 "Kept of every run that has them."
 
 
-def run(job: Job, plan: Plan, results: Path, directory: Path) -> None:
+def run(job: Job, plan: StudyPlan, results: Path, directory: Path) -> None:
     """Train, evaluate and keep what matters, unless that was done before."""
     if path_of(results, job).is_file():
         return
@@ -171,7 +171,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def test_jobs(plan: Plan, table: Table, num_samples: int, results: Path) -> Iterator[Job]:
+def test_jobs(plan: StudyPlan, table: Table, num_samples: int, results: Path) -> Iterator[Job]:
     """Jobs on the test problems, seed by seed, so that a run cut short has all arms."""
     for seed in table.seeds:
         for arm in table.arms:
@@ -189,7 +189,7 @@ def test_jobs(plan: Plan, table: Table, num_samples: int, results: Path) -> Iter
             )
 
 
-def run_all(jobs: Sequence[Job], plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
+def run_all(jobs: Sequence[Job], plan: StudyPlan, results: Path, directory: Path, num_jobs: int) -> None:
     """Run the jobs that are left, several at a time.
 
     Raises:
@@ -228,7 +228,7 @@ def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> 
             shutil.copy(out / "report.md", kept)
 
 
-def run_table(name: str, plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
+def run_table(name: str, plan: StudyPlan, results: Path, directory: Path, num_jobs: int) -> None:
     """Tune, train, evaluate and compare the arms of a table."""
     table = plan.tables[name]
     tuned = dict.fromkeys(map(plan.tuned_as, table.arms))

@@ -115,7 +115,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """The content of configs/study/plan.yaml; its comments say what the keys mean."""
 
     configs: Path
@@ -143,7 +143,7 @@ class Plan:
         return self.arms[arm].get("tuned_as", arm)
 
 
-def read_plan(configs: Path = CONFIGS) -> Plan:
+def read_plan(configs: Path = CONFIGS) -> StudyPlan:
     """Read the plan of a directory.
 
     Raises:
@@ -152,7 +152,7 @@ def read_plan(configs: Path = CONFIGS) -> Plan:
     path = configs / "plan.yaml"
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
     tables = {name: Table(**table) for name, table in record["tables"].items()}
-    plan = Plan(**{**record, "configs": configs, "tables": tables})
+    plan = StudyPlan(**{**record, "configs": configs, "tables": tables})
     for name, table in tables.items():
         for arm in (*table.arms, *table.against):
             if arm not in plan.arms or (arm != BASE and not (configs / f"{arm}.yaml").is_file()):
@@ -186,7 +186,7 @@ def read_all(results: Path, benchmark: str, split: Split) -> list[Result]:
     return [read(path) for path in sorted((results / benchmark / split).glob("*.json"))]
 
 
-def tuning_jobs(plan: Plan, benchmark: str, arm: str) -> list[Job]:
+def tuning_jobs(plan: StudyPlan, benchmark: str, arm: str) -> list[Job]:
     """The tries of a learning rate for an arm; one for the base, which has none."""
     rates = [0.0] if arm == BASE else plan.benchmarks[benchmark]["learning_rates"]
     return [Job(benchmark=benchmark, arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in rates]
@@ -198,7 +198,7 @@ def tuning_score(result: Result, criterion: Criterion = "mean") -> float:
 
 
 def tuned_learning_rate(
-    plan: Plan, results: Path, benchmark: str, arm: str, criterion: Criterion = "mean"
+    plan: StudyPlan, results: Path, benchmark: str, arm: str, criterion: Criterion = "mean"
 ) -> float | None:
     """The best of the tries; 0 for the base, None while a try is missing."""
     if arm == BASE:

@@ -4,8 +4,8 @@ Which one to choose
 ===================
 
 **What will the user do with the model?** Draws k samples and keeps the best: train for that k. Draws one: `RLOO`, which
-is max@1 without bias. Does not know yet: a `Mixture` of a few k, or a `Staged` schedule from large to small k. Training
-for a k above the one in use costs quality at small k; below it costs diversity.
+is max@1 without bias. Does not know yet: `WeightedObjectives` of a few k, or a `Staged` schedule from large to small k.
+Training for a k above the one in use costs quality at small k; below it costs diversity.
 
 **How large a group?** n is `num_completions`. max@k needs k <= n and learns best from n of at least 2k: with n = k a
 group is a single subset, only its best sample is told apart, and every baseline but `loo1` is refused.
@@ -58,7 +58,7 @@ from maxk_lightning.objectives.group_size import check_group_size
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
-from maxk_lightning.objectives.schedule import Mixture, Staged, objective_at
+from maxk_lightning.objectives.schedule import Mixture, Staged, WeightedObjectives, largest_k, objective_at
 
 __all__ = [
     "GRPO",
@@ -77,7 +77,9 @@ __all__ = [
     "OffPolicyMaxAtK",
     "PassKTraining",
     "Staged",
+    "WeightedObjectives",
     "check_group_size",
     "group_diagnostics",
+    "largest_k",
     "objective_at",
 ]

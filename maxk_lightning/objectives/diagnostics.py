@@ -24,11 +24,9 @@ class GroupDiagnostics:
     """
 
     log_normaliser_P: Tensor
-    "log E, E = mean over k-subsets of prod rho. Its expectation of E is 1; 0 on-policy."
+    "log E, where E is the mean over k-subsets of prod rho; 0 on-policy. The expectation of E is 1."
     effective_fraction_P: Tensor
     "Effective number of k-subsets, (sum W)^2 / sum W^2 with W = prod rho, over C(n, k): in (0, 1], 1 on-policy."
-    log_effective_subsets_P: Tensor
-    "log of the effective number of k-subsets itself; 0: a single subset decides everything."
     log_ratio_std_P: Tensor
     "Standard deviation (over n) of log rho in the group."
     is_too_small_P: Tensor
@@ -47,11 +45,9 @@ def group_diagnostics(rewards_PN: Tensor, log_ratios_PN: Tensor, k: int) -> Grou
     mean_P1 = finite_PN.sum(-1, keepdim=True) / n_P1.clamp(min=1)
     variance_P = ((finite_PN - mean_P1).square() * groups.is_present_PN).sum(-1) / groups.num_samples_P.clamp(min=1)
     is_too_small_P = groups.num_samples_P < k
-    log_subsets_P = torch.lgamma(n_P1 + 1) - torch.lgamma(n_P1 - k + 1) - torch.lgamma(n_P1.new_tensor(k + 1.0))
     return GroupDiagnostics(
         log_normaliser_P=log_normaliser_P.masked_fill(is_too_small_P, torch.nan),
         effective_fraction_P=log_fraction_P.exp().masked_fill(is_too_small_P, torch.nan),
-        log_effective_subsets_P=(log_fraction_P + log_subsets_P.squeeze(-1)).masked_fill(is_too_small_P, torch.nan),
         log_ratio_std_P=variance_P.sqrt().masked_fill(is_too_small_P, torch.nan),
         is_too_small_P=is_too_small_P,
     )

@@ -154,13 +154,11 @@ def test_ratios_of_one_give_the_on_policy_form(rewards: list[float], ratios: lis
         torch.testing.assert_close(credits_of(off_policy, rewards), credits_of(on_policy, rewards), **EXACT)
 
 
-@pytest.mark.parametrize(("rewards", "ratios", "k"), GROUPS_AND_KS)
+@pytest.mark.parametrize(("rewards", "ratios", "k"), [group for group in GROUPS_AND_KS if group[2] < len(group[0])])
 def test_z_scored_and_pass_k_training_rescale_the_centred_credits(
     rewards: list[float], ratios: list[float], k: int
 ) -> None:
     n = len(rewards)
-    if k == n:
-        return
     plain = brute_plain(rewards, [1.0] * n, k)
     spread = stdev(plain) if stdev(plain) > 1e-12 else 1.0
     assert_credits(credits_of(MaxAtK(k, "zscore"), rewards), [(c - fmean(plain)) / spread / n for c in plain])
@@ -326,7 +324,6 @@ def test_diagnostics_are_their_definitions() -> None:
     effective = weights.sum() ** 2 / weights.square().sum()
     torch.testing.assert_close(diagnostics.log_normaliser_P[0], weights.mean().log(), **EXACT)
     torch.testing.assert_close(diagnostics.effective_fraction_P[0], effective / len(weights), **EXACT)
-    torch.testing.assert_close(diagnostics.log_effective_subsets_P[0], effective.log(), **EXACT)
     torch.testing.assert_close(diagnostics.log_ratio_std_P[0], log_ratios_PN[0, :9].std(correction=0), **EXACT)
     assert diagnostics.is_too_small_P.tolist() == [False, True]
     assert diagnostics.log_normaliser_P[1].isnan()

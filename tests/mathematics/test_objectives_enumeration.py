@@ -22,16 +22,22 @@ from maxk_lightning.objectives import (
     ExactMaxAtK,
     MaxAtK,
     MaxRL,
-    Mixture,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    WeightedObjectives,
 )
 
 Rewards = list[float]
 REWARDS: list[Rewards] = [[0.0, 0.4, 1.0], [0.5, -1.0, 0.5], [-2.0, 3.0, 0.25]]  # plain, tied, negative
 LOGITS = [-0.2, 0.5, 0.1]
 OLD_LOGITS = [0.3, 0.1, -0.6]
+KS_AND_BASELINES = [
+    (k, baseline)
+    for k in (1, 2, 3, 4)
+    for baseline in ("centred", "loo1", "none")
+    if (k, baseline) not in ((1, "loo1"), (4, "centred"))  # refused: no baseline is left
+]
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -80,24 +86,18 @@ def true_gradient(rewards: Rewards, k: int) -> Tensor:
 
 
 @pytest.mark.parametrize("rewards", REWARDS)
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
-@pytest.mark.parametrize("baseline", ["centred", "loo1", "none"])
+@pytest.mark.parametrize(("k", "baseline"), KS_AND_BASELINES)
 def test_on_policy_credits_are_unbiased(rewards: Rewards, k: int, baseline: str) -> None:
-    if (baseline, k) in (("loo1", 1), ("centred", 4)):
-        return
     update_V = expected_update(MaxAtK(k, baseline), rewards, LOGITS, LOGITS, n=4)  # type: ignore[arg-type]
     torch.testing.assert_close(update_V, true_gradient(rewards, k), **EXACT)
 
 
 @pytest.mark.parametrize("rewards", REWARDS)
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
-@pytest.mark.parametrize("baseline", ["centred", "loo1", "none"])
+@pytest.mark.parametrize(("k", "baseline"), KS_AND_BASELINES)
 @pytest.mark.parametrize("old_logits", [LOGITS, OLD_LOGITS, [2.0, -1.0, 0.0]])
 def test_exact_credits_are_unbiased_for_any_behaviour_policy(
     rewards: Rewards, k: int, baseline: str, old_logits: list[float]
 ) -> None:
-    if (baseline, k) in (("loo1", 1), ("centred", 4)):
-        return
     objective = ExactMaxAtK(k, baseline)  # type: ignore[arg-type]
     update_V = expected_update(objective, rewards, LOGITS, old_logits, n=4)
     torch.testing.assert_close(update_V, true_gradient(rewards, k), **EXACT)
@@ -127,7 +127,7 @@ def test_rloo_is_unbiased_for_the_mean_and_dr_grpo_short_by_one_part_in_n() -> N
 
 
 def test_a_mixture_is_unbiased_for_the_mixture_of_objectives() -> None:
-    objective = Mixture([ExactMaxAtK(3), ExactMaxAtK(1)], [0.7, -0.2])
+    objective = WeightedObjectives([ExactMaxAtK(3), ExactMaxAtK(1)], [0.7, -0.2])
     update_V = expected_update(objective, REWARDS[0], LOGITS, OLD_LOGITS, n=4)
     torch.testing.assert_close(
         update_V, 0.7 * true_gradient(REWARDS[0], 3) - 0.2 * true_gradient(REWARDS[0], 1), **EXACT

@@ -67,11 +67,16 @@ def relative_error(actual_N: Tensor, exact: list[Fraction]) -> float:
     return float(max(abs(Fraction(a) - c) for a, c in zip(actual_N.tolist(), exact, strict=True)) / scale)
 
 
-@pytest.mark.parametrize("baseline", ["centred", "loo1", "none"])
-@pytest.mark.parametrize(("n", "k"), [(20, 1), (20, 2), (32, 8), (32, 31), (40, 20), (24, 24)])
+@pytest.mark.parametrize(
+    ("n", "k", "baseline"),
+    [
+        (n, k, baseline)
+        for n, k in ((20, 1), (20, 2), (32, 8), (32, 31), (40, 20), (24, 24))
+        for baseline in ("centred", "loo1", "none")
+        if not (baseline == "centred" and k == n) and not (baseline == "loo1" and k == 1)  # both refused
+    ],
+)
 def test_exact_credits_against_rational_arithmetic(n: int, k: int, baseline: str) -> None:
-    if (baseline == "centred" and k == n) or (baseline == "loo1" and k == 1):
-        return
     rewards, ratios = random_group(n, seed=100 * n + k)
     rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
     log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()

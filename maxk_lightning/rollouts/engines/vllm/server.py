@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
-from maxk_lightning.rollouts.engine import EngineError, in_groups
+from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.vllm.errors import finish_reason
 from maxk_lightning.rollouts.engines.vllm.nccl import NCCLSender
 from maxk_lightning.rollouts.engines.weights import checked, save_shards
@@ -175,6 +175,9 @@ class VLLMServerEngine:
                 yield *places[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def memory(self, load: EngineLoad) -> None:
+        """Nothing: the server has GPUs of its own."""
 
     def sleep(self) -> bool:
         """Do nothing: the server has memory of its own."""

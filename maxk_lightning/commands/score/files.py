@@ -80,6 +80,9 @@ class ScoresFile:
                 raise ValueError(f"--out is {out}, the file that is read: choose another one")
         if os.path.lexists(out):
             check_regular_file(self.path)
+        above = next(path for path in self.path.absolute().parents if path.exists())
+        if not above.is_dir():
+            raise ValueError(f"--out is {out}, but {above} is no directory")
 
     def open(self) -> IO[str]:
         """Open it for more records; makes its directory."""

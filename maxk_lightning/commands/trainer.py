@@ -20,10 +20,12 @@ from maxk_lightning.callbacks import (
     RolloutProgressBar,
     SampleWriter,
 )
+from maxk_lightning.checkpoints import check_checkpoint
 from maxk_lightning.commands.memory_plan import machine_of, remark_on, workload_of
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy.memory import items_of, table
+from maxk_lightning.rewards import CheckableReward
 from maxk_lightning.strategy import register
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -137,7 +139,11 @@ class MaxKCLI(LightningCLI):
     def _check(self, stage: str) -> None:
         try:
             self.datamodule.setup(stage)
-            self._get(self.config_init, "rollout").check(self.trainer, self.model, stage)
+            rollout = self._get(self.config_init, "rollout")
+            rollout.check(self.trainer, self.model, stage)
+            if isinstance(rollout.reward, CheckableReward):
+                rollout.reward.check()
+            check_checkpoint(self._get(self.config_init, "ckpt_path"))
             if self._get(self.config_init, "dry_run") and stage == "fit":
                 self._print_memory()
         except ValueError as error:

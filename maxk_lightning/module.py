@@ -116,14 +116,6 @@ class PolicyModule(LightningModule):
             raise ValueError("model.kl_target: reference has no effect with model.kl_coef 0")
         if old_logprobs == "engine" and engine_correction not in ("auto", None):
             raise ValueError("model.engine_correction has no effect with model.old_logprobs: engine")
-        sizes = {
-            "prompts_per_micro_batch": prompts_per_micro_batch,
-            "tokens_per_micro_batch": tokens_per_micro_batch,
-            "max_row_tokens": max_row_tokens,
-        }
-        for name, size in sizes.items():
-            if size is not None and size < 1:
-                raise ValueError(f"model.{name} is {size}, must be at least 1")
         if prompts_per_micro_batch is not None and tokens_per_micro_batch is not None:
             raise ValueError("model.tokens_per_micro_batch excludes model.prompts_per_micro_batch: set one to null")
         self.token_weights = token_weights(normalisation)
@@ -133,6 +125,9 @@ class PolicyModule(LightningModule):
         self.prompts_per_micro_batch = prompts_per_micro_batch
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.max_row_tokens = max_row_tokens
+        for name in ("prompts_per_micro_batch", "tokens_per_micro_batch", "max_row_tokens"):
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise ValueError(f"model.{name} is {size}, must be at least 1")
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
@@ -187,9 +182,10 @@ class PolicyModule(LightningModule):
     def step_loss(self, samples: Samples) -> StepLoss:
         """The loss of the step that the samples are this rank's share of; all ranks must come here together."""
         reference, old, ranks = self.reference, self.old, self._ranks
+        progress = self.current_epoch / max(1, self.trainer.max_epochs or 1)  # share of the rollouts that is done
         return StepLoss(
             policy=self._policy,
-            objective=objective_at(self.objective, self._progress),
+            objective=objective_at(self.objective, progress),
             policy_loss=self.policy_loss,
             token_weights=self.token_weights,
             counts=count(samples, ranks),
@@ -294,11 +290,6 @@ class PolicyModule(LightningModule):
     def _restores_in_place(self) -> bool:
         """Whether checkpoints go through torch.distributed.checkpoint, which restores all weights or none."""
         return self.trainer.strategy.restore_checkpoint_after_setup
-
-    @property
-    def _progress(self) -> float:
-        """Share of the planned rollouts that is done, in [0, 1)."""
-        return self.current_epoch / max(1, self.trainer.max_epochs or 1)
 
     def _load_policy(self) -> Policy:
         """The policy as the strategy holds it: whole, or this rank's share of every weight."""

@@ -20,12 +20,12 @@ from maxk_lightning.losses import (
     token_weights,
 )
 from maxk_lightning.metrics import RolloutMetrics
-from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, objective_at
+from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, is_idle, objective_at
 from maxk_lightning.policy import Policy, build_policy, resolve_policy
 from maxk_lightning.policy.lora import LoRA, check_adapters, keep_adapters, merged
 from maxk_lightning.policy.sharding import load_sharded, whole
 from maxk_lightning.rollouts.ranks import Ranks
-from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Samples
+from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Group, Samples
 from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.training.guard import StepGuard
 from maxk_lightning.training.old_policy import OldPolicy
@@ -170,7 +170,7 @@ class PolicyModule(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         step_loss = self.step_loss(samples)
-        micro_batches, sums = step_loss.cut(samples.groups, self._ranks)
+        micro_batches, sums = step_loss.cut(samples, self._ranks)
         for number, micro_batch in enumerate(micro_batches, start=1):
             loss, more = step_loss(micro_batch.to(self.device))
             with self._sync_only_if(number == len(micro_batches)):
@@ -182,10 +182,9 @@ class PolicyModule(LightningModule):
     def step_loss(self, samples: Samples) -> StepLoss:
         """The loss of the step that the samples are this rank's share of; all ranks must come here together."""
         reference, old, ranks = self.reference, self.old, self._ranks
-        progress = self.current_epoch / max(1, self.trainer.max_epochs or 1)  # share of the rollouts that is done
         return StepLoss(
             policy=self._policy,
-            objective=objective_at(self.objective, progress),
+            objective=self._objective,
             policy_loss=self.policy_loss,
             token_weights=self.token_weights,
             counts=count(samples, ranks),
@@ -199,6 +198,13 @@ class PolicyModule(LightningModule):
             max_prompts=self.prompts_per_micro_batch,
             max_tokens=self.tokens_per_micro_batch,
         )
+
+    def idle(self, groups: Sequence[Group]) -> list[bool]:
+        """Whether each group gets no credit and nothing else is to be computed for it: there is no KL penalty."""
+        rewards_PN = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
+        if self.kl_coef > 0 or not groups:
+            return [False] * len(groups)
+        return is_idle(self._objective, rewards_PN).tolist()
 
     def on_train_epoch_end(self) -> None:
         """Let go of what the reference and the old policy said of this rollout."""
@@ -245,7 +251,7 @@ class PolicyModule(LightningModule):
         with self.trainer.precision_plugin.forward_context(), torch.no_grad():
             for samples in steps[1:]:
                 step_loss = self.step_loss(samples)
-                for batch in step_loss.cut(samples.groups, self._ranks)[0]:
+                for batch in step_loss.cut(samples, self._ranks)[0]:
                     step_loss.note_old(batch.to(self.device))
 
     def weights(self) -> Weights:
@@ -276,6 +282,11 @@ class PolicyModule(LightningModule):
         check_adapters(checkpoint, self.lora, self.policy_name)
         if self.lora is not None and not self._restores_in_place:
             checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
+
+    @property
+    def _objective(self) -> Objective:
+        """The objective in force, by the share of the planned rollouts that is done."""
+        return objective_at(self.objective, self.current_epoch / max(1, self.trainer.max_epochs or 1))
 
     @property
     def _policy(self) -> Policy:

@@ -55,6 +55,7 @@ from maxk_lightning.objectives.exact import ExactMaxAtK
 from maxk_lightning.objectives.first_order import OffPolicyMaxAtK
 from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
 from maxk_lightning.objectives.group_size import check_group_size
+from maxk_lightning.objectives.idle import ZERO_CREDIT, is_idle
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
@@ -65,6 +66,7 @@ __all__ = [
     "LOG_RATIO_LIMIT",
     "RLOO",
     "RSGRPO",
+    "ZERO_CREDIT",
     "BonMaxMean",
     "BonMaxSecond",
     "DrGRPO",
@@ -80,6 +82,7 @@ __all__ = [
     "WeightedObjectives",
     "check_group_size",
     "group_diagnostics",
+    "is_idle",
     "largest_k",
     "objective_at",
 ]

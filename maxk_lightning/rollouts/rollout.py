@@ -68,6 +68,8 @@ class Samples:
     "One per prompt."
     sampling: Sampling
     "Settings that the completions were drawn with."
+    idle: Sequence[Group] = ()
+    "Groups of the step that get no credit: they count, and nothing is computed for them."
 
     @property
     def rewards_PN(self) -> Tensor:

@@ -15,9 +15,9 @@ Verdict = Literal[
     "no_code",
     "infra_error",
 ]
-MissingCause = Literal["lock_down_failed", "worker_lost", "no_worker", "no_memory_file"]
-"""Why the sandbox gave no verdict: a program's process was not locked down, its worker died or fell silent, no worker
-could be started, or no memory or descriptors were left to hand the program over."""
+MissingCause = Literal["lock_down_failed", "worker_lost", "no_worker", "hand_over_failed"]
+"""Why the sandbox gave no verdict: the program's process could not be made or locked down, its worker died or fell
+silent, no worker could be started, or the program could not be handed over (no memory or descriptors left)."""
 FinishReason = Literal["stop", "length"]
 
 

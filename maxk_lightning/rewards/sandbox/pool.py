@@ -295,7 +295,7 @@ class SandboxPool:
             self._queue.appendleft(job)
             return
         logger.error("cannot hand a program to the sandbox: %s", error)
-        self._continue(job, "no_memory_file")
+        self._continue(job, "hand_over_failed")
 
     def _receive(self, worker: Worker) -> None:
         try:

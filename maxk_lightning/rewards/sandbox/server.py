@@ -52,6 +52,7 @@ def main() -> None:
     _ensure_stack()
     control_fd, owner_fd = _tidy_descriptors(int(sys.argv[1]), int(sys.argv[2]))
     config = ServerConfig(**json.loads(sys.argv[3]))
+    sys.argv, sys.orig_argv = ["main.py"], ["python3", "main.py"]  # ours tell where the package lies
     control = socket.socket(fileno=control_fd)
     server = Server(control, owner_fd, config)
     os.dup2(0, 2)  # from here on nobody reads errors, and a shared file would carry messages between tests
@@ -310,8 +311,6 @@ def _limit_server() -> None:
 
 def _forget_ourselves() -> None:
     """Hide the server from the programs' view and make what it holds cheap to fork."""
-    sys.argv = ["main.py"]
-    sys.orig_argv = ["python3", "main.py"]
     for name in [name for name in sys.modules if name.split(".")[0] == "maxk_lightning"]:
         del sys.modules[name]
     gc.collect()

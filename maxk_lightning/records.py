@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-from maxk_lightning.types import Compare, Problem, TestCase
+from maxk_lightning.types import Compare, Header, Problem, TestCase, ValueFormat
 
 T = TypeVar("T")
 PROBLEM_KEYS = tuple(f.name for f in fields(Problem))
@@ -68,20 +68,24 @@ def problem_from_record(record: dict[str, Any]) -> Problem:
     tests = take(record, "tests", list)
     if not tests:
         raise ValueError("`tests` is empty: a problem needs at least one test")
-    compare = record.get("compare", "tokens")
-    if compare not in get_args(Compare):
-        raise ValueError(f"`compare` is {compare!r}, must be one of {', '.join(get_args(Compare))}")
-    compare = cast(Compare, compare)
     memory_limit_mb = _positive(record, "memory_limit_mb")
+    for key, needed, value in (("values", "function", None), ("atol", "values", "python")):
+        if record.get(key) is not None and record.get(needed) in ((None,) if value is None else (None, "json")):
+            raise ValueError(f"`{key}` needs `{needed}`" + (f": {value!r}" if value else ""))
+    if record.get("header") is not None and record.get("values") == "python":
+        raise ValueError("`header` has no effect with `values`: 'python'")
     return Problem(
         id=_non_empty(record, "id"),
         prompt=_non_empty(record, "prompt"),
         tests=tuple(_test_from_record(test, index) for index, test in enumerate(tests)),
         time_limit_s=_positive(record, "time_limit_s"),
         memory_limit_mb=None if memory_limit_mb is None else math.ceil(memory_limit_mb),
-        compare=compare,
+        compare=cast(Compare, _choice(record, "compare", get_args(Compare)) or "tokens"),
         checker=_optional_text(record, "checker"),
         function=_optional_text(record, "function"),
+        values=cast(ValueFormat, _choice(record, "values", get_args(ValueFormat)) or "json"),
+        atol=_at_least_0(record, "atol"),
+        header=cast(Header | None, _choice(record, "header", get_args(Header))),
         prefix=_optional_text(record, "prefix"),
         metadata=take(record, "metadata", dict) if record.get("metadata") is not None else {},
     )
@@ -92,13 +96,15 @@ def problem_to_record(problem: Problem) -> dict[str, Any]:
     record: dict[str, Any] = {
         "id": problem.id,
         "prompt": problem.prompt,
-        "tests": [{"input": test.input, "output": test.output} for test in problem.tests],
+        "tests": [_test_to_record(test) for test in problem.tests],
     }
-    for key in ("time_limit_s", "memory_limit_mb", "checker", "function", "prefix"):
+    for key in ("time_limit_s", "memory_limit_mb", "checker", "function", "atol", "header", "prefix"):
         if getattr(problem, key) is not None:
             record[key] = getattr(problem, key)
     if problem.compare != "tokens":
         record["compare"] = problem.compare
+    if problem.values != "json":
+        record["values"] = problem.values
     if problem.metadata:
         record["metadata"] = problem.metadata
     return record
@@ -130,10 +136,32 @@ def _test_from_record(test: Any, index: int) -> TestCase:
     if not isinstance(test, dict):
         raise ValueError(f"`tests[{index}]` must be an object with `input` and `output`")
     try:
-        check_keys(test, required=("input", "output"), allowed=("input", "output"))
-        return TestCase(input=take(test, "input", str), output=take(test, "output", str))
+        check_keys(test, required=("input", "output"), allowed=("input", "output", "public"))
+        is_public = take({"public": False} | test, "public", bool)
+        return TestCase(input=take(test, "input", str), output=take(test, "output", str), is_public=is_public)
     except ValueError as error:
         raise ValueError(f"`tests[{index}]`: {error}") from error
+
+
+def _test_to_record(test: TestCase) -> dict[str, Any]:
+    shown = {"public": True} if test.is_public else {}
+    return {"input": test.input, "output": test.output, **shown}
+
+
+def _choice(record: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str | None:
+    value = record.get(key)
+    if value is not None and value not in allowed:
+        raise ValueError(f"`{key}` is {value!r}, must be one of {', '.join(allowed)}")
+    return value
+
+
+def _at_least_0(record: dict[str, Any], key: str) -> float | None:
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"`{key}` must be a number of at least 0, not {value!r}")
+    return float(value)
 
 
 def _non_empty(record: dict[str, Any], key: str) -> str:

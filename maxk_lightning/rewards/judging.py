@@ -2,12 +2,12 @@
 
 from concurrent.futures import Future
 
-from maxk_lightning.rewards.comparison import same_output, same_value
+from maxk_lightning.rewards.comparison import same_literal, same_output, same_value
 from maxk_lightning.rewards.preparation import PreparedProblem, encode
-from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
-from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
+from maxk_lightning.rewards.sandbox.pool import Job, Judge, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.protocol import Limits, Mode, Outcome
 from maxk_lightning.rewards.verdicts import failure_of
-from maxk_lightning.types import Verdict
+from maxk_lightning.types import Problem, Verdict
 
 CHECKER_LIMITS = Limits(cpu_s=10.0, wall_s=100.0, memory_bytes=1 << 30, output_bytes=1 << 16)
 CHECKER_APPROVALS = (b"1", b"100")
@@ -21,26 +21,45 @@ def judge_program(
     """Start a program on all selected tests; the future gets one verdict per test."""
     if prepared.problem.checker is not None:
         return _Checking(pool, prepared, program, max_limit_hits).verdicts
-    is_call = prepared.problem.function is not None
 
     def judge(index: int, outcome: Outcome, output: bytes) -> Verdict:
         failure = failure_of(outcome, len(output), prepared.limits.output_bytes)
         if failure is not None:
             return failure
-        expected = prepared.expected[index]
-        is_same = same_value(output, expected) if is_call else same_output(output, expected, prepared.problem.compare)
-        return "passed" if is_same else "wrong_answer"
+        is_right = is_right_answer(prepared.problem, output, prepared.expected[index])
+        return "passed" if is_right else "wrong_answer"
 
-    job = Job(
+    return pool.submit(_program_job(prepared, program, judge, max_limit_hits))
+
+
+def is_right_answer(problem: Problem, output: bytes, expected: bytes) -> bool:
+    """Whether an output, or the text of a returned value, is the expected one by the problem's rule."""
+    if problem.function is None:
+        return same_output(output, expected, problem.compare)
+    if problem.values == "python":
+        return same_literal(output, expected, problem.atol)
+    return same_value(output, expected)
+
+
+def mode_of(problem: Problem) -> Mode:
+    """How the sandbox runs the programs of a problem."""
+    if problem.function is None:
+        return "program" if problem.header is None else "headed_program"
+    if problem.values == "python":
+        return "literal_call"
+    return "call" if problem.header is None else "headed_call"
+
+
+def _program_job(prepared: PreparedProblem, program: bytes, judge: Judge, max_limit_hits: int) -> Job:
+    return Job(
         source=program,
         runs=[RunFiles(stdin=stdin) for stdin in prepared.inputs],
         judge=judge,
         limits=prepared.limits,
-        mode="call" if is_call else "program",
+        mode=mode_of(prepared.problem),
         function=prepared.problem.function or "",
         max_limit_hits=max_limit_hits,
     )
-    return pool.submit(job)
 
 
 class _Checking:
@@ -51,13 +70,7 @@ class _Checking:
         self._pool = pool
         self._prepared = prepared
         self._outputs: dict[int, bytes] = {}
-        job = Job(
-            source=program,
-            runs=[RunFiles(stdin=stdin) for stdin in prepared.inputs],
-            judge=self._keep_output,
-            limits=prepared.limits,
-            max_limit_hits=max_limit_hits,
-        )
+        job = _program_job(prepared, program, self._keep_output, max_limit_hits)
         pool.submit(job).add_done_callback(self._start_checker)
 
     def _keep_output(self, index: int, outcome: Outcome, output: bytes) -> Verdict:

@@ -69,23 +69,23 @@ def problem_from_record(record: dict[str, Any]) -> Problem:
     if not tests:
         raise ValueError("`tests` is empty: a problem needs at least one test")
     memory_limit_mb = _positive(record, "memory_limit_mb")
-    for key, needed, value in (("values", "function", None), ("atol", "values", "python")):
-        if record.get(key) is not None and record.get(needed) in ((None,) if value is None else (None, "json")):
-            raise ValueError(f"`{key}` needs `{needed}`" + (f": {value!r}" if value else ""))
-    if record.get("header") is not None and record.get("values") == "python":
-        raise ValueError("`header` has no effect with `values`: 'python'")
+    values = _choice(record, "values", get_args(ValueFormat), "json")
+    if record.get("atol") is not None and values != "python":
+        raise ValueError("`atol` has no effect unless `values` is 'python'")
+    if record.get("header") is not None and values == "python":
+        raise ValueError("`header` has no effect where `values` is 'python'")
     return Problem(
         id=_non_empty(record, "id"),
         prompt=_non_empty(record, "prompt"),
         tests=tuple(_test_from_record(test, index) for index, test in enumerate(tests)),
         time_limit_s=_positive(record, "time_limit_s"),
         memory_limit_mb=None if memory_limit_mb is None else math.ceil(memory_limit_mb),
-        compare=cast(Compare, _choice(record, "compare", get_args(Compare)) or "tokens"),
+        compare=cast(Compare, _choice(record, "compare", get_args(Compare), "tokens")),
         checker=_optional_text(record, "checker"),
         function=_optional_text(record, "function"),
-        values=cast(ValueFormat, _choice(record, "values", get_args(ValueFormat)) or "json"),
+        values=cast(ValueFormat, values),
         atol=_at_least_0(record, "atol"),
-        header=cast(Header | None, _choice(record, "header", get_args(Header))),
+        header=cast(Header | None, _choice(record, "header", (None, *get_args(Header)), None)),
         prefix=_optional_text(record, "prefix"),
         metadata=take(record, "metadata", dict) if record.get("metadata") is not None else {},
     )
@@ -148,10 +148,10 @@ def _test_to_record(test: TestCase) -> dict[str, Any]:
     return {"input": test.input, "output": test.output, **shown}
 
 
-def _choice(record: dict[str, Any], key: str, allowed: tuple[str, ...]) -> str | None:
-    value = record.get(key)
-    if value is not None and value not in allowed:
-        raise ValueError(f"`{key}` is {value!r}, must be one of {', '.join(allowed)}")
+def _choice(record: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any) -> Any:
+    value = record.get(key, default)
+    if value not in allowed:
+        raise ValueError(f"`{key}` is {value!r}, must be one of {', '.join(map(str, allowed))}")
     return value
 
 

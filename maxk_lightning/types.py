@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Compare = Literal["tokens", "lines_decimal", "tokens_float", "exact", "literal"]
+Compare = Literal["tokens", "lines_decimal", "tokens_float", "exact"]
 ValueFormat = Literal["json", "python"]
 Header = Literal["livecodebench"]
 Verdict = Literal[
@@ -56,7 +56,8 @@ class Problem:
     "Name of the function or method that call tests call; None: stdin/stdout tests."
     values: ValueFormat = "json"
     """How a call's arguments (one per line), expected and returned values are written: JSON, or Python literals, which
-    tell tuples from lists and hold sets, None, complex numbers, `inf`, `nan` and `Counter({...})` too."""
+    tell tuples from lists and hold sets, None, complex numbers, `inf`, `nan` and `Counter({...})` too. Of a program on
+    standard input, `python` means that its output is one literal, compared as a value instead of by `compare`."""
     atol: float | None = None
     "Python values: EvalPlus' rule, floats within this absolute tolerance (0: 1e-6); None: equal as Python compares."
     header: Header | None = None

@@ -2,7 +2,7 @@
 
 from concurrent.futures import Future
 
-from maxk_lightning.rewards.comparison import same_literal, same_output, same_value
+from maxk_lightning.rewards.comparison import is_literal, same_literal, same_output, same_value
 from maxk_lightning.rewards.preparation import PreparedProblem, encode
 from maxk_lightning.rewards.sandbox.pool import Job, Judge, RunFiles, SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits, Mode, Outcome
@@ -34,10 +34,10 @@ def judge_program(
 
 def is_right_answer(problem: Problem, output: bytes, expected: bytes) -> bool:
     """Whether an output, or the text of a returned value, is the expected one by the problem's rule."""
-    if problem.function is None:
-        return same_output(output, expected, problem.compare)
     if problem.values == "python":
         return same_literal(output, expected, problem.atol)
+    if problem.function is None:
+        return same_output(output, expected, problem.compare)
     return same_value(output, expected)
 
 
@@ -75,6 +75,8 @@ class _Checking:
 
     def _keep_output(self, index: int, outcome: Outcome, output: bytes) -> Verdict:
         failure = failure_of(outcome, len(output), self._prepared.limits.output_bytes)
+        if failure is None and self._prepared.problem.values == "python" and not is_literal(output):
+            failure = "wrong_answer"  # a checker may evaluate it
         if failure is None:
             self._outputs[index] = output
         return failure or "wrong_answer"  # until the checker approves

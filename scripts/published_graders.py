@@ -3,8 +3,8 @@
 Started as a process of its own: reads a JSON line `{"programs": [...], "preamble": ..., "check": ..., "limit_s": ...}`,
 runs each program with the check in a fork, and answers a JSON list of `pass`, `fail` and `time`.
 
-A check is what the benchmark publishes: HumanEval's `check(candidate)` (openai/human-eval, human_eval/execution.py, runs
-prompt + completion + test + `check(entry_point)`), the `test` of an EvalPlus row (needs numpy), MBPP's assertions
+A check is what the benchmark publishes: HumanEval's `check(candidate)` (openai/human-eval, human_eval/execution.py,
+runs prompt + completion + test + `check(entry_point)`), the `test` of an EvalPlus row (needs numpy), MBPP's assertions
 (google-research, mbpp). Programs act with your rights: give it published programs only.
 """
 

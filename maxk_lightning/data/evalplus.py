@@ -37,8 +37,8 @@ ORACLES: Mapping[str, tuple[str, str]] = {
     "are_equivalent": ("True", ""),
     "sum_div": ("result == {expected} or result == 0", ""),
 }
-"""Function -> condition and what it needs: what EvalPlus accepts beside its own answer (evalplus/eval/_special_oracle.py,
-commit 26d6d00). The published test of `find_zero` unpacks a number, which nothing passes."""
+"""Function -> condition and what it needs: what EvalPlus accepts beside its own answer
+(evalplus/eval/_special_oracle.py, commit 26d6d00). The published test of `find_zero` unpacks a number, which nothing passes."""
 SET_CONDITION = "set(result) == set({expected})"
 NOT_NONE_CONDITION = "result == {expected} if isinstance(result, bool) else {expected} == (result is not None)"
 
@@ -48,7 +48,7 @@ class EvalPlus:
 
     Equal as Python compares, or floats within the row's tolerance; sets, reference functions and other special oracles
     are conditions that a checker evaluates in the sandbox. A test in another form than the published ones leaves its
-    problem out, and the report lists it. The reward is ours, the fraction of tests, where EvalPlus asks for all of them.
+    problem out, and the report lists it. The reward is ours, the fraction of tests, where EvalPlus asks for all.
     """
 
     def __init__(

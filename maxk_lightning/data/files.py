@@ -122,7 +122,7 @@ _remembered: OrderedDict[Hashable, Any] = OrderedDict()
 
 
 def read_once(key: Hashable, read: Callable[[], T]) -> T:
-    """What `read` gives, from memory where it was read under the same key: a config names a source up to three times."""
+    """What `read` gives, from memory where the key is known: a config names a source up to three times."""
     if key not in _remembered:
         _remembered[key] = read()
         while len(_remembered) > NUM_REMEMBERED:

@@ -20,7 +20,8 @@ class LiveBench:
     """`livebench/coding`. `turns[0]` is the whole user message, so no instruction is added.
 
     A completion task shows the beginning of a program; an answer that does not repeat it gets it put in front, as
-    LiveBench's grader does; programs get the names of LiveCodeBench's header. The reward is ours, the fraction of tests, where LiveBench asks for all of them.
+    LiveBench's grader does; programs find the names of LiveCodeBench's header imported. The reward is ours, the
+    fraction of tests, where LiveBench asks for all of them.
     """
 
     def __init__(

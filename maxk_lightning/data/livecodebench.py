@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.files import is_data_file
+from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.packed_tests import COMPARE, function_name, read_tests
 from maxk_lightning.data.report import Facts, LoadReport
 from maxk_lightning.data.rows import Address, Row, load_problems
@@ -67,8 +67,8 @@ class LiveCodeBench:
 
         Args:
             path: Hub name, a local directory with the same files (test.jsonl, test2.jsonl, ...), or one such file.
-            version: Of no account for a single file. `release_v1` to `release_v6` (all files up to that one), `release_latest`, `v2` (one file) or
-                `v2_v4` (files 2 to 4).
+            version: `release_v1` to `release_v6` (all files up to that one), `release_latest`, `v2` (one file) or
+                `v2_v4` (files 2 to 4); of no account where `path` is a file.
             start_date: Keep contests from this day on (YYYY-MM-DD).
             end_date: Keep contests up to this day.
             exclude_errata: Leave out what LiveCodeBench lists as broken; published numbers include it.

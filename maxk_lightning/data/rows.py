@@ -17,8 +17,8 @@ ROW = "row"
 SHORTENED = "shortened"
 "Key of a problem's metadata: the reasons why it lacks some of its tests."
 ADVICE = (
-    "Without a network give `path` a local copy of the repository's files, or one of them, or fill the cache beforehand "
-    "(HF_HOME) and set HF_HUB_OFFLINE=1"
+    "Without a network give `path` a local copy of the repository's files, or fill the cache beforehand (HF_HOME) and "
+    "set HF_HUB_OFFLINE=1"
 )
 LOCAL_ADVICE = (
     "A directory must hold the repository's files as the hub lays them out, with the README.md that names its "

@@ -38,7 +38,7 @@ ORACLES: Mapping[str, tuple[str, str]] = {
     "sum_div": ("result == {expected} or result == 0", ""),
 }
 """Function -> condition and what it needs: what EvalPlus accepts beside its own answer
-(evalplus/eval/_special_oracle.py, commit 26d6d00). The published test of `find_zero` unpacks a number: nothing passes."""
+(evalplus/eval/_special_oracle.py, commit 26d6d00). The published test of `find_zero` unpacks a number: none passes."""
 SET_CONDITION = "set(result) == set({expected})"
 NOT_NONE_CONDITION = "result == {expected} if isinstance(result, bool) else {expected} == (result is not None)"
 

@@ -273,6 +273,8 @@ def _status_of_system_exit(code: object) -> int:
 
 def _end(status: int, original_builtins: dict[str, Any] | None) -> NoReturn:
     """End as the interpreter does: streams, threads, exit handlers, streams, finalisers (None: none), streams."""
+    if original_builtins is None and _has_nothing_but_stdout():
+        _exit(status if _flush(sys.stdout) else NOT_FLUSHED_STATUS)
     for step in (_flush_streams, _join_threads, atexit._run_exitfuncs):
         with contextlib.suppress(BaseException):  # the interpreter reports it and goes on
             step()
@@ -283,6 +285,13 @@ def _end(status: int, original_builtins: dict[str, Any] | None) -> NoReturn:
             _finalise_main(original_builtins)
     is_flushed = _flush_streams() and is_flushed
     _exit(status if is_flushed else NOT_FLUSHED_STATUS)
+
+
+def _has_nothing_but_stdout() -> bool:
+    """Whether flushing the standard output is all that is left to do, as for most programs."""
+    if getattr(sys, "stdout", None) is not sys.__stdout__ or getattr(sys, "stderr", None) is not sys.__stderr__:
+        return False
+    return "threading" not in sys.modules and not atexit._ncallbacks()
 
 
 def _join_threads() -> None:

@@ -130,8 +130,10 @@ def main() -> int:
             if missing:
                 print(f"{name}: left out, {root / missing[0]} is not there", file=sys.stderr)
                 continue
-            published = thinned(load(root), options.max_problems)
-            all_counts.append(check(published, reward, options.programs))
+            published = load(root)
+            counts = check(thinned(published, options.max_problems), reward, options.programs)
+            counts.kept = len(published.problems)
+            all_counts.append(counts)
             print(f"{name}: {all_counts[-1].seconds:.0f} s", file=sys.stderr)
         if (root / "apps").is_dir() and (not options.sets or "APPS".startswith(tuple(options.sets))):
             all_counts.append(check_apps(root / "apps", reward))

@@ -59,7 +59,7 @@ def parse_assertion(text: str, functions: Collection[str] = ()) -> Assertion:
     match body:
         case [
             ast.Assert(test=ast.Compare(left=ast.Call(func=ast.Name(id=name)) as call, ops=[ast.Eq()]) as comparison)
-        ] if not functions or (name in functions and _is_literal(comparison.comparators[0])):
+        ] if not _calls(comparison, functions) or (name in functions and _is_literal(comparison.comparators[0])):
             arguments, expected = _arguments(call), literal_value(comparison.comparators[0])
             return Assertion(function=name, arguments=arguments, expected=expected)
         case [ast.Assert(test=test)]:
@@ -68,12 +68,16 @@ def parse_assertion(text: str, functions: Collection[str] = ()) -> Assertion:
 
 
 def _conditional(test: ast.expr, functions: Collection[str]) -> Assertion:
-    calls = [node for node in ast.walk(test) if isinstance(node, ast.Call) and _name(node.func) in functions]
+    calls = _calls(test, functions)
     if len(calls) != 1:
         raise LeftOutError(OTHER_FORM if not calls else "an assertion calls the function several times")
     arguments, name = _arguments(calls[0]), _name(calls[0].func)
     condition = ast.unparse(_ResultInstead(calls[0]).visit(test))
     return Assertion(function=name, arguments=arguments, condition=condition)
+
+
+def _calls(test: ast.expr, functions: Collection[str]) -> list[ast.Call]:
+    return [node for node in ast.walk(test) if isinstance(node, ast.Call) and _name(node.func) in functions]
 
 
 class _ResultInstead(ast.NodeTransformer):

@@ -83,7 +83,7 @@ def _line_spans(content: bytes | None, file: Path) -> Iterator[tuple[int, int]]:
 def _array_spans(text: str, path: str) -> Iterator[tuple[int, int]]:
     """Byte ranges of the items of a JSON array, or of objects one after the other."""
     decoder = json.JSONDecoder()
-    done, num_bytes = 0, 0
+    done, num_bytes, num_rows = 0, 0, 0
     place = _GAP.match(text).end()  # type: ignore[union-attr]
     is_array = text.startswith("[", place)
     place += is_array
@@ -94,11 +94,12 @@ def _array_spans(text: str, path: str) -> Iterator[tuple[int, int]]:
         try:
             _, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not JSON ({error})") from error
+            raise ValueError(f"{path}: row {num_rows}: not JSON ({error})") from error
         start = num_bytes + len(text[done:place].encode())
         num_bytes = start + len(text[place:end].encode())
         yield start, num_bytes
         done = place = end
+        num_rows += 1
     if is_array and place == len(text):
         raise ValueError(f"{path}: not JSON (the array does not end)")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maxk_lightning.objectives.exact import sorted_log_ratios
 from maxk_lightning.objectives.group import sort_groups
-from maxk_lightning.objectives.subset_law import log_normaliser
+from maxk_lightning.objectives.subset_law import log_effective_fraction, log_normaliser
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +38,7 @@ def group_diagnostics(rewards_PN: Tensor, log_ratios_PN: Tensor, k: int) -> Grou
     groups = sort_groups(rewards_PN)
     log_ratios_PN = sorted_log_ratios(groups, rewards_PN, log_ratios_PN)
     log_normaliser_P = log_normaliser(log_ratios_PN, groups.num_samples_P, k)
-    # mean of W squared over mean of W^2: both are normalisers, of rho and of rho^2
-    log_fraction_P = 2 * log_normaliser_P - log_normaliser(2 * log_ratios_PN, groups.num_samples_P, k)
+    log_fraction_P = log_effective_fraction(log_ratios_PN, groups.num_samples_P, k)
     n_P1 = groups.num_samples_P.unsqueeze(-1)
     finite_PN = log_ratios_PN.masked_fill(groups.is_present_PN.logical_not(), 0.0)
     mean_P1 = finite_PN.sum(-1, keepdim=True) / n_P1.clamp(min=1)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives import ExactMaxAtK, MaxAtK, Objective, OffPolicyMaxAtK, group_diagnostics
+from maxk_lightning.objectives import (
+    ExactMaxAtK,
+    MaxAtK,
+    Objective,
+    OffPolicyMaxAtK,
+    SetAdvantage,
+    group_diagnostics,
+)
 from maxk_lightning.objectives.subset_law import TABLE_BYTES, subset_law
 
 TOLERANCE = 1e-12  # relative to the largest credit; issue's bound for float64
@@ -62,6 +69,15 @@ def exact_credits(rewards: list[Fraction], ratios: list[Fraction], k: int, basel
     return credits
 
 
+def exact_set_advantage(rewards: list[Fraction], ratios: list[Fraction], k: int, i: int) -> Fraction:
+    """(k/n) A_i of one sample, its own ratio replaced by another one: it must not matter."""
+    others = rewards[:i] + rewards[i + 1 :], ratios[:i] + ratios[i + 1 :]
+    total, weighted = sums_of_maxima([*others[0], rewards[i]], [*others[1], Fraction(3, 7)], k)
+    total_out, weighted_out = sums_of_maxima(*others, k)
+    inside = (weighted - weighted_out) / (total - total_out)
+    return Fraction(k, len(rewards)) * (inside - weighted_out / total_out)
+
+
 def relative_error(actual_N: Tensor, exact: list[Fraction]) -> float:
     scale = max(abs(c) for c in exact) or Fraction(1)  # all zero: the best is tied and k = n
     return float(max(abs(Fraction(a) - c) for a, c in zip(actual_N.tolist(), exact, strict=True)) / scale)
@@ -86,6 +102,26 @@ def test_exact_credits_against_rational_arithmetic(n: int, k: int, baseline: str
     assert relative_error(on_policy_PN[0], exact_credits(rewards, [Fraction(1)] * n, k, baseline)) < TOLERANCE
 
 
+@pytest.mark.parametrize(("n", "k"), [(20, 1), (20, 2), (32, 8), (32, 31), (40, 20)])
+def test_set_advantages_against_rational_arithmetic(n: int, k: int) -> None:
+    rewards, ratios = random_group(n, seed=100 * n + k)
+    rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
+    log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
+    credits_PN = SetAdvantage(k, 0.0)(rewards_PN, log_ratios_PN)
+    exact = [exact_set_advantage(rewards, ratios, k, i) for i in range(n)]
+    assert relative_error(credits_PN[0], exact) < TOLERANCE
+
+
+def test_set_advantages_of_a_thousand_samples_against_rational_arithmetic() -> None:
+    n, k, chosen = 1024, 16, [0, 1, 500, 1023]
+    rewards, ratios = random_group(n, seed=9)
+    rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
+    log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
+    credits_N = SetAdvantage(k, 0.0)(rewards_PN, log_ratios_PN)[0]
+    exact = [exact_set_advantage(rewards, ratios, k, i) for i in chosen]
+    assert relative_error(credits_N[chosen], exact) < 1e-10
+
+
 def test_normaliser_against_rational_arithmetic() -> None:
     _, ratios = random_group(40, seed=5)
     log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
@@ -103,7 +139,13 @@ def test_a_thousand_samples_without_overflow_or_silent_zeros(k: int) -> None:
     if k > 1:
         objectives += [MaxAtK(k, "loo1"), ExactMaxAtK(k, "loo1"), OffPolicyMaxAtK(k, "loo1")]
     if k < 1024:
-        objectives += [MaxAtK(k), ExactMaxAtK(k), ExactMaxAtK(k, self_normalise=True)]
+        objectives += [
+            SetAdvantage(k),
+            SetAdvantage(k, 0.0),
+            MaxAtK(k),
+            ExactMaxAtK(k),
+            ExactMaxAtK(k, self_normalise=True),
+        ]
     for objective in objectives:
         credits_PN = objective(rewards_PN, log_ratios_PN)
         assert credits_PN.isfinite().all(), objective
@@ -122,7 +164,8 @@ def test_large_on_policy_groups_agree_between_the_closed_form_and_the_recursion(
 def test_extreme_log_ratios_are_clamped_and_stay_finite() -> None:
     rewards_PN = torch.tensor([[0.0, 1.0, 0.5, nan], [1.0, 1.0, 0.0, 0.0]])
     log_ratios_PN = torch.tensor([[1e4, -1e4, 0.0, nan], [-torch.inf, torch.inf, 300.0, -300.0]])
-    for objective in (ExactMaxAtK(2), ExactMaxAtK(2, "loo1"), ExactMaxAtK(3, "none"), OffPolicyMaxAtK(2)):
+    objectives = [ExactMaxAtK(2), ExactMaxAtK(2, "loo1"), ExactMaxAtK(3, "none"), OffPolicyMaxAtK(2), SetAdvantage(2)]
+    for objective in objectives:
         credits_PN = objective(rewards_PN, log_ratios_PN)
         assert credits_PN.isfinite().all()
         torch.testing.assert_close(credits_PN, objective(rewards_PN, log_ratios_PN.clamp(-20, 20)))

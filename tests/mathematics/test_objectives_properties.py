@@ -21,6 +21,7 @@ from maxk_lightning.objectives import (
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    SetAdvantage,
     group_diagnostics,
 )
 
@@ -50,6 +51,8 @@ EVERY = [
     BonMaxSecond(),
     RSGRPO(),
     PassKTraining(K),
+    SetAdvantage(K),
+    SetAdvantage(K, 0.0),
 ]
 SHIFT_INVARIANT = [o for o in EVERY if getattr(o, "baseline", "") not in ("none", "mean")]
 SCALE_FREE = (GRPO, PassKTraining)
@@ -145,3 +148,51 @@ def test_effective_fraction_is_a_fraction_and_one_only_without_spread(group: tup
     assert 0.0 < fraction <= 1.0 + 1e-12
     assume(log_ratios_PN.std() > 0.1)
     assert fraction < 1.0
+
+
+@given(
+    group=st.integers(2, 12).flatmap(
+        lambda n: st.tuples(
+            st.integers(1, n - 1),
+            st.lists(grid, min_size=n, max_size=n),
+            st.lists(st.floats(-500.0, 500.0) | st.sampled_from([-500.0, 0.0, 500.0]), min_size=n, max_size=n),
+        )
+    ),
+    least=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+)
+@settings(**RELAXED, max_examples=200)
+def test_set_advantages_never_exceed_the_range_of_the_rewards(
+    group: tuple[int, list[float], list[float]], least: float
+) -> None:
+    k, rewards, log_ratios = group
+    credits_PN = SetAdvantage(k, least)(*tensors((rewards, log_ratios)))
+    bound = k / len(rewards) * (max(rewards) - min(rewards))
+    assert credits_PN.isfinite().all()
+    assert (credits_PN.abs() <= bound * (1 + 1e-9)).all()
+
+
+@given(group=groups, factor=st.floats(-3.0, 3.0), index=st.integers(0, K))
+@settings(**RELAXED, max_examples=25)
+def test_set_advantages_see_neither_their_own_ratio_nor_a_common_factor(
+    group: tuple[list[float], list[float]], factor: float, index: int
+) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    own_PN = log_ratios_PN.clone()
+    own_PN[0, index] += factor
+    exact = SetAdvantage(K, 0.0)
+    credits_PN = exact(rewards_PN, log_ratios_PN)
+    torch.testing.assert_close(exact(rewards_PN, own_PN)[0, index], credits_PN[0, index], **CLOSE)
+    torch.testing.assert_close(exact(rewards_PN, log_ratios_PN + factor), credits_PN, **CLOSE)
+
+
+@given(group=groups, exponents=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)))
+@settings(**RELAXED, max_examples=30)
+def test_the_effective_fraction_falls_with_the_exponent_so_that_bisection_finds_the_largest(
+    group: tuple[list[float], list[float]], exponents: tuple[float, float]
+) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    fractions = [
+        group_diagnostics(rewards_PN, alpha * log_ratios_PN, K).effective_fraction_P.item()
+        for alpha in sorted(exponents)
+    ]
+    assert fractions[0] >= fractions[1] - 1e-12

@@ -9,9 +9,9 @@ tokens of a completion, has the wanted standard deviation:
     mixture  half and half                       adam     the sign of the batch's own gradient estimate, as Adam's first
                                                           step on the same samples: the drift of a real PPO iteration
 
-Per pair: the cosine with the true gradient, mean over toys and batches; |E estimate - true| / |true| (bias, with the
-sampling variance taken out) and E|estimate - E estimate|^2 / |true|^2 (variance), mean over toys; the largest
-|estimate| / |true|. `GRPO` ascends another objective: only its direction compares.
+Per pair: the cosine with the true gradient, mean over toys and batches; |E estimate - true|^2 / |true|^2 (squared bias,
+the sampling variance of its few batches taken out, so that it can come out below 0) and E|estimate - E estimate|^2 /
+|true|^2 (variance), mean over toys; the largest |estimate| / |true|. `GRPO` ascends another objective.
 
     python scripts/sequence_study.py --out docs [--quick]
 
@@ -102,6 +102,7 @@ def objectives(k: int) -> dict[str, Objective]:
         "first order, LOO-1, clamp .2": OffPolicyMaxAtK(k, "loo1", clamp=0.2),
         "on-policy": MaxAtK(k),
         "on-policy, LOO-1": MaxAtK(k, "loo1"),
+        "on-policy, z-score": MaxAtK(k, "zscore"),
         "GRPO": GRPO(),
         "set, untempered": SetAdvantage(k, 0.0),
         "set .5": SetAdvantage(k, 0.5),
@@ -109,6 +110,9 @@ def objectives(k: int) -> dict[str, Objective]:
         "set .9": SetAdvantage(k, 0.9),
     }
 
+
+OF_ANOTHER_SCALE = ("GRPO", "on-policy, z-score")
+"Only their direction compares."
 
 LOSSES: dict[str, PolicyLoss] = {
     "score function": ScoreFunction(),
@@ -218,7 +222,7 @@ def drifted(batches: Batches, direction_RCV: Tensor, spread: float) -> Tensor:
     """New logits at which log rho spreads by this much, by bisection over the step."""
     old_RCV = batches.toys.logits_RCV
     low_R, high_R = torch.zeros(len(old_RCV), dtype=torch.float64), torch.full((len(old_RCV),), 20.0).double()
-    for _ in range(40 if spread else 0):
+    for _ in range(40):
         step_R = (low_R + high_R) / 2
         is_near_R = spread_of(batches, step_R.view(-1, 1, 1) * direction_RCV) < spread
         low_R, high_R = torch.where(is_near_R, step_R, low_R), torch.where(is_near_R, high_R, step_R)
@@ -236,7 +240,7 @@ class Measure:
     """One pair in one cell of the study."""
 
     cosine: float
-    bias: float
+    squared_bias: float
     variance: float
     largest: float
 
@@ -250,7 +254,7 @@ def measure(estimate_RK: Tensor, truth_RK: Tensor, num_toys: int) -> Measure:
     squared_bias = (mean_YK.square().sum(-1) - variance_Y / num_batches).mean()  # the mean of few batches has variance
     return Measure(
         cosine=torch.cosine_similarity(estimate_RK, truth_RK, dim=-1).mean().item(),
-        bias=squared_bias.clamp(min=0.0).sqrt().item(),
+        squared_bias=squared_bias.item(),
         variance=variance_Y.mean().item(),
         largest=(estimate_RK.norm(dim=-1) / truth_RK.norm(dim=-1)).max().item(),
     )
@@ -269,13 +273,16 @@ def study_cell(
     groups_per_batch = cells_RST.shape[1] // n
     named = objectives(k)
     credits = {name: objective(rewards_PN, log_ratios_PN).flatten() for name, objective in named.items()}
+    alphas = {
+        name: objective.tempering(rewards_PN, log_ratios_PN).mean().item()
+        for name, objective in named.items()
+        if isinstance(objective, SetAdvantage)
+    }
     for name, loss in pairs(k):
         weights_BT = token_weights(loss)(new_BT.float(), old_BT.float(), credits[name].float())
         sums_RCV = weighted_scores(new_RCV, cells_RST, weights_BT)
-        objective = named[name]
-        alpha = objective.tempering(rewards_PN, log_ratios_PN).mean() if isinstance(objective, SetAdvantage) else None
         measured = measure(sums_RCV.flatten(1) / groups_per_batch, truth_RK, batches.num_toys)
-        yield name, loss, measured, None if alpha is None else alpha.item()
+        yield name, loss, measured, alphas.get(name)
 
 
 def study(size: Size, seed: int) -> list[Row]:
@@ -286,21 +293,22 @@ def study(size: Size, seed: int) -> list[Row]:
         for reward, rewards_of in REWARDS.items():
             rewards_RM = rewards_of(batches.toys)
             for n, k in size.settings:
+                on_policy = list(study_cell(batches, batches.toys.logits_RCV, rewards_RM, n, k))
                 for drift in DRIFTS:
                     direction_RCV = drift_direction(batches, drift, rewards_RM, n, k)
                     for spread in size.spreads:
                         new_RCV = drifted(batches, direction_RCV, spread)
-                        for name, loss, measured, alpha in study_cell(batches, new_RCV, rewards_RM, n, k):
-                            key = (family, reward, drift, n, k, name, loss)
-                            add_to_row(rows, key, measured, alpha)
+                        found = study_cell(batches, new_RCV, rewards_RM, n, k) if spread else on_policy
+                        for name, loss, measured, alpha in found:
+                            add_to_row(rows, (family, reward, drift, n, k, name, loss), measured, alpha)
     return list(rows.values())
 
 
 def add_to_row(rows: dict[tuple[Any, ...], Row], key: tuple[Any, ...], measured: Measure, alpha: float | None) -> None:
     """Append the measures of one more spread."""
     named = dict(zip(("family", "reward", "drift", "n", "k", "objective", "loss"), key, strict=True))
-    row = rows.setdefault(key, {**named, "cosine": [], "bias": [], "variance": [], "largest": [], "alpha": []})
-    for quantity in ("cosine", "bias", "variance", "largest"):
+    row = rows.setdefault(key, {**named, "cosine": [], "squared_bias": [], "variance": [], "largest": [], "alpha": []})
+    for quantity in ("cosine", "squared_bias", "variance", "largest"):
         row[quantity].append(float(f"{getattr(measured, quantity):.3g}"))
     if alpha is not None:
         row["alpha"].append(round(alpha, 3))
@@ -335,9 +343,12 @@ def markdown(rows: list[Row], size: Size) -> str:
         lines += [""]
         lines += [f"| bias / variance, n = {n}, k = {k} | {spreads} |", "|---" * (len(size.spreads) + 1) + "|"]
         for name, loss in pairs(k):
+            if name in OF_ANOTHER_SCALE:
+                continue
             chosen = {"n": n, "k": k, "objective": name, "loss": loss}
-            cells = zip(summary(rows, "bias", **chosen), summary(rows, "variance", **chosen), strict=True)
-            lines += [f"| {name} x {loss} | " + " | ".join(f"{short(b)} / {short(v)}" for b, v in cells) + " |"]
+            cells = zip(summary(rows, "squared_bias", **chosen), summary(rows, "variance", **chosen), strict=True)
+            shown = [f"{short(math.sqrt(max(b, 0.0)))} / {short(v)}" for b, v in cells]
+            lines += [f"| {name} x {loss} | " + " | ".join(shown) + " |"]
         lines += [""]
     return "\n".join(lines) + "\n" + by_cell(rows, size)
 
@@ -359,7 +370,10 @@ def by_cell(rows: list[Row], size: Size) -> str:
     """Cosine by family, reward and drift for a few pairs, at a spread near 1, mean over n and k."""
     at = min(range(len(size.spreads)), key=lambda index: abs(size.spreads[index] - 1.0))
     names = " | ".join(f"{name} x {loss}" for name, loss in CLOSE_LOOK)
-    lines = [f"| cosine where log rho spreads by {size.spreads[at]:g} | {names} |", "|---" * (len(CLOSE_LOOK) + 1) + "|"]
+    lines = [
+        f"| cosine where log rho spreads by {size.spreads[at]:g} | {names} |",
+        "|---" * (len(CLOSE_LOOK) + 1) + "|",
+    ]
     for family in get_args(Family):
         for reward in REWARDS:
             for drift in DRIFTS:

@@ -138,6 +138,8 @@ def true_gradient(toys: Toys, logits_RCV: Tensor, rewards_RM: Tensor, k: int) ->
 def weighted_scores(logits_RCV: Tensor, cells_RST: Tensor, weights_RST: Tensor) -> Tensor:
     """sum of weight times grad log pi(token | context) over all tokens, with respect to the logits."""
     sums_RCV = torch.zeros_like(logits_RCV).flatten(1)
-    sums_RCV = sums_RCV.scatter_add(1, cells_RST.flatten(1), weights_RST.reshape(len(logits_RCV), -1).to(logits_RCV.dtype))
+    sums_RCV = sums_RCV.scatter_add(
+        1, cells_RST.flatten(1), weights_RST.reshape(len(logits_RCV), -1).to(logits_RCV.dtype)
+    )
     sums_RCV = sums_RCV.view_as(logits_RCV)
     return sums_RCV - sums_RCV.sum(-1, keepdim=True) * logits_RCV.softmax(-1)

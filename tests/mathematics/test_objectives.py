@@ -133,9 +133,9 @@ def test_exact_credits_are_the_weighted_sums_over_subsets(rewards: list[float], 
         if (baseline == "loo1" and k == 1) or (baseline == "centred" and k == len(rewards)):
             continue
         expected = brute(rewards, ratios, k)
-        assert_credits(credits_of(ExactMaxAtK(k, baseline), rewards, ratios), expected)  # type: ignore[arg-type]
+        assert_credits(credits_of(ExactMaxAtK(k, baseline, ratio_clip=None), rewards, ratios), expected)  # type: ignore[arg-type]
         if k < len(rewards):
-            self_normalised = ExactMaxAtK(k, baseline, self_normalise=True)  # type: ignore[arg-type]
+            self_normalised = ExactMaxAtK(k, baseline, self_normalise=True, ratio_clip=None)  # type: ignore[arg-type]
             assert_credits(credits_of(self_normalised, rewards, ratios), [c / normaliser for c in expected])
 
 
@@ -196,12 +196,21 @@ def test_tempering_of_ratios_that_are_near_enough_is_one_and_of_small_groups_nan
 
 @pytest.mark.parametrize(("rewards", "ratios", "k"), GROUPS_AND_KS)
 def test_ratios_of_one_give_the_on_policy_form(rewards: list[float], ratios: list[float], k: int) -> None:
-    pairs = [(ExactMaxAtK(k, "none"), MaxAtK(k, "none")), (OffPolicyMaxAtK(k), MaxAtK(k, "none"))]
+    pairs = [
+        (ExactMaxAtK(k, "none", ratio_clip=None), MaxAtK(k, "none")),
+        (OffPolicyMaxAtK(k, clamp=None), MaxAtK(k, "none")),
+    ]
     if k > 1:
-        pairs += [(ExactMaxAtK(k, "loo1"), MaxAtK(k, "loo1")), (OffPolicyMaxAtK(k, "loo1"), MaxAtK(k, "loo1"))]
+        pairs += [
+            (ExactMaxAtK(k, "loo1", ratio_clip=None), MaxAtK(k, "loo1")),
+            (OffPolicyMaxAtK(k, "loo1", clamp=None), MaxAtK(k, "loo1")),
+        ]
     if k < len(rewards):
-        pairs += [(ExactMaxAtK(k), MaxAtK(k)), (ExactMaxAtK(k, self_normalise=True), MaxAtK(k))]
-        pairs += [(OffPolicyMaxAtK(k, "zscore"), MaxAtK(k, "zscore"))]
+        pairs += [
+            (ExactMaxAtK(k, ratio_clip=None), MaxAtK(k)),
+            (ExactMaxAtK(k, self_normalise=True, ratio_clip=None), MaxAtK(k)),
+        ]
+        pairs += [(OffPolicyMaxAtK(k, "zscore", clamp=None), MaxAtK(k, "zscore"))]
         pairs += [(SetAdvantage(k), MaxAtK(k)), (SetAdvantage(k, 0.0), MaxAtK(k))]
         all_tempered = credits_of(SetAdvantage(k, 1.0), rewards, ratios)
         torch.testing.assert_close(all_tempered, credits_of(MaxAtK(k), rewards), **EXACT)
@@ -269,7 +278,9 @@ def test_plain_credits_sum_to_k_times_the_estimate() -> None:
 def test_ratio_clip_is_the_exact_form_at_clipped_ratios() -> None:
     rewards, ratios = [0.1, 0.9, 0.4, 0.4], [9.0, 0.01, 1.2, 1.0]
     clipped = credits_of(ExactMaxAtK(2, ratio_clip=2.0), rewards, ratios)
-    torch.testing.assert_close(clipped, credits_of(ExactMaxAtK(2), rewards, [2.0, 0.5, 1.2, 1.0]), **EXACT)
+    torch.testing.assert_close(
+        clipped, credits_of(ExactMaxAtK(2, ratio_clip=None), rewards, [2.0, 0.5, 1.2, 1.0]), **EXACT
+    )
 
 
 EVERY_OBJECTIVE: list[Objective] = [
@@ -282,9 +293,11 @@ EVERY_OBJECTIVE: list[Objective] = [
     RSGRPO(),
     PassKTraining(2),
     *(MaxAtK(2, baseline) for baseline in ("centred", "loo1", "zscore", "none")),
-    *(OffPolicyMaxAtK(2, baseline) for baseline in ("none", "loo1", "mean", "zscore")),
-    *(ExactMaxAtK(2, baseline) for baseline in ("centred", "loo1", "none")),
+    *(OffPolicyMaxAtK(2, baseline, clamp=None) for baseline in ("none", "loo1", "mean", "zscore")),
+    *(ExactMaxAtK(2, baseline, ratio_clip=None) for baseline in ("centred", "loo1", "none")),
     ExactMaxAtK(2, self_normalise=True, ratio_clip=3.0),
+    ExactMaxAtK(2),
+    OffPolicyMaxAtK(2, "loo1"),
     SetAdvantage(2),
     SetAdvantage(2, min_effective_fraction=0.0),
 ]
@@ -316,10 +329,10 @@ def test_groups_that_lost_too_many_samples_get_zeros_beside_whole_ones(objective
         MaxAtK(2),
         MaxAtK(2, "zscore"),
         PassKTraining(2),
-        OffPolicyMaxAtK(2, "mean"),
-        OffPolicyMaxAtK(2, "zscore"),
-        ExactMaxAtK(2),
-        ExactMaxAtK(2, "none", self_normalise=True),
+        OffPolicyMaxAtK(2, "mean", clamp=None),
+        OffPolicyMaxAtK(2, "zscore", clamp=None),
+        ExactMaxAtK(2, ratio_clip=None),
+        ExactMaxAtK(2, "none", self_normalise=True, ratio_clip=None),
         SetAdvantage(2),
     ],
     ids=repr,
@@ -332,7 +345,7 @@ def test_a_group_that_shrank_to_k_gets_zeros_where_a_baseline_needs_more(objecti
 @pytest.mark.parametrize(
     "objective",
     [o for o in EVERY_OBJECTIVE if not isinstance(o, OffPolicyMaxAtK | MaxRL) and getattr(o, "baseline", "") != "none"]
-    + [OffPolicyMaxAtK(2, "loo1")],
+    + [OffPolicyMaxAtK(2, "loo1", clamp=None)],
     ids=repr,
 )
 def test_equal_rewards_teach_nothing_whatever_the_ratios(objective: Objective) -> None:
@@ -352,15 +365,17 @@ def test_one_sample_and_k_one() -> None:
     one = torch.tensor([[0.7]], dtype=torch.float64)
     ratio = torch.tensor([[2.0]], dtype=torch.float64)
     assert MaxAtK(1, "none")(one, ratio.log()).item() == pytest.approx(0.7)
-    assert ExactMaxAtK(1, "none")(one, ratio.log()).item() == pytest.approx(1.4)
-    assert OffPolicyMaxAtK(1)(one, ratio.log()).item() == pytest.approx(1.4)
+    assert ExactMaxAtK(1, "none", ratio_clip=None)(one, ratio.log()).item() == pytest.approx(1.4)
+    assert OffPolicyMaxAtK(1, clamp=None)(one, ratio.log()).item() == pytest.approx(1.4)
 
 
 def test_half_precision_input_is_computed_in_float64() -> None:
     rewards_PN = torch.tensor([[0.5, 0.25, 1.0]])
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        credits_PN = ExactMaxAtK(2)(rewards_PN.to(dtype), torch.zeros(1, 3, dtype=dtype))
-        torch.testing.assert_close(credits_PN, ExactMaxAtK(2)(rewards_PN.double(), torch.zeros(1, 3).double()))
+        credits_PN = ExactMaxAtK(2, ratio_clip=None)(rewards_PN.to(dtype), torch.zeros(1, 3, dtype=dtype))
+        torch.testing.assert_close(
+            credits_PN, ExactMaxAtK(2, ratio_clip=None)(rewards_PN.double(), torch.zeros(1, 3).double())
+        )
 
 
 @pytest.mark.parametrize("objective", EVERY_OBJECTIVE, ids=repr)

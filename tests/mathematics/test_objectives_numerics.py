@@ -96,7 +96,7 @@ def test_exact_credits_against_rational_arithmetic(n: int, k: int, baseline: str
     rewards, ratios = random_group(n, seed=100 * n + k)
     rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
     log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
-    off_policy_PN = ExactMaxAtK(k, baseline)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
+    off_policy_PN = ExactMaxAtK(k, baseline, ratio_clip=None)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
     assert relative_error(off_policy_PN[0], exact_credits(rewards, ratios, k, baseline)) < TOLERANCE
     on_policy_PN = MaxAtK(k, baseline)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
     assert relative_error(on_policy_PN[0], exact_credits(rewards, [Fraction(1)] * n, k, baseline)) < TOLERANCE
@@ -135,16 +135,24 @@ def test_a_thousand_samples_without_overflow_or_silent_zeros(k: int) -> None:
     generator = torch.Generator().manual_seed(k)
     rewards_PN = torch.rand(2, 1024, dtype=torch.float64, generator=generator)
     log_ratios_PN = torch.log(torch.tensor(10.0)) * (4 * torch.rand(2, 1024, generator=generator) - 2)
-    objectives: list[Objective] = [MaxAtK(k, "none"), ExactMaxAtK(k, "none"), OffPolicyMaxAtK(k)]
+    objectives: list[Objective] = [
+        MaxAtK(k, "none"),
+        ExactMaxAtK(k, "none", ratio_clip=None),
+        OffPolicyMaxAtK(k, clamp=None),
+    ]
     if k > 1:
-        objectives += [MaxAtK(k, "loo1"), ExactMaxAtK(k, "loo1"), OffPolicyMaxAtK(k, "loo1")]
+        objectives += [
+            MaxAtK(k, "loo1"),
+            ExactMaxAtK(k, "loo1", ratio_clip=None),
+            OffPolicyMaxAtK(k, "loo1", clamp=None),
+        ]
     if k < 1024:
         objectives += [
             SetAdvantage(k),
             SetAdvantage(k, 0.0),
             MaxAtK(k),
-            ExactMaxAtK(k),
-            ExactMaxAtK(k, self_normalise=True),
+            ExactMaxAtK(k, ratio_clip=None),
+            ExactMaxAtK(k, self_normalise=True, ratio_clip=None),
         ]
     for objective in objectives:
         credits_PN = objective(rewards_PN, log_ratios_PN)
@@ -156,7 +164,7 @@ def test_large_on_policy_groups_agree_between_the_closed_form_and_the_recursion(
     rewards_PN = torch.rand(3, 1024, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for baseline in ("centred", "loo1", "none"):
         closed_PN = MaxAtK(512, baseline)(rewards_PN, torch.zeros_like(rewards_PN))  # type: ignore[arg-type]
-        recursion_PN = ExactMaxAtK(512, baseline)(rewards_PN, torch.zeros_like(rewards_PN))  # type: ignore[arg-type]
+        recursion_PN = ExactMaxAtK(512, baseline, ratio_clip=None)(rewards_PN, torch.zeros_like(rewards_PN))  # type: ignore[arg-type]
         scale = closed_PN.abs().max().item()
         torch.testing.assert_close(recursion_PN, closed_PN, rtol=0.0, atol=1e-11 * scale)
 
@@ -164,12 +172,23 @@ def test_large_on_policy_groups_agree_between_the_closed_form_and_the_recursion(
 def test_extreme_log_ratios_are_clamped_and_stay_finite() -> None:
     rewards_PN = torch.tensor([[0.0, 1.0, 0.5, nan], [1.0, 1.0, 0.0, 0.0]])
     log_ratios_PN = torch.tensor([[1e4, -1e4, 0.0, nan], [-torch.inf, torch.inf, 300.0, -300.0]])
-    objectives = [ExactMaxAtK(2), ExactMaxAtK(2, "loo1"), ExactMaxAtK(3, "none"), OffPolicyMaxAtK(2), SetAdvantage(2)]
+    objectives = [
+        ExactMaxAtK(2, ratio_clip=None),
+        ExactMaxAtK(2, "loo1", ratio_clip=None),
+        ExactMaxAtK(3, "none", ratio_clip=None),
+        OffPolicyMaxAtK(2, clamp=None),
+        SetAdvantage(2),
+    ]
     for objective in objectives:
         credits_PN = objective(rewards_PN, log_ratios_PN)
         assert credits_PN.isfinite().all()
         torch.testing.assert_close(credits_PN, objective(rewards_PN, log_ratios_PN.clamp(-20, 20)))
-    assert (ExactMaxAtK(16, "none")(torch.ones(1, 32), torch.full((1, 32), 19.0))).float().isfinite().all()
+    assert (
+        (ExactMaxAtK(16, "none", ratio_clip=None)(torch.ones(1, 32), torch.full((1, 32), 19.0)))
+        .float()
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("baseline", ["centred", "loo1"])
@@ -178,7 +197,7 @@ def test_pieces_of_many_prompts_equal_the_whole(baseline: str) -> None:
     assert num_prompts * (n + 1) * (k + 1) * 24 > TABLE_BYTES, "too few prompts for two pieces"
     rewards_PN = torch.rand(num_prompts, n, generator=torch.Generator().manual_seed(1))
     log_ratios_PN = 0.1 * torch.randn(num_prompts, n, generator=torch.Generator().manual_seed(2))
-    objective = ExactMaxAtK(k, baseline)  # type: ignore[arg-type]
+    objective = ExactMaxAtK(k, baseline, ratio_clip=None)  # type: ignore[arg-type]
     whole_PN = objective(rewards_PN, log_ratios_PN)
     assert whole_PN.shape == rewards_PN.shape
     for start in (0, num_prompts - 1):
@@ -193,7 +212,7 @@ def test_one_dominating_ratio_against_rational_arithmetic(baseline: str) -> None
     ratios = [Fraction(1), Fraction(2**26), Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(1, 2**20)]
     log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
     rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
-    credits_PN = ExactMaxAtK(3, baseline)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
+    credits_PN = ExactMaxAtK(3, baseline, ratio_clip=None)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
     exact = exact_credits(rewards, ratios, 3, baseline)
     for credit, expected in zip(credits_PN[0].tolist(), exact, strict=True):
         assert abs(Fraction(credit) - expected) <= TOLERANCE * abs(expected)

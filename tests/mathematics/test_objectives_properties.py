@@ -37,13 +37,13 @@ RELAXED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthChe
 
 UNBIASED: list[Objective] = [
     *(MaxAtK(K, baseline) for baseline in ("centred", "loo1", "none")),
-    *(ExactMaxAtK(K, baseline) for baseline in ("centred", "loo1", "none")),
+    *(ExactMaxAtK(K, baseline, ratio_clip=None) for baseline in ("centred", "loo1", "none")),
 ]
 EVERY = [
     *UNBIASED,
     MaxAtK(K, "zscore"),
     ExactMaxAtK(K, self_normalise=True, ratio_clip=1.5),
-    *(OffPolicyMaxAtK(K, baseline) for baseline in ("none", "loo1", "mean")),
+    *(OffPolicyMaxAtK(K, baseline, clamp=None) for baseline in ("none", "loo1", "mean")),
     GRPO(),
     DrGRPO(),
     RLOO(),
@@ -120,7 +120,7 @@ def test_tied_samples_with_equal_ratios_get_equal_credits(
 @settings(**RELAXED, max_examples=30)
 def test_loo1_never_pushes_down_and_centred_sums_to_zero_on_policy(group: tuple[list[float], list[float]]) -> None:
     rewards_PN, log_ratios_PN = tensors(group)
-    for objective in (MaxAtK(K, "loo1"), ExactMaxAtK(K, "loo1")):
+    for objective in (MaxAtK(K, "loo1"), ExactMaxAtK(K, "loo1", ratio_clip=None)):
         assert (objective(rewards_PN, log_ratios_PN) >= 0).all()
     assert abs(MaxAtK(K)(rewards_PN, log_ratios_PN).sum()) < 1e-12
 
@@ -131,10 +131,10 @@ def test_a_common_factor_of_all_ratios_moves_only_the_normaliser(
     group: tuple[list[float], list[float]], factor: float
 ) -> None:
     rewards_PN, log_ratios_PN = tensors(group)
-    credits_PN = ExactMaxAtK(K)(rewards_PN, log_ratios_PN)
-    shifted_PN = ExactMaxAtK(K)(rewards_PN, log_ratios_PN + factor)
+    credits_PN = ExactMaxAtK(K, ratio_clip=None)(rewards_PN, log_ratios_PN)
+    shifted_PN = ExactMaxAtK(K, ratio_clip=None)(rewards_PN, log_ratios_PN + factor)
     torch.testing.assert_close(shifted_PN, credits_PN * torch.tensor(K * factor, dtype=torch.float64).exp(), **CLOSE)
-    free = ExactMaxAtK(K, self_normalise=True)
+    free = ExactMaxAtK(K, self_normalise=True, ratio_clip=None)
     torch.testing.assert_close(
         free(rewards_PN, log_ratios_PN + factor), free(rewards_PN, log_ratios_PN), rtol=1e-9, atol=1e-12
     )
@@ -150,14 +150,17 @@ def test_effective_fraction_is_a_fraction_and_one_only_without_spread(group: tup
     assert fraction < 1.0
 
 
+wild_groups = st.integers(2, 12).flatmap(
+    lambda n: st.tuples(
+        st.integers(1, n - 1),
+        st.lists(grid, min_size=n, max_size=n),
+        st.lists(st.floats(-500.0, 500.0) | st.sampled_from([-500.0, 0.0, 500.0]), min_size=n, max_size=n),
+    )
+)  # k < n, rewards, log-ratios
+
+
 @given(
-    group=st.integers(2, 12).flatmap(
-        lambda n: st.tuples(
-            st.integers(1, n - 1),
-            st.lists(grid, min_size=n, max_size=n),
-            st.lists(st.floats(-500.0, 500.0) | st.sampled_from([-500.0, 0.0, 500.0]), min_size=n, max_size=n),
-        )
-    ),
+    group=wild_groups,
     least=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
 )
 @settings(**RELAXED, max_examples=200)
@@ -169,6 +172,30 @@ def test_set_advantages_never_exceed_the_range_of_the_rewards(
     bound = k / len(rewards) * (max(rewards) - min(rewards))
     assert credits_PN.isfinite().all()
     assert (credits_PN.abs() <= bound * (1 + 1e-9)).all()
+
+
+@given(group=wild_groups)
+@settings(**RELAXED, max_examples=100)
+def test_default_credits_with_ratios_stay_within_their_bounds(group: tuple[int, list[float], list[float]]) -> None:
+    k, rewards, log_ratios = group
+    share, size, spread = k / len(rewards), max(map(abs, rewards)), max(rewards) - min(rewards)
+    exact, first_order = ExactMaxAtK(k), OffPolicyMaxAtK(k)
+    assert exact.ratio_clip is not None
+    assert first_order.clamp is not None
+    exact_bound, first_order_bound = share * exact.ratio_clip**k, share * (1 + k * first_order.clamp)
+    bounds: list[tuple[Objective, float]] = [
+        (exact, exact_bound * spread),
+        (ExactMaxAtK(k, "none"), exact_bound * size),
+        (ExactMaxAtK(k, self_normalise=True), exact_bound * spread),
+        (first_order, first_order_bound * size),
+        (OffPolicyMaxAtK(k, "mean"), 2 * first_order_bound * size),
+    ]
+    if k > 1:
+        bounds += [(ExactMaxAtK(k, "loo1"), exact_bound * spread)]
+        bounds += [(OffPolicyMaxAtK(k, "loo1"), first_order_bound * spread)]
+    for objective, bound in bounds:
+        largest = objective(*tensors((rewards, log_ratios))).abs().max().item()
+        assert largest <= bound * (1 + 1e-9), objective
 
 
 @given(group=groups, factor=st.floats(-3.0, 3.0), index=st.integers(0, K))

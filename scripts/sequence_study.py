@@ -9,7 +9,8 @@ tokens of a completion, has the wanted standard deviation:
     mixture  half and half                       adam     the sign of the batch's own gradient estimate, as Adam's first
                                                           step on the same samples: the drift of a real PPO iteration
 
-Per pair: the cosine with the true gradient, mean over toys and batches; |E estimate - true|^2 / |true|^2 (squared bias,
+Per pair: the cosine with the true gradient, mean over toys and batches; its gain over on-policy credits x CISPO on the
+same samples, with the standard error over toys; |E estimate - true|^2 / |true|^2 (squared bias,
 the sampling variance of its few batches taken out, so that it can come out below 0) and E|estimate - E estimate|^2 /
 |true|^2 (variance), mean over toys; the largest |estimate| / |true|. `GRPO` ascends another objective.
 
@@ -26,11 +27,12 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from sequence_tables import draw, markdown
 from sequence_toys import (
     Family,
     Toys,
@@ -75,7 +77,7 @@ class Size:
 
     num_toys: int = 6
     "Y."
-    batches_per_toy: int = 8
+    batches_per_toy: int = 6
     "Batches that every toy samples."
     num_sequences: int = 512
     "S, whatever n is: the same budget of samples."
@@ -111,8 +113,8 @@ def objectives(k: int) -> dict[str, Objective]:
     }
 
 
-OF_ANOTHER_SCALE = ("GRPO", "on-policy, z-score")
-"Only their direction compares."
+REFERENCE = ("on-policy", "CISPO 5")
+"What the gain in cosine is measured against."
 
 LOSSES: dict[str, PolicyLoss] = {
     "score function": ScoreFunction(),
@@ -237,193 +239,91 @@ def batch_rewards(batches: Batches, rewards_RM: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """One pair in one cell of the study."""
+    """One pair in one cell of the study; see the top of this file."""
 
     cosine: float
+    gain: float
+    gain_error: float
     squared_bias: float
     variance: float
     largest: float
 
 
-def measure(estimate_RK: Tensor, truth_RK: Tensor, num_toys: int) -> Measure:
-    """Compare estimates of a group's gradient with the truth of their replicate."""
+def measure(estimate_RK: Tensor, reference_RK: Tensor, truth_RK: Tensor, num_toys: int) -> Measure:
+    """Compare estimates with the truth of their replicate, and with another estimate from the same samples."""
+    cosines_Y = torch.cosine_similarity(estimate_RK, truth_RK, dim=-1).view(num_toys, -1).mean(1)
+    gains_Y = cosines_Y - torch.cosine_similarity(reference_RK, truth_RK, dim=-1).view(num_toys, -1).mean(1)
     scale_Y1 = truth_RK.norm(dim=-1).view(num_toys, -1).mean(-1, keepdim=True)
     errors_YBK = (estimate_RK - truth_RK).view(num_toys, -1, truth_RK.shape[1]) / scale_Y1.unsqueeze(-1)
     mean_YK, num_batches = errors_YBK.mean(1), errors_YBK.shape[1]
     variance_Y = (errors_YBK - mean_YK.unsqueeze(1)).square().sum(-1).sum(-1) / (num_batches - 1)
     squared_bias = (mean_YK.square().sum(-1) - variance_Y / num_batches).mean()  # the mean of few batches has variance
     return Measure(
-        cosine=torch.cosine_similarity(estimate_RK, truth_RK, dim=-1).mean().item(),
+        cosine=cosines_Y.mean().item(),
+        gain=gains_Y.mean().item(),
+        gain_error=(gains_Y.std() / math.sqrt(num_toys)).item(),
         squared_bias=squared_bias.item(),
         variance=variance_Y.mean().item(),
         largest=(estimate_RK.norm(dim=-1) / truth_RK.norm(dim=-1)).max().item(),
     )
 
 
-def study_cell(
-    batches: Batches, new_RCV: Tensor, rewards_RM: Tensor, n: int, k: int
-) -> Iterator[tuple[str, str, Measure, float | None]]:
-    """Objective, loss, their measure, and the mean alpha of a tempered objective, at one new policy."""
+def study_cell(batches: Batches, new_RCV: Tensor, rewards_RM: Tensor, n: int, k: int) -> list[Row]:
+    """One row per pair at one new policy."""
     toys, cells_RST = batches.toys, batches.cells_RST
     old_BT = at_cells(toys.logits_RCV.log_softmax(-1), cells_RST).flatten(0, 1)
     new_BT = at_cells(new_RCV.log_softmax(-1), cells_RST).flatten(0, 1)
     log_ratios_PN = (new_BT - old_BT).sum(-1).view(-1, n)
     rewards_PN = batch_rewards(batches, rewards_RM).view(-1, n)
-    truth_RK = true_gradient(toys, new_RCV, rewards_RM, k).flatten(1)
-    groups_per_batch = cells_RST.shape[1] // n
     named = objectives(k)
-    credits = {name: objective(rewards_PN, log_ratios_PN).flatten() for name, objective in named.items()}
+    credits = {name: objective(rewards_PN, log_ratios_PN).flatten().float() for name, objective in named.items()}
+    estimates = {}
+    for name, loss in pairs(k):
+        weights_BT = token_weights(loss)(new_BT.float(), old_BT.float(), credits[name])
+        sums_RCV = weighted_scores(new_RCV, cells_RST, weights_BT)
+        estimates[name, loss] = sums_RCV.flatten(1) * (n / cells_RST.shape[1])  # the mean over groups
+    truth_RK = true_gradient(toys, new_RCV, rewards_RM, k).flatten(1)
     alphas = {
         name: objective.tempering(rewards_PN, log_ratios_PN).mean().item()
         for name, objective in named.items()
         if isinstance(objective, SetAdvantage)
     }
-    for name, loss in pairs(k):
-        weights_BT = token_weights(loss)(new_BT.float(), old_BT.float(), credits[name].float())
-        sums_RCV = weighted_scores(new_RCV, cells_RST, weights_BT)
-        measured = measure(sums_RCV.flatten(1) / groups_per_batch, truth_RK, batches.num_toys)
-        yield name, loss, measured, alphas.get(name)
+    rows = []
+    for (name, loss), estimate_RK in estimates.items():
+        measured = measure(estimate_RK, estimates[REFERENCE], truth_RK, batches.num_toys)
+        alpha = {"alpha": alphas[name]} if name in alphas else {}
+        rows.append({"objective": name, "loss": loss, **asdict(measured), **alpha})
+    return rows
 
 
 def study(size: Size, seed: int) -> list[Row]:
-    """One row per family, reward, drift, n, k, objective and loss; its measures are lists over the spreads."""
-    rows: dict[tuple[Any, ...], Row] = {}
+    """One row per family, reward, n, k, drift, objective and loss; its measures are lists over the spreads."""
+    rows: list[Row] = []
     for family in get_args(Family):
         batches = sample_batches(family, size, seed)
         for reward, rewards_of in REWARDS.items():
             rewards_RM = rewards_of(batches.toys)
             for n, k in size.settings:
-                on_policy = list(study_cell(batches, batches.toys.logits_RCV, rewards_RM, n, k))
+                at_old = study_cell(batches, batches.toys.logits_RCV, rewards_RM, n, k)
                 for drift in DRIFTS:
                     direction_RCV = drift_direction(batches, drift, rewards_RM, n, k)
-                    for spread in size.spreads:
-                        new_RCV = drifted(batches, direction_RCV, spread)
-                        found = study_cell(batches, new_RCV, rewards_RM, n, k) if spread else on_policy
-                        for name, loss, measured, alpha in found:
-                            add_to_row(rows, (family, reward, drift, n, k, name, loss), measured, alpha)
-    return list(rows.values())
+                    new = [drifted(batches, direction_RCV, spread) for spread in size.spreads[1:]]
+                    cells = [at_old, *(study_cell(batches, new_RCV, rewards_RM, n, k) for new_RCV in new)]
+                    where = {"family": family, "reward": reward, "n": n, "k": k, "drift": drift}
+                    rows += [{**where, **joined(parts)} for parts in zip(*cells, strict=True)]
+    return rows
 
 
-def add_to_row(rows: dict[tuple[Any, ...], Row], key: tuple[Any, ...], measured: Measure, alpha: float | None) -> None:
-    """Append the measures of one more spread."""
-    named = dict(zip(("family", "reward", "drift", "n", "k", "objective", "loss"), key, strict=True))
-    row = rows.setdefault(key, {**named, "cosine": [], "squared_bias": [], "variance": [], "largest": [], "alpha": []})
-    for quantity in ("cosine", "squared_bias", "variance", "largest"):
-        row[quantity].append(float(f"{getattr(measured, quantity):.3g}"))
-    if alpha is not None:
-        row["alpha"].append(round(alpha, 3))
-
-
-def summary(rows: list[Row], quantity: str, **chosen: Any) -> list[float]:
-    """Over the spreads: the mean over the chosen rows, the median for bias and variance, the largest of `largest`."""
-    values_XS = torch.tensor(
-        [row[quantity] for row in rows if all(row[key] == value for key, value in chosen.items())], dtype=torch.float64
-    )
-    if quantity == "largest":
-        return values_XS.amax(0).tolist()
-    means = values_XS.mean(0) if quantity in ("cosine", "alpha") else values_XS.median(0).values
-    return means.tolist()
-
-
-def short(value: float) -> str:
-    """Two or three figures, powers of ten where large."""
-    return f"{value:.2f}" if abs(value) < 10 else (f"{value:.0f}" if abs(value) < 1000 else f"{value:.0e}")
-
-
-def markdown(rows: list[Row], size: Size) -> str:
-    """Per (n, k): cosine / largest |g| by pair, mean over drifts, rewards and families; then where the means hide."""
-    spreads = " | ".join(f"{spread:g}" for spread in size.spreads)
-    lines = []
-    for n, k in size.settings:
-        lines += [f"| cosine / largest, n = {n}, k = {k} | {spreads} |", "|---" * (len(size.spreads) + 1) + "|"]
-        for name, loss in pairs(k):
-            chosen = {"n": n, "k": k, "objective": name, "loss": loss}
-            cells = zip(summary(rows, "cosine", **chosen), summary(rows, "largest", **chosen), strict=True)
-            lines += [f"| {name} x {loss} | " + " | ".join(f"{c:.2f} / {short(g)}" for c, g in cells) + " |"]
-        lines += [""]
-        lines += [f"| bias / variance, n = {n}, k = {k} | {spreads} |", "|---" * (len(size.spreads) + 1) + "|"]
-        for name, loss in pairs(k):
-            if name in OF_ANOTHER_SCALE:
-                continue
-            chosen = {"n": n, "k": k, "objective": name, "loss": loss}
-            cells = zip(summary(rows, "squared_bias", **chosen), summary(rows, "variance", **chosen), strict=True)
-            shown = [f"{short(math.sqrt(max(b, 0.0)))} / {short(v)}" for b, v in cells]
-            lines += [f"| {name} x {loss} | " + " | ".join(shown) + " |"]
-        lines += [""]
-    return "\n".join(lines) + "\n" + by_cell(rows, size)
-
-
-CLOSE_LOOK = (
-    ("on-policy", "score function"),
-    ("on-policy", "CISPO 2"),
-    ("on-policy", "CISPO 5"),
-    ("on-policy", "clip .2"),
-    ("set, untempered", "CISPO 5"),
-    ("set .7", "CISPO 5"),
-    ("exact, self-normalised", "score function"),
-    ("first order, LOO-1, clamp .2", "score function"),
-)
-"Pairs for the tables by family, reward and drift."
-
-
-def by_cell(rows: list[Row], size: Size) -> str:
-    """Cosine by family, reward and drift for a few pairs, at a spread near 1, mean over n and k."""
-    at = min(range(len(size.spreads)), key=lambda index: abs(size.spreads[index] - 1.0))
-    names = " | ".join(f"{name} x {loss}" for name, loss in CLOSE_LOOK)
-    lines = [
-        f"| cosine where log rho spreads by {size.spreads[at]:g} | {names} |",
-        "|---" * (len(CLOSE_LOOK) + 1) + "|",
-    ]
-    for family in get_args(Family):
-        for reward in REWARDS:
-            for drift in DRIFTS:
-                where = {"family": family, "reward": reward, "drift": drift}
-                found = [summary(rows, "cosine", **where, objective=o, loss=loss)[at] for o, loss in CLOSE_LOOK]
-                lines += [f"| {family}, {reward}, {drift} | " + " | ".join(f"{value:.2f}" for value in found) + " |"]
-    return "\n".join(lines) + "\n"
-
-
-DRAWN = {
-    ("on-policy", "CISPO 5"): "on-policy credit x CISPO, cut 5",
-    ("set .7", "CISPO 5"): "set advantage .7 x CISPO, cut 5",
-    ("set, untempered", "CISPO 5"): "set advantage, untempered x CISPO, cut 5",
-    ("on-policy", "score function"): "on-policy credit, ratios ignored",
-    ("on-policy", "clip .2"): "on-policy credit x PPO clip .2",
-    ("exact, centred", "score function"): "exact, unbounded",
-    ("exact, self-normalised", "score function"): "exact, self-normalised",
-    ("first order, LOO-1", "score function"): "first order, unbounded",
-    ("first order, LOO-1, clamp .2", "score function"): "first order, clamp .2",
-}
-"Pairs of the figure and their labels."
-
-
-def draw(rows: list[Row], size: Size, path: Path) -> None:
-    """Cosine and largest gradient over the spread of log rho, one column of panels per (n, k)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = len(size.settings)
-    figure, panels = plt.subplots(2, columns, figsize=(5 * columns, 8), sharex=True, sharey="row", squeeze=False)
-    for column, (n, k) in enumerate(size.settings):
-        for (name, loss), label in DRAWN.items():
-            for panel, quantity in zip(panels[:, column], ("cosine", "largest"), strict=True):
-                series = summary(rows, quantity, n=n, k=k, objective=name, loss=loss)
-                panel.plot(size.spreads, series, marker="o", markersize=3, label=label)
-                panel.grid(alpha=0.3)
-        panels[0, column].set(title=f"n = {n}, k = {k}", ylim=(-0.4, 1.02))
-        panels[1, column].set(xlabel="standard deviation of log rho", yscale="log")
-    panels[0, 0].set_ylabel("cosine with the true max@k gradient")
-    panels[1, 0].set_ylabel("largest |estimate| / |gradient|")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncol=3, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.09, 1, 1))
-    figure.savefig(path, dpi=90)
+def joined(parts: tuple[Row, ...]) -> Row:
+    """One row out of those of a pair at every spread."""
+    numbers = [name for name, value in parts[0].items() if isinstance(value, float)]
+    lists = {name: [float(f"{part[name]:.3g}") for part in parts] for name in numbers}
+    return {**parts[0], **lists}
 
 
 def to_json(rows: list[Row], size: Size, seed: int) -> str:
     """One row per line."""
-    lines = ",\n".join("  " + json.dumps({key: value for key, value in row.items() if value != []}) for row in rows)
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
     head = {"seed": seed, "toys": size.num_toys, "batches_per_toy": size.batches_per_toy, "tokens": NUM_TOKENS}
     head |= {"sequences_per_batch": size.num_sequences, "spreads": list(size.spreads)}
     return json.dumps(head)[:-1] + f', "rows": [\n{lines}\n]}}\n'
@@ -440,8 +340,8 @@ def main() -> None:
     rows = study(size, arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "sequence_study.json").write_text(to_json(rows, size, arguments.seed))
-    draw(rows, size, arguments.out / "sequence_study.png")
-    print(markdown(rows, size))
+    draw(rows, size.spreads, arguments.out / "sequence_study.png")
+    print(markdown(rows, size.spreads))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from sequence_study import (
     study_cell,
     token_weights,
 )
+from sequence_tables import OF_ANOTHER_SCALE, markdown
 from sequence_toys import (
     Toys,
     at_cells,
@@ -150,19 +151,21 @@ def test_drift_has_the_wanted_spread_and_signal_raises_max_at_k(drift: str) -> N
 def test_bias_and_variance_of_known_estimates() -> None:
     truth_RK = torch.tensor([[3.0, 4.0]]).double().expand(4, 2)
     shift_RK = torch.tensor([[5.0, 0.0], [-5.0, 0.0]]).double().repeat(2, 1)
-    measured = measure(truth_RK + shift_RK + torch.tensor([0.0, 10.0]), truth_RK, num_toys=2)
+    estimate_RK = truth_RK + shift_RK + torch.tensor([0.0, 10.0])
+    measured = measure(estimate_RK, truth_RK, truth_RK, num_toys=2)
     assert measured.variance == pytest.approx(2.0)  # sum of 1 and 1 over one degree of freedom
     assert measured.squared_bias == pytest.approx(4.0 - 2.0 / 2)
+    assert measured.gain == pytest.approx(measured.cosine - 1.0)
+    assert measured.gain_error == pytest.approx(0.0, abs=1e-12)  # both toys are the same
     assert measured.largest == pytest.approx((8.0**2 + 14.0**2) ** 0.5 / 5)
 
 
 def test_unbiased_pairs_come_out_unbiased_on_policy() -> None:
     batches = sample_batches("markov", sequence_study.Size(num_toys=2, batches_per_toy=24), seed=1)
     rewards_RM = dense_rewards(batches.toys)
-    found = study_cell(batches, batches.toys.logits_RCV, rewards_RM, 8, 4)
-    for name, loss, measured, _ in found:
-        if name not in sequence_study.OF_ANOTHER_SCALE and loss != "sequence clip":
-            assert abs(measured.squared_bias) < 0.05, (name, loss)  # a wrong factor of 3/4 alone would be .06
+    for row in study_cell(batches, batches.toys.logits_RCV, rewards_RM, 8, 4):
+        if row["objective"] not in OF_ANOTHER_SCALE and row["loss"] != "sequence clip":
+            assert abs(row["squared_bias"]) < 0.05, row  # a factor of 3/4 too much or too little would make it .06
 
 
 @pytest.mark.slow
@@ -177,4 +180,4 @@ def test_the_quick_run_writes_every_row(tmp_path: Path) -> None:
     assert all(len(row["cosine"]) == len(QUICK.spreads) for row in written["rows"])
     assert set(LOSSES) <= {row["loss"] for row in written["rows"]}
     assert (tmp_path / "sequence_study.png").stat().st_size > 0
-    assert "| on-policy x CISPO 5 |" in finished.stdout
+    assert markdown(written["rows"], written["spreads"]) in finished.stdout

@@ -1,4 +1,8 @@
-"""How well does each objective follow the true max@k gradient as the policy drifts away from the one that sampled?
+"""The one-token study: how well do credits follow the true max@k gradient where a completion is a single action?
+
+Here the ratio of a sequence is the ratio of a token, and it stays near 1 at any drift worth the name. Completions of a
+language model have hundreds of tokens, and what holds for them is in `sequence_study.py`. This study isolates what the
+credits themselves lose or keep.
 
 Toys: a softmax policy over 40 actions with rewards uniform in [0, 1] and logits from a standard normal. The policy is
 moved along its own exact max@k gradient until KL(old || new) has a given value, 32 groups of n are sampled from the

@@ -58,7 +58,7 @@ from maxk_lightning.objectives import GRPO, ExactMaxAtK, MaxAtK, Objective, OffP
 
 NUM_TOKENS = 60
 SETTINGS = ((8, 4), (32, 4), (32, 8))  # (n, k)
-SPREADS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # standard deviation of log rho
+SPREADS = (0.0, 0.5, 1.0, 1.5, 2.0)  # standard deviation of log rho
 DRIFTS = ("signal", "noise", "mixture", "adam")
 REWARDS: dict[str, Callable[[Toys], Tensor]] = {"dense": dense_rewards, "sparse": sparse_rewards}
 NUM_CALIBRATION = 256
@@ -107,7 +107,6 @@ def objectives(k: int) -> dict[str, Objective]:
         "on-policy, z-score": MaxAtK(k, "zscore"),
         "GRPO": GRPO(),
         "set, untempered": SetAdvantage(k, 0.0),
-        "set .5": SetAdvantage(k, 0.5),
         "set .7": SetAdvantage(k, 0.7),
         "set .9": SetAdvantage(k, 0.9),
     }
@@ -284,7 +283,7 @@ def study_cell(batches: Batches, new_RCV: Tensor, rewards_RM: Tensor, n: int, k:
         estimates[name, loss] = sums_RCV.flatten(1) * (n / cells_RST.shape[1])  # the mean over groups
     truth_RK = true_gradient(toys, new_RCV, rewards_RM, k).flatten(1)
     alphas = {
-        name: objective.tempering(rewards_PN, log_ratios_PN).mean().item()
+        name: objective.tempering(rewards_PN[::4], log_ratios_PN[::4]).mean().item()  # a quarter will do
         for name, objective in named.items()
         if isinstance(objective, SetAdvantage)
     }

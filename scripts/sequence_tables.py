@@ -25,7 +25,6 @@ CLOSE_LOOK: tuple[Pair, ...] = (
 "Pairs of the table by family, reward and drift."
 CHALLENGERS: tuple[Pair, ...] = (
     ("set, untempered", "CISPO 5"),
-    ("set .5", "CISPO 5"),
     ("set .7", "CISPO 5"),
     ("set .9", "CISPO 5"),
     ("on-policy, LOO-1", "CISPO 5"),

@@ -27,8 +27,8 @@ from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import check_k, check_k_below_n, check_k_of_n
 from maxk_lightning.objectives.subset_law import log_effective_fraction, subset_law
 
-NUM_HALVINGS = 12
-"alpha is found to 2^-12, from below."
+NUM_HALVINGS = 8
+"alpha is found to 2^-8, from below."
 ROUNDING = 1e-11
 "Of the log of an effective fraction: equal ratios have a fraction of 1 up to this."
 
@@ -87,7 +87,7 @@ def set_advantages(groups: SortedGroups, log_ratios_PN: Tensor, k: int) -> Tenso
 
 
 def largest_alpha(log_ratios_PN: Tensor, num_samples_P: Tensor, k: int, min_effective_fraction: float) -> Tensor:
-    """Largest alpha in [0, 1] at which rho^alpha leaves this share of effective k-subsets, at most 2^-12 too small."""
+    """Largest alpha in [0, 1] at which rho^alpha leaves this share of effective k-subsets, at most 2^-8 too small."""
     least = math.log(min_effective_fraction) - ROUNDING if min_effective_fraction > 0.0 else -math.inf
     alpha_P = torch.ones_like(num_samples_P)
     is_spread_P = log_effective_fraction(log_ratios_PN, num_samples_P, k) < least

@@ -95,8 +95,8 @@ def effective_fraction(ratios: list[float], k: int) -> float:
 
 
 def brute_alpha(ratios: list[float], k: int, least: float) -> float:
-    """Largest multiple of 2^-12 in [0, 1] that leaves this effective fraction, tried one after the other."""
-    steps = 2**12
+    """Largest multiple of 2^-8 in [0, 1] that leaves this effective fraction, tried one after the other."""
+    steps = 2**8
     return max(
         (a / steps for a in range(steps + 1) if effective_fraction([r ** (a / steps) for r in ratios], k) >= least),
         default=0.0,

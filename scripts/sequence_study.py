@@ -12,7 +12,8 @@ tokens of a completion, has the wanted standard deviation:
 Per pair: the cosine with the true gradient, mean over toys and batches; its gain over on-policy credits x CISPO on the
 same samples, with the standard error over toys; |E estimate - true|^2 / |true|^2 (squared bias,
 the sampling variance of its few batches taken out, so that it can come out below 0) and E|estimate - E estimate|^2 /
-|true|^2 (variance), mean over toys; the largest |estimate| / |true|. `GRPO` ascends another objective.
+|true|^2 (variance), mean over toys; the largest |estimate| over |true gradient of the old policy|, which says what a
+step on it would do to a policy whose steps were right before. `GRPO` ascends another objective.
 
     python scripts/sequence_study.py --out docs [--quick]
 
@@ -248,7 +249,9 @@ class Measure:
     largest: float
 
 
-def measure(estimate_RK: Tensor, reference_RK: Tensor, truth_RK: Tensor, num_toys: int) -> Measure:
+def measure(
+    estimate_RK: Tensor, reference_RK: Tensor, truth_RK: Tensor, old_truth_RK: Tensor, num_toys: int
+) -> Measure:
     """Compare estimates with the truth of their replicate, and with another estimate from the same samples."""
     cosines_Y = torch.cosine_similarity(estimate_RK, truth_RK, dim=-1).view(num_toys, -1).mean(1)
     gains_Y = cosines_Y - torch.cosine_similarity(reference_RK, truth_RK, dim=-1).view(num_toys, -1).mean(1)
@@ -263,7 +266,7 @@ def measure(estimate_RK: Tensor, reference_RK: Tensor, truth_RK: Tensor, num_toy
         gain_error=(gains_Y.std() / math.sqrt(num_toys)).item(),
         squared_bias=squared_bias.item(),
         variance=variance_Y.mean().item(),
-        largest=(estimate_RK.norm(dim=-1) / truth_RK.norm(dim=-1)).max().item(),
+        largest=(estimate_RK.norm(dim=-1) / old_truth_RK.norm(dim=-1)).max().item(),
     )
 
 
@@ -282,6 +285,7 @@ def study_cell(batches: Batches, new_RCV: Tensor, rewards_RM: Tensor, n: int, k:
         sums_RCV = weighted_scores(new_RCV, cells_RST, weights_BT)
         estimates[name, loss] = sums_RCV.flatten(1) * (n / cells_RST.shape[1])  # the mean over groups
     truth_RK = true_gradient(toys, new_RCV, rewards_RM, k).flatten(1)
+    old_truth_RK = true_gradient(toys, toys.logits_RCV, rewards_RM, k).flatten(1)
     alphas = {
         name: objective.tempering(rewards_PN[::4], log_ratios_PN[::4]).mean().item()  # a quarter will do
         for name, objective in named.items()
@@ -289,7 +293,7 @@ def study_cell(batches: Batches, new_RCV: Tensor, rewards_RM: Tensor, n: int, k:
     }
     rows = []
     for (name, loss), estimate_RK in estimates.items():
-        measured = measure(estimate_RK, estimates[REFERENCE], truth_RK, batches.num_toys)
+        measured = measure(estimate_RK, estimates[REFERENCE], truth_RK, old_truth_RK, batches.num_toys)
         alpha = {"alpha": alphas[name]} if name in alphas else {}
         rows.append({"objective": name, "loss": loss, **asdict(measured), **alpha})
     return rows

@@ -83,12 +83,14 @@ def table(head: str, columns: Sequence[str], lines: list[tuple[str, list[str]]])
 
 
 def cosine_table(rows: list[Row], spreads: Sequence[float], head: str) -> str:
-    """Mean cosine and largest |estimate| / |true| of every pair."""
+    """Mean cosine and largest |estimate| / |true gradient of the old policy| of every pair."""
     lines = []
     for pair in pairs_of(rows):
         cosines = over_spreads(rows, "cosine", pair).mean(0).tolist()
         largest = over_spreads(rows, "largest", pair).amax(0).tolist()
-        lines += [(" x ".join(pair), [f"{c:.2f} / {short(g)}" for c, g in zip(cosines, largest, strict=True)])]
+        is_comparable = pair[0] not in OF_ANOTHER_SCALE
+        cells = [f"{c:.2f} / {short(g) if is_comparable else '-'}" for c, g in zip(cosines, largest, strict=True)]
+        lines += [(" x ".join(pair), cells)]
     return table(head, [f"{spread:g}" for spread in spreads], lines)
 
 
@@ -158,7 +160,7 @@ def draw(rows: list[Row], spreads: Sequence[float], path: Path) -> None:
         panels[0, column].set(title=f"n = {n}, k = {k}", ylim=(-0.4, 1.02))
         panels[1, column].set(xlabel="standard deviation of log rho", yscale="log")
     panels[0, 0].set_ylabel("cosine with the true max@k gradient")
-    panels[1, 0].set_ylabel("largest |estimate| / |gradient|")
+    panels[1, 0].set_ylabel("largest |estimate| / |gradient of the old policy|")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncol=3, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(path, dpi=90)

@@ -152,12 +152,12 @@ def test_bias_and_variance_of_known_estimates() -> None:
     truth_RK = torch.tensor([[3.0, 4.0]]).double().expand(4, 2)
     shift_RK = torch.tensor([[5.0, 0.0], [-5.0, 0.0]]).double().repeat(2, 1)
     estimate_RK = truth_RK + shift_RK + torch.tensor([0.0, 10.0])
-    measured = measure(estimate_RK, truth_RK, truth_RK, num_toys=2)
+    measured = measure(estimate_RK, truth_RK, truth_RK, 2 * truth_RK, num_toys=2)
     assert measured.variance == pytest.approx(2.0)  # sum of 1 and 1 over one degree of freedom
     assert measured.squared_bias == pytest.approx(4.0 - 2.0 / 2)
     assert measured.gain == pytest.approx(measured.cosine - 1.0)
     assert measured.gain_error == pytest.approx(0.0, abs=1e-12)  # both toys are the same
-    assert measured.largest == pytest.approx((8.0**2 + 14.0**2) ** 0.5 / 5)
+    assert measured.largest == pytest.approx((8.0**2 + 14.0**2) ** 0.5 / 10)
 
 
 def test_unbiased_pairs_come_out_unbiased_on_policy() -> None:

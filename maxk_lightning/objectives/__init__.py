@@ -60,6 +60,7 @@ from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
 from maxk_lightning.objectives.schedule import Mixture, Staged, WeightedObjectives, largest_k, objective_at
+from maxk_lightning.objectives.set_advantage import SetAdvantage
 
 __all__ = [
     "GRPO",
@@ -78,6 +79,7 @@ __all__ = [
     "Objective",
     "OffPolicyMaxAtK",
     "PassKTraining",
+    "SetAdvantage",
     "Staged",
     "WeightedObjectives",
     "check_group_size",

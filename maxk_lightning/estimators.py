@@ -4,7 +4,6 @@ Shapes: P prompts, N completions per prompt, K values of k. NaN marks a missing 
 so groups may be uneven. Everything is computed and returned in float64.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -46,17 +45,6 @@ def pass_at_k(is_correct_PN: Tensor, ks: Sequence[int]) -> Tensor:
     """
     check_binary(is_correct_PN)
     return max_at_k(is_correct_PN, ks)
-
-
-def standard_error(values_PK: Tensor) -> Tensor:
-    """Standard error of the mean over prompts, for every k: errors_K, float64; NaN for fewer than two prompts.
-
-    The spread between prompts holds both sources of noise, which prompts were drawn and which samples were.
-    """
-    values_PK = values_PK.to(torch.float64)
-    if len(values_PK) < 2:
-        return torch.full_like(values_PK[0], torch.nan)
-    return values_PK.std(dim=0) / math.sqrt(len(values_PK))
 
 
 def top_rank_weights(num_samples_P: Tensor, num_ranks: int, k: int) -> Tensor:

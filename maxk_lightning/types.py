@@ -17,6 +17,9 @@ Verdict = Literal[
     "no_code",
     "infra_error",
 ]
+MissingCause = Literal["lock_down_failed", "worker_lost", "no_worker", "hand_over_failed"]
+"""Why the sandbox gave no verdict: the program's process could not be made or locked down, its worker died or fell
+silent, no worker could be started, or the program could not be handed over (no memory or descriptors left)."""
 FinishReason = Literal["stop", "length"]
 
 
@@ -128,3 +131,5 @@ class Score:
     "None: could not be scored (an `infra_error`); the sample is left out of its group."
     verdicts: tuple[Verdict, ...]
     "One per selected test; empty for rewards that run no tests."
+    missing_cause: MissingCause | None = None
+    "Why there is no reward, where the sandbox knows."

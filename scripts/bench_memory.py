@@ -15,21 +15,11 @@ same pass. Sides:
   maxk_lightning       projection.project
 Every side must give the plain side's norms of gradients and, except Liger's loss, its sum of log-probs.
 
-Measured on one core of a shared CPU machine, float32, 2048 tokens, hidden 256 (this script's defaults):
-  peak MB: plain 3734, TRL full logits 4973, TRL fused head 2382, Liger 486, ours 357, of which 156 are the head's
-  gradient, which nobody can avoid. CPU seconds: 12.5, 14.7, 24.5, 16.0, 17.3. peak_vs_plain 0.095, time_vs_plain 1.4.
-What was found on the way: chunks of a fixed number of tokens (2048) were no chunks at all at this vocabulary; chunks of
-2^24 logits under activation checkpointing gave 467 MB (0.125), because autograd holds two gradients of the head while
-it adds them up and several copies of a chunk; a backward pass of its own gives 357 MB. The price of both is one more
-matrix product: a fourth on top of three.
-
 Ratios, lower is better: `peak_vs_plain`, and `peak_vs_...` and `time_vs_...` of the other sides.
 """
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -37,11 +27,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import bench_report
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -218,20 +206,9 @@ def ratios(rows: list[Measured]) -> dict[str, float]:
     return found
 
 
-def machine(device: str) -> dict[str, Any]:
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load": os.getloadavg(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", default=None, help="write machine, rows and ratios there")
+    bench_report.add_json_option(parser)
     parser.add_argument("--tokens", type=int, default=2048, help="completion tokens of a micro-batch")
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--hidden", type=int, default=256)
@@ -246,19 +223,12 @@ def main() -> None:
     for row in rows:
         if not row.note and args.dtype == "float32":
             check_same(row, rows[0])
-    table = Table(title=f"{args.tokens} tokens, vocabulary {args.vocab}, hidden {args.hidden}, {args.dtype}")
-    for heading in ("side", "peak MB", "seconds", ""):
-        table.add_column(heading, justify="left" if heading in ("side", "") else "right")
-    for row in rows:
-        numbers = ("", "") if row.note else (f"{row.peak_mb:.0f}", f"{row.seconds:.1f}")
-        table.add_row(row.side, *numbers, row.note)
-    console = Console()
-    console.print(table)
-    for name, value in ratios(rows).items():
-        console.print(f"{name}: {value:.3f}")
-    if args.json is not None:
-        report = {"machine": machine(args.device), "rows": [asdict(row) for row in rows], "ratios": ratios(rows)}
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    title = f"{args.tokens} tokens, vocabulary {args.vocab}, hidden {args.hidden}, {args.dtype}"
+    numbers = [("", "") if row.note else (f"{row.peak_mb:.0f}", f"{row.seconds:.1f}") for row in rows]
+    lines = [(row.side, *pair, row.note) for row, pair in zip(rows, numbers, strict=True)]
+    bench_report.print_table(title, ("side", "peak MB", "seconds", ""), lines)
+    bench_report.print_ratios(ratios(rows), digits=3)
+    bench_report.write_json(args.json, [asdict(row) for row in rows], ratios(rows))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ CUDA). The training step is one forward, backward and Adam update of the built-i
 """
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import bench_report
 import torch
 from torch import Tensor
 
@@ -188,22 +186,10 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where the numbers were taken."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load_average": os.getloadavg()[0],
-    }
-
-
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    bench_report.add_json_option(parser)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--step_seconds", type=float, help="a measured training step, instead of timing one here")
@@ -217,15 +203,15 @@ def main() -> None:
             row["share_of_step"] = row["ms"] / 1e3 / step_s
     shares = {row["objective"]: row["share_of_step"] for row in rows if "share_of_step" in row}
     slowest = max(shares, key=lambda name: shares[name])
-    ratios = {"share_of_step": shares[slowest], "share_of_step_tiny_yaml": shares["OffPolicyMaxAtK loo1"]} | growth(
-        rows
-    )
+    ratios = {
+        "share_of_step": shares[slowest],
+        "share_of_step_tiny_yaml": shares["OffPolicyMaxAtK loo1"],
+        **growth(rows),
+    }
     print(table(rows))
     print(f"training step {step_s * 1e3:.0f} ms; slowest objective {slowest}: {100 * shares[slowest]:.2f} % of it")
-    print("  ".join(f"{name} {value:.4g}" for name, value in ratios.items()))
-    if arguments.json:
-        result = {"machine": machine(device), "step_s": step_s, "rows": rows, "ratios": ratios}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    bench_report.print_ratios(ratios, digits=4)
+    bench_report.write_json(arguments.json, rows, ratios, step_s=step_s)
 
 
 if __name__ == "__main__":

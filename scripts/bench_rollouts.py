@@ -12,20 +12,17 @@ of a weight sync / seconds of copying the same bytes into tensors that exist; lo
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
+import bench_report
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from maxk_lightning.data import Builtin, PromptTemplate
 from maxk_lightning.policy import load_model, load_tokenizer
@@ -148,16 +145,6 @@ def num_tokens(groups: list[list[Any]]) -> int:
     return sum(len(completion.token_ids) for group in groups for completion in group)
 
 
-def machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": gpu,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -165,7 +152,7 @@ def _wait() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", default=None, help="write machine, rows and ratios there")
+    bench_report.add_json_option(parser)
     parser.add_argument("--policy", default="builtin")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--num_completions", type=int, default=8)
@@ -180,23 +167,21 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench(args)
     for name, work in bench.works.items():
-        Console(stderr=True).print("warming up:", name)
+        print("warming up:", name, file=sys.stderr)
         work()
     for index in range(args.repeats):
         bench.repeat(index)
-    table = Table(title=f"{args.prompts} prompts x {args.num_completions} completions, medians of {args.repeats}")
-    for heading in ("side", "seconds", "tokens", "tokens/s"):
-        table.add_column(heading, justify="left" if heading == "side" else "right")
-    for row in bench.rows():
-        speed = "" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f}"
-        table.add_row(row["side"], f"{row['seconds']:.3f}", f"{row['tokens']:.0f}", speed)
-    console = Console()
-    console.print(table)
-    for name, value in bench.ratios().items():
-        console.print(f"{name}: {value:.2f}")
-    if args.json is not None:
-        report = {"machine": machine(), "rows": bench.rows(), "ratios": bench.ratios()}
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    speeds = ["" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f}" for row in bench.rows()]
+    bench_report.print_table(
+        f"{args.prompts} prompts x {args.num_completions} completions, medians of {args.repeats}",
+        ("side", "seconds", "tokens", "tokens/s"),
+        [
+            (row["side"], f"{row['seconds']:.3f}", f"{row['tokens']:.0f}", speed)
+            for row, speed in zip(bench.rows(), speeds, strict=True)
+        ],
+    )
+    bench_report.print_ratios(bench.ratios())
+    bench_report.write_json(args.json, bench.rows(), bench.ratios())
     bench.vllm.close()
 
 

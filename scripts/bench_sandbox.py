@@ -12,9 +12,7 @@ Ratios, higher is better, of CPU time per run:
 
 import argparse
 import contextlib
-import json
 import os
-import platform
 import random
 import resource
 import statistics
@@ -29,8 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import bench_report
 
 from maxk_lightning.rewards import UnitTestReward
 from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
@@ -219,19 +216,9 @@ class Bench:
         }
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "load": os.getloadavg(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", default=None, help="write machine, rows and ratios there")
+    bench_report.add_json_option(parser)
     parser.add_argument("--programs", type=int, default=128, help="distinct programs per repeat and side")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -239,19 +226,14 @@ def main() -> None:
     bench = Bench(args.programs, args.num_workers)
     for index in range(args.repeats):
         bench.repeat(index)
-    table = Table(title=f"Per program and test, medians of {args.repeats} ({args.num_workers} workers)")
-    for heading in ("side", "runs", "CPU ms", "wall ms"):
-        table.add_column(heading, justify="left" if heading == "side" else "right")
-    for row in bench.rows():
-        table.add_row(row["side"], str(row["runs"]), f"{row['cpu_ms']:.3f}", f"{row['wall_ms']:.3f}")
-    console = Console()
-    console.print(table)
-    console.print(f"distinct programs in the groups: {bench.share_distinct:.0%}")
-    for name, value in bench.ratios().items():
-        console.print(f"{name}: {value:.2f}")
-    if args.json is not None:
-        report = {"machine": machine(), "rows": bench.rows(), "ratios": bench.ratios()}
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    bench_report.print_table(
+        f"Per program and test, medians of {args.repeats} ({args.num_workers} workers)",
+        ("side", "runs", "CPU ms", "wall ms"),
+        [(r["side"], str(r["runs"]), f"{r['cpu_ms']:.3f}", f"{r['wall_ms']:.3f}") for r in bench.rows()],
+    )
+    print(f"distinct programs in the groups: {bench.share_distinct:.0%}")
+    bench_report.print_ratios(bench.ratios())
+    bench_report.write_json(args.json, bench.rows(), bench.ratios())
 
 
 if __name__ == "__main__":

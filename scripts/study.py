@@ -2,12 +2,12 @@
 
     python scripts/study.py                 # all tables of configs/study/plan.yaml; goes on where it was stopped
     python scripts/study.py --table main    # one of them
-    python scripts/study.py --quick         # a reduced main table, held against RESULTS.md
-    python scripts/study_report.py          # tables and figures of RESULTS.md from the kept results, without running
+    python scripts/study.py --quick         # a reduced main table, held against docs/results.md
+    python scripts/study_report.py          # tables and figures of docs/results.md, without running
 
 Every arm first tries the learning rates of the plan with a seed of their own and is evaluated on the validation
 problems; the best rate is then used with the seeds of its tables and evaluated on the test problems. A job is `fit`,
-`evaluate` and a small JSON under results/study; jobs whose JSON exists are not run again.
+`evaluate` and a small JSON under docs/results/study; jobs whose JSON exists are not run again.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from study_results import (
     CONFIGS,
     RESULTS,
     Job,
-    Plan,
     Result,
+    StudyPlan,
     Table,
     path_of,
     read,
@@ -59,7 +59,7 @@ CURVES = (
 "Kept of every run that has them."
 
 
-def run(job: Job, plan: Plan, results: Path, directory: Path) -> None:
+def run(job: Job, plan: StudyPlan, results: Path, directory: Path) -> None:
     """Train, evaluate and keep what matters, unless that was done before."""
     if path_of(results, job).is_file():
         return
@@ -71,7 +71,7 @@ def run(job: Job, plan: Plan, results: Path, directory: Path) -> None:
     if job.arm != BASE:
         checkpoint = home / "checkpoints/last.ckpt"
         policy = str(checkpoint)
-        arm = ["--config", str(plan.configs / f"{job.arm}.yaml"), "--model.optimizer.lr", str(job.learning_rate)]
+        arm = ["--config", str(plan.config_of(job.arm)), "--model.optimizer.lr", str(job.learning_rate)]
         arm += ["--model.policy", base, "--data.train.variant", job.benchmark]
         seed = ["--seed_everything", str(job.seed), "--trainer.default_root_dir", str(home)]
         resumed = ["--ckpt_path", "last"] if checkpoint.is_file() else []
@@ -171,7 +171,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def test_jobs(plan: Plan, table: Table, num_samples: int, results: Path) -> Iterator[Job]:
+def test_jobs(plan: StudyPlan, table: Table, num_samples: int, results: Path) -> Iterator[Job]:
     """Jobs on the test problems, seed by seed, so that a run cut short has all arms."""
     for seed in table.seeds:
         for arm in table.arms:
@@ -189,7 +189,7 @@ def test_jobs(plan: Plan, table: Table, num_samples: int, results: Path) -> Iter
             )
 
 
-def run_all(jobs: Sequence[Job], plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
+def run_all(jobs: Sequence[Job], plan: StudyPlan, results: Path, directory: Path, num_jobs: int) -> None:
     """Run the jobs that are left, several at a time.
 
     Raises:
@@ -228,7 +228,7 @@ def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> 
             shutil.copy(out / "report.md", kept)
 
 
-def run_table(name: str, plan: Plan, results: Path, directory: Path, num_jobs: int) -> None:
+def run_table(name: str, plan: StudyPlan, results: Path, directory: Path, num_jobs: int) -> None:
     """Tune, train, evaluate and compare the arms of a table."""
     table = plan.tables[name]
     tuned = dict.fromkeys(map(plan.tuned_as, table.arms))

@@ -1,9 +1,9 @@
-"""Tables and figures of RESULTS.md from the kept results of the study (scripts/study.py), without running anything.
+"""Tables and figures of docs/results.md from what scripts/study.py kept; nothing is run.
 
     python scripts/study_report.py            # writes them
-    python scripts/study_report.py --check    # fails when RESULTS.md says something else than the kept results
+    python scripts/study_report.py --check    # fails when docs/results.md says something else than the kept results
 
-RESULTS.md holds prose and, between `<!-- NAME -->` and `<!-- end -->`, what this script writes there.
+docs/results.md holds prose and, between `<!-- NAME -->` and `<!-- end -->`, what this script writes there.
 
 Shapes: P problems, S seeds, K values of k.
 """
@@ -23,8 +23,8 @@ from study_groups import group_table
 from study_results import (
     BASE,
     RESULTS,
-    Plan,
     Result,
+    StudyPlan,
     Table,
     by_problem_and_seed,
     markdown_table,
@@ -44,7 +44,7 @@ from maxk_lightning.evaluation.estimates import Estimate, Metric
 from maxk_lightning.evaluation.figures import PANEL, entropy_densities, look
 from maxk_lightning.evaluation.paired import holm
 
-PAGE = Path("RESULTS.md")
+PAGE = Path("docs/results.md")
 PAPER_BENCHMARK = "CodeContests"
 NUM_TRAINING_POINTS = 8
 "Training curves are means over so many rollouts: every rollout has other prompts."
@@ -87,7 +87,7 @@ class Comparison:
     "Of arm minus against."
 
 
-def finished(plan: Plan, results: Path, planned: Table) -> dict[str, dict[int, Result]]:
+def finished(plan: StudyPlan, results: Path, planned: Table) -> dict[str, dict[int, Result]]:
     """Arm -> planned seed -> result at the tuned learning rate; arms without a result are left out."""
     rates = {arm: tuned_learning_rate(plan, results, planned.benchmark, arm, planned.tuned_for) for arm in planned.arms}
     found: dict[str, dict[int, Result]] = {arm: {} for arm in planned.arms}
@@ -97,7 +97,7 @@ def finished(plan: Plan, results: Path, planned: Table) -> dict[str, dict[int, R
     return {arm: of_seed for arm, of_seed in found.items() if of_seed}
 
 
-def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Method]:
+def methods(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Method]:
     """Arms with the planned seeds that all of them have: a study under way has some arms further than others."""
     seeds = [seed for seed in planned.seeds if all(seed in of_seed for of_seed in found.values())]
     benchmark = f"{planned.benchmark}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
@@ -108,7 +108,7 @@ def methods(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Tabl
     ]
 
 
-def comparisons(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Comparison]:
+def comparisons(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Comparison]:
     """The tests of a table at the tested ks, over the seeds that both arms have; no pair twice."""
     tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
     pairs: list[tuple[str, str]] = []
@@ -126,7 +126,7 @@ def comparisons(plan: Plan, found: Mapping[str, Mapping[int, Result]], planned: 
     return tests
 
 
-def test_table(plan: Plan, tests: Sequence[Comparison]) -> str:
+def test_table(plan: StudyPlan, tests: Sequence[Comparison]) -> str:
     """Differences with intervals, in bold where the corrected p-value is below 5 %."""
     corrected = holm([comparison.test.p_value for comparison in tests])
     cells: dict[tuple[str, str], list[str]] = {}
@@ -141,7 +141,7 @@ def test_table(plan: Plan, tests: Sequence[Comparison]) -> str:
     return markdown_table(heads, rows, "---")
 
 
-def tuning_table(plan: Plan, results: Path, benchmark: str) -> str:
+def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
     """Validation scores of all tries, with max@1 and the largest max@k; chosen ones in bold. The base has no rate."""
     rates = plan.benchmarks[benchmark]["learning_rates"]
     rows = []
@@ -160,8 +160,8 @@ def tuning_table(plan: Plan, results: Path, benchmark: str) -> str:
     return markdown_table(["method", *(f"{rate:g}" for rate in rates)], rows)
 
 
-def blocks(plan: Plan, results: Path) -> Iterator[tuple[str, str]]:
-    """Name and content of what belongs into RESULTS.md."""
+def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
+    """Name and content of what belongs into docs/results.md."""
     for benchmark in plan.benchmarks:
         yield f"tuning {benchmark}", tuning_table(plan, results, benchmark)
     for name, planned in plan.tables.items():
@@ -206,7 +206,7 @@ def _spread(row: Method) -> list[str]:
     return [f"{entropy:.3f}", f"{distinct:.1%}", f"{statistics.mean(drifts):.3f}" if drifts else "-"]
 
 
-def figures(plan: Plan, results: Path) -> Iterator[tuple[str, Figure]]:
+def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
     """Name and figure."""
     for name in plan.drawn_tables:
         rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
@@ -238,7 +238,7 @@ def training_figure(rows: Sequence[Method]) -> Figure:
     return figure
 
 
-def tradeoff_figure(plan: Plan, results: Path, benchmark: str) -> Figure:
+def tradeoff_figure(plan: StudyPlan, results: Path, benchmark: str) -> Figure:
     """max@1 against the largest max@k on the validation problems: one line per method, one point per learning rate."""
     figure = Figure(figsize=PANEL, dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -279,15 +279,15 @@ def filled(page: str, contents: Mapping[str, str]) -> str:
     return re.sub(r"<!-- ((?!end)[\w ]+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
-def write_report(plan: Plan, results: Path) -> None:
-    """Fill in RESULTS.md and draw its figures."""
+def write_report(plan: StudyPlan, results: Path) -> None:
+    """Fill in docs/results.md and draw its figures."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), dict(blocks(plan, results))), encoding="utf-8")
     for name, figure in figures(plan, results):
         figure.savefig(results / f"{name}.png")
     print(f"wrote {PAGE} and the figures under {results}")
 
 
-def check_quick(plan: Plan, quick: Path, results: Path) -> None:
+def check_quick(plan: StudyPlan, quick: Path, results: Path) -> None:
     """Print the quick table, and hold its differences against the kept ones.
 
     Raises:
@@ -307,7 +307,7 @@ def check_quick(plan: Plan, quick: Path, results: Path) -> None:
         num_apart += is_apart
         print(
             f"{plan.label(comparison.arm)} - {plan.label(comparison.against)}, max@{comparison.k}: "
-            f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]; RESULTS.md {other.difference:+.3f} "
+            f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]; docs/results.md {other.difference:+.3f} "
             f"[{other.low:+.3f}, {other.high:+.3f}]{'  APART' if is_apart else ''}"
         )
     if num_apart:
@@ -317,7 +317,7 @@ def check_quick(plan: Plan, quick: Path, results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when RESULTS.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when docs/results.md is out of date")
     args = parser.parse_args()
     plan = read_plan()
     if not args.check:

@@ -18,11 +18,11 @@ from maxk_lightning.evaluation.bootstrap import Floats
 from maxk_lightning.evaluation.estimates import ladder, per_problem
 
 CONFIGS = Path("configs/study")
-RESULTS = Path("results/study")
+RESULTS = Path("docs/results/study")
 BASE = "base"
 Split = Literal["validation", "test"]
 Criterion = Literal["mean", "max_at_1"]
-"What learning rates are chosen by: the mean of max@k over k = 1, 2, 4, ..., which favours no k, or max@1 alone."
+"Criterion of a learning rate: the mean of max@k over k = 1, 2, 4, ..., which favours no k, or max@1 alone."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,46 +32,46 @@ class Job:
     benchmark: str
     "Variant of the built-in benchmark."
     arm: str
-    "Name of its YAML in configs/study; `base` is not trained."
+    "Name of the arm in configs/study/plan.yaml; `base` is not trained."
     learning_rate: float
-    "0 for the base."
+    "Learning rate; 0 for the base."
     seed: int
-    "Of training and of the evaluation's samples."
+    "Seed of training and of the evaluation's samples."
     split: Split
-    "Problems that it is evaluated on."
+    "Split on which it is evaluated."
     num_samples: int
-    "Per problem."
+    "Samples per problem."
 
     @property
     def name(self) -> str:
-        """Names its files."""
+        """Name its files."""
         return f"{self.arm}-lr{self.learning_rate:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What is kept of a job."""
+    """The kept result of a job."""
 
     job: Job
-    "What was run."
+    "Job that was run."
     commit: str
-    "Of the code."
+    "Commit of the code."
     machine: Mapping[str, Any]
-    "Where."
+    "Machine it ran on."
     seconds: Mapping[str, float]
     "Wall clock of `fit` (since it was resumed, if it was) and `evaluate`, beside whatever else the machine did."
     rewards: Mapping[str, Mapping[str, int]]
-    "Problem -> reward -> samples with it."
+    "Counts: problem -> reward -> samples with it."
     entropy_bins: Mapping[str, int]
-    "Bin of the entropy of a token -> tokens (Figure 2)."
+    "Counts: bin of the entropy of a token -> tokens (Figure 2)."
     summary: Mapping[str, float]
     "Other numbers of the evaluation."
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    "TensorBoard tag -> value per rollout."
+    "Training curves: TensorBoard tag -> value per rollout."
 
     @cached_property
     def rewards_of(self) -> dict[str, list[float]]:
-        """Problem -> rewards of its samples."""
+        """List the rewards of the samples of each problem."""
         return {
             problem: [reward for text, count in counts.items() for reward in [float(text)] * count]
             for problem, counts in sorted(self.rewards.items())
@@ -79,47 +79,47 @@ class Result:
 
     @cached_property
     def ks(self) -> list[int]:
-        """1, 2, 4, ... up to the samples per problem."""
+        """List 1, 2, 4, ... up to the samples per problem."""
         return ladder(self.job.num_samples)
 
     @cached_property
     def max_at_k_PK(self) -> Floats:
-        """max@k of every problem, at every k of `ks`."""
+        """Estimate max@k of every problem, at every k of `ks`."""
         return per_problem(self.rewards_of, "max_at_k", self.ks)
 
     @cached_property
     def pass_at_k_PK(self) -> Floats:
-        """pass@k likewise."""
+        """Estimate pass@k of every problem, at every k of `ks`."""
         return per_problem(self.rewards_of, "pass_at_k", self.ks)
 
     @property
     def entropy_counts(self) -> Counter[int]:
-        """Bin -> tokens."""
+        """Count the tokens of each bin of entropy."""
         return Counter({int(bin_): count for bin_, count in self.entropy_bins.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Arms that stand in one table."""
+    """One table: its arms, seeds and comparisons."""
 
     benchmark: str
     "Variant of the built-in benchmark."
     seeds: Sequence[int]
-    "Every arm is trained with each."
+    "Seeds with which every arm is trained."
     arms: Sequence[str]
-    "Rows."
+    "Rows of the table."
     against: Sequence[str]
-    "Every arm is tested against each of these, and against the arm it is tuned as if that is in the table."
+    "Arms against which every arm is tested, besides the arm it is tuned as if that is in the table."
     tuned_for: Criterion = "mean"
-    "What their learning rates are chosen by, on the validation problems."
+    "Criterion by which learning rates are chosen, on the validation problems."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """The content of configs/study/plan.yaml; its comments say what the keys mean."""
 
     configs: Path
-    "The directory of the plan: common.yaml and one YAML per arm stand beside it."
+    "Directory of the plan, of common.yaml, and of the YAML of each arm without `config`."
     tuning: Mapping[str, int]
     test: Mapping[str, int]
     quick: Mapping[str, Any]
@@ -131,19 +131,23 @@ class Plan:
 
     @property
     def quick_table(self) -> Table:
-        """What `--quick` runs of the main table."""
+        """Return the part of the main table that `--quick` runs."""
         return replace(self.tables["main"], seeds=self.quick["seeds"], arms=self.quick["arms"])
 
     def label(self, arm: str) -> str:
-        """As tables and legends show it."""
+        """Name an arm as tables and legends show it."""
         return self.arms[arm]["label"]
 
     def tuned_as(self, arm: str) -> str:
-        """The arm whose learning rate it takes."""
+        """Name the arm whose learning rate it takes."""
         return self.arms[arm].get("tuned_as", arm)
 
+    def config_of(self, arm: str) -> Path:
+        """Find the YAML of an arm's method."""
+        return self.configs / self.arms[arm].get("config", f"{arm}.yaml")
 
-def read_plan(configs: Path = CONFIGS) -> Plan:
+
+def read_plan(configs: Path = CONFIGS) -> StudyPlan:
     """Read the plan of a directory.
 
     Raises:
@@ -152,16 +156,16 @@ def read_plan(configs: Path = CONFIGS) -> Plan:
     path = configs / "plan.yaml"
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
     tables = {name: Table(**table) for name, table in record["tables"].items()}
-    plan = Plan(**{**record, "configs": configs, "tables": tables})
+    plan = StudyPlan(**{**record, "configs": configs, "tables": tables})
     for name, table in tables.items():
         for arm in (*table.arms, *table.against):
-            if arm not in plan.arms or (arm != BASE and not (configs / f"{arm}.yaml").is_file()):
+            if arm not in plan.arms or (arm != BASE and not plan.config_of(arm).is_file()):
                 raise ValueError(f"{path}: tables.{name}: {arm} is not under `arms`, or has no YAML")
     return plan
 
 
 def path_of(results: Path, job: Job) -> Path:
-    """Where the result of a job is kept."""
+    """Name the file that keeps the result of a job."""
     return results / job.benchmark / job.split / f"{job.name}.json"
 
 
@@ -186,7 +190,7 @@ def read_all(results: Path, benchmark: str, split: Split) -> list[Result]:
     return [read(path) for path in sorted((results / benchmark / split).glob("*.json"))]
 
 
-def tuning_jobs(plan: Plan, benchmark: str, arm: str) -> list[Job]:
+def tuning_jobs(plan: StudyPlan, benchmark: str, arm: str) -> list[Job]:
     """The tries of a learning rate for an arm; one for the base, which has none."""
     rates = [0.0] if arm == BASE else plan.benchmarks[benchmark]["learning_rates"]
     return [Job(benchmark=benchmark, arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in rates]
@@ -198,7 +202,7 @@ def tuning_score(result: Result, criterion: Criterion = "mean") -> float:
 
 
 def tuned_learning_rate(
-    plan: Plan, results: Path, benchmark: str, arm: str, criterion: Criterion = "mean"
+    plan: StudyPlan, results: Path, benchmark: str, arm: str, criterion: Criterion = "mean"
 ) -> float | None:
     """The best of the tries; 0 for the base, None while a try is missing."""
     if arm == BASE:

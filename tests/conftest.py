@@ -8,6 +8,31 @@ from typing import Any
 import pytest
 import torch
 
+SANDBOX = ("tests/rewards/", "tests/commands/test_score.py")
+"Tests that look at all processes of the machine, listen on one port, or count seconds."
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each group of tests to one worker, the long ones first, so that no worker is left with a long one alone."""
+    items.sort(key=_rank)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    """What one worker runs, one after another: all engines of vLLM, all sandboxes, else the tests of a file."""
+    if item.get_closest_marker("vllm"):
+        return "vllm"
+    path = item.nodeid.partition("::")[0]
+    return "sandbox" if path.startswith(SANDBOX) else path
+
+
+def _rank(item: pytest.Item) -> int:
+    """0 for the tests of vLLM, 1 for other slow ones, 2 for quick ones."""
+    return 0 if item.get_closest_marker("vllm") else 1 if item.get_closest_marker("slow") else 2
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

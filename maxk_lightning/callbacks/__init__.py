@@ -1,4 +1,4 @@
-"""What happens around the training steps."""
+"""Callbacks: what happens around the training steps."""
 
 from maxk_lightning.callbacks.checkpoint import AtomicCheckpointIO, RolloutCheckpoint
 from maxk_lightning.callbacks.curves import CurveWriter

@@ -14,7 +14,7 @@ from maxk_lightning.checkpoints import is_sharded, read_sharded, replace_checkpo
 
 
 class RolloutCheckpoint(ModelCheckpoint):
-    """Saves as Lightning does, but for two things.
+    """Saves as Lightning does, with two differences.
 
     What is due after the last step of a rollout is saved at the epoch's end: Lightning would resume such a checkpoint
     behind the hook in which the next rollout is sampled. And with `save_top_k` 0 `save_last` still saves whenever a

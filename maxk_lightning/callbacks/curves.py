@@ -2,8 +2,8 @@
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from maxk_lightning.callbacks.tensorboard import tensorboard_writers
 from maxk_lightning.evaluation.estimates import Estimate
 from maxk_lightning.evaluation.figures import curve_figure
 
@@ -31,12 +31,11 @@ class CurveWriter(Callback):
             label: [Estimate(k=k, value=value) for k, value in sorted(points.items())]
             for label, points in (self._first | self._latest).items()
         }
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("val/max_at_k_curve", curve_figure(lines, "max@k"), trainer.global_step)
+        for writer in tensorboard_writers(trainer):
+            writer.add_figure("val/max_at_k_curve", curve_figure(lines, "max@k"), trainer.global_step)
 
     def state_dict(self) -> dict[str, dict[str, dict[int, float]]]:
-        """The first curve, so that a resumed run goes on comparing with it, and the latest, for `export`."""
+        """Keep the first curve, with which a resumed run goes on comparing, and the latest, for `export`."""
         return {"first": self._first, "latest": self._latest}
 
     def load_state_dict(self, state_dict: dict[str, dict[str, dict[int, float]]]) -> None:

@@ -1,12 +1,13 @@
-"""The glossary of logged metrics, beside the metrics."""
+"""The glossary of logged metrics in TensorBoard, beside the metrics."""
 
 from pathlib import Path
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
-GLOSSARY = Path(__file__).parents[1] / "metrics.md"
+from maxk_lightning.callbacks.tensorboard import tensorboard_writers
+
+GLOSSARY = Path(__file__).with_name("metrics.md")
 
 
 class GlossaryWriter(Callback):
@@ -14,8 +15,7 @@ class GlossaryWriter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it, unless this run goes on with an earlier one."""
-        if trainer.global_step or not trainer.is_global_zero:
+        if trainer.global_step:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("glossary", GLOSSARY.read_text("utf-8"), trainer.global_step)
+        for writer in tensorboard_writers(trainer):
+            writer.add_text("glossary", GLOSSARY.read_text("utf-8"), trainer.global_step)

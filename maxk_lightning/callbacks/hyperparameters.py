@@ -1,12 +1,12 @@
-"""What was chosen for a run, so that runs compare in TensorBoard's HPARAMS table."""
+"""The choices of a run in TensorBoard's HPARAMS table, where runs compare."""
 
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from maxk_lightning.callbacks.rollouts import RolloutCallback
+from maxk_lightning.callbacks.rollouts import rollout_callback
+from maxk_lightning.callbacks.tensorboard import tensorboard_writers
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 
@@ -18,7 +18,7 @@ NUMBERS = (
     "prompts_per_rollout", "prompts_per_step", "rollouts_ahead", "max_epochs", "eval_n", "seed",
 )  # fmt: skip
 SHOWN = ("objective", "k", "n", "lr", "num_ppo_iterations")
-"TensorBoard shows five columns until more are ticked; left alone it takes the first ones of the alphabet."
+"Columns that TensorBoard shows until more are ticked; left alone it takes the first five of the alphabet."
 Hyperparameters = dict[str, str | float | None]
 
 
@@ -49,14 +49,15 @@ class HyperparameterWriter(Callback):
 
 
 def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> Hyperparameters:
-    """The columns `TEXTS` and `NUMBERS` of a run, under the names of the configuration; None: it has no such choice.
+    """Collect the columns `TEXTS` and `NUMBERS` of a run, named as in the configuration; None: it has no such choice.
 
     n is `rollout.sampling.num_completions`, eval_n that of `rollout.eval_sampling`.
     """
     assert isinstance(pl_module, PolicyModule)
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(datamodule, PromptDataModule)
-    rollout = next(callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback))  # type: ignore[attr-defined]
+    rollout = rollout_callback(trainer)
+    assert rollout is not None
     optimizer = trainer.optimizers[0]
     objective, first = pl_module.objective, optimizer.param_groups[0]
     return {
@@ -87,7 +88,7 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> Hyperparame
 
 
 def metric_tags(eval_n: int) -> list[str]:
-    """The metrics of the table; TensorBoard shows the first five until more are ticked.
+    """List the metrics of the table; TensorBoard shows the first five until more are ticked.
 
     >>> metric_tags(6)
     ['val/reward', 'val/max_at_k/4', 'train/reward', 'val/max_at_k/1', 'val/max_at_k/2']
@@ -116,9 +117,8 @@ def _class(thing: Any) -> str:
 
 
 def _write(trainer: Trainer, *summaries: Any) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            writer = logger.experiment._get_file_writer()  # as Lightning's own logger does; it reopens a closed file
-            for summary in summaries:
-                writer.add_summary(summary)
-            logger.experiment.flush()
+    for writer in tensorboard_writers(trainer):
+        file = writer._get_file_writer()  # as Lightning's own logger does; it reopens a closed file
+        for summary in summaries:
+            file.add_summary(summary)
+        writer.flush()

@@ -1,4 +1,4 @@
-"""One progress bar over rollouts: what the policy is doing, and how well."""
+"""The progress bar over rollouts."""
 
 import sys
 from typing import Any
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class RolloutProgressBar(ProgressBar):
-    """A bar whose unit is the rollout, because that is what a user waits for."""
+    """Shows a bar whose unit is the rollout, because that is what a user waits for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class RolloutProgressBar(ProgressBar):
         self._is_enabled = True
 
     def disable(self) -> None:
-        """Called by Lightning on every rank but the first."""
+        """Hide the bar; Lightning calls this on every rank but the first."""
         self._is_enabled = False
 
     def enable(self) -> None:

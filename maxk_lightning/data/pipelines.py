@@ -32,16 +32,22 @@ class Variant:
     """What makes one of the built-in benchmarks: how vague its statements are, and how well its policy was taught."""
 
     directory: str
-    "Where its problems and its policy lie, in this package's data."
+    "Folder of its problems and its policy, in this package's data."
     seed: int
+    "Seed of its problems."
     vague_share: float
-    "Of all steps are told by a vague phrase."
+    "Share of steps told by a vague phrase."
     rare_reading_share: float
-    "Of the vague steps mean the less usual reading."
+    "Share of vague steps that mean the less usual reading."
     taught_rare_share: float
-    "Of the vague steps are read in the less usual way by the programmer who taught the policy."
+    "Share of vague steps that the programmer who taught the policy reads in the less usual way."
     bad_context_right: tuple[float, float]
     "Range of that programmer's probability of the right step where a habit misleads him (`mistakes`)."
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line, which is also that of its policy."""
+        return self.directory.replace("_", "-")
 
 
 VARIANTS = {
@@ -63,10 +69,10 @@ VARIANTS = {
     ),
 }
 STANDARD = VARIANTS["standard"]
-"""Its policy solves .3 of the problems at once and leaves many for hundreds of samples, where habits mislead it several
-times in a row."""
+"""Benchmark whose policy solves .3 of the problems at once and leaves many for hundreds of samples, where habits
+mislead it several times in a row."""
 VAGUE = VARIANTS["vague"]
-"Its policy can write almost every right program, and what it cannot know is which reading of several is meant."
+"Benchmark whose policy can write almost every right program, but cannot know which of several readings is meant."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

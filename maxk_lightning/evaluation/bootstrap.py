@@ -22,7 +22,7 @@ class Bootstrap:
     means_RK: Floats
     "One row per resample."
     values_PK: Floats
-    "What was resampled."
+    "Number that was resampled."
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
         """Bias-corrected and accelerated interval of the mean (Efron 1987): low_K and high_K.

@@ -18,17 +18,17 @@ class Comparison:
     """Runs on one benchmark, each against the baseline."""
 
     benchmark: str
-    "What was measured on."
+    "Benchmark that was measured on."
     baseline: Run
-    "What the others are compared with."
+    "Name of the run that the others are compared with."
     others: tuple[Run, ...]
-    "In the order that they were given."
+    "Runs in the order in which they were given."
     tables: tuple[Table, ...]
     "One per metric."
     published: tuple[Table, ...]
     "The paper's tables of this benchmark; empty for others."
     tests: Mapping[tuple[Metric, str], Sequence[PairedTest]]
-    "By metric and name of the other run."
+    "Tests by metric and name of the other run."
     best_against_second: Mapping[Metric, Sequence[PairedTest]]
     "The paper's test; empty for fewer than three runs, where it says nothing new."
 

@@ -28,7 +28,7 @@ class CrossedTest:
     p_value: float
     "Two-sided, of the hypothesis that the mean is 0."
     degrees_of_freedom: float
-    "Of the t distribution behind interval and p-value."
+    "Degrees of freedom of the t distribution behind interval and p-value."
 
 
 def crossed_test(differences_PS: Floats) -> CrossedTest:

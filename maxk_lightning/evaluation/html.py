@@ -13,9 +13,9 @@ class Cell:
     """One cell of a sortable table."""
 
     text: str
-    "As shown."
+    "Text of the cell."
     value: float | str | None = None
-    "What sorting goes by; None: empty, which sorts last."
+    "Key of sorting; None: empty, which sorts last."
     css: str = ""
     "Class."
 

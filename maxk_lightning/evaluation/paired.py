@@ -30,9 +30,9 @@ class PairedTest:
     num_problems: int
     "Problems with at least k samples in both runs."
     num_gained: int
-    "Of them, those that other does better on."
+    "Problems that the other run does better on."
     num_lost: int
-    "Of them, those that other does worse on."
+    "Problems that the other run does worse on."
     difference: float
     "Mean over problems."
     low: float

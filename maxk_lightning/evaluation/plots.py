@@ -18,7 +18,7 @@ class Plot:
     name: str
     "Stem of its files."
     caption: str
-    "What it shows."
+    "Sentence that says what the figure shows."
     figure: Figure
     "The drawing."
 

@@ -30,7 +30,7 @@ class Run:
     path: Path
     "The directory."
     summary: Summary
-    "Its summary.json."
+    "Contents of its summary.json."
 
     @property
     def name(self) -> str:

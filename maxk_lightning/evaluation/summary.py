@@ -17,7 +17,7 @@ class ProblemSummary:
     """One problem."""
 
     id: str
-    "Of the problem."
+    "Id of the problem."
     num_samples: int
     "Scored samples."
     num_missing: int
@@ -56,7 +56,7 @@ class Summary:
     """The content of summary.json."""
 
     name: str
-    "Of the run, as tables show it."
+    "Name of the run, as tables show it."
     benchmark: str
     "Name of the set of problems; runs on the same benchmark are compared problem by problem."
     num_problems: int
@@ -80,7 +80,7 @@ class Summary:
     distinct_rate: float
     "Different programs / samples, averaged over problems."
     seconds: Seconds
-    "Where the time went."
+    "Seconds by what they were spent on."
     problems: tuple[ProblemSummary, ...]
     "One per problem."
 

@@ -19,9 +19,9 @@ class Row:
     """One method."""
 
     name: str
-    "Of the method."
+    "Name of the method."
     points: dict[int, Estimate]
-    "By k; a k without a value leaves its cell empty."
+    "Values by k; a k without one leaves its cell empty."
     marks: dict[int, Mark]
     "Cells to set off."
 
@@ -31,13 +31,13 @@ class Table:
     """One benchmark and metric; `str(table)` is Markdown."""
 
     benchmark: str
-    "What was measured on."
+    "Benchmark that was measured on."
     metric: Metric
-    "What was measured."
+    "Metric that was measured."
     ks: tuple[int, ...]
     "Columns."
     rows: tuple[Row, ...]
-    "In the order that they were given."
+    "Rows in the order in which they were given."
 
     @property
     def title(self) -> str:

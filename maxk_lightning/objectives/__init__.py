@@ -4,8 +4,8 @@ Which one to choose
 ===================
 
 **What will the user do with the model?** Draws k samples and keeps the best: train for that k. Draws one: `RLOO`, which
-is max@1 without bias. Does not know yet: a `Mixture` of a few k, or a `Staged` schedule from large to small k. Training
-for a k above the one in use costs quality at small k; below it costs diversity.
+is max@1 without bias. Does not know yet: `WeightedObjectives` of a few k, or a `Staged` schedule from large to small k.
+Training for a k above the one in use costs quality at small k; below it costs diversity.
 
 **How large a group?** n is `num_completions`. max@k needs k <= n and learns best from n of at least 2k: with n = k a
 group is a single subset, only its best sample is told apart, and every baseline but `loo1` is refused.
@@ -55,16 +55,19 @@ from maxk_lightning.objectives.exact import ExactMaxAtK
 from maxk_lightning.objectives.first_order import OffPolicyMaxAtK
 from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
 from maxk_lightning.objectives.group_size import check_group_size
+from maxk_lightning.objectives.idle import ZERO_CREDIT, is_idle
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
-from maxk_lightning.objectives.schedule import Mixture, Staged, objective_at
+from maxk_lightning.objectives.schedule import Mixture, Staged, WeightedObjectives, largest_k, objective_at
+from maxk_lightning.objectives.set_advantage import SetAdvantage
 
 __all__ = [
     "GRPO",
     "LOG_RATIO_LIMIT",
     "RLOO",
     "RSGRPO",
+    "ZERO_CREDIT",
     "BonMaxMean",
     "BonMaxSecond",
     "DrGRPO",
@@ -76,8 +79,12 @@ __all__ = [
     "Objective",
     "OffPolicyMaxAtK",
     "PassKTraining",
+    "SetAdvantage",
     "Staged",
+    "WeightedObjectives",
     "check_group_size",
     "group_diagnostics",
+    "is_idle",
+    "largest_k",
     "objective_at",
 ]

@@ -7,28 +7,24 @@ from torch import Tensor
 
 from maxk_lightning.objectives.exact import sorted_log_ratios
 from maxk_lightning.objectives.group import sort_groups
-from maxk_lightning.objectives.subset_law import log_normaliser
+from maxk_lightning.objectives.subset_law import log_effective_fraction, log_normaliser
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDiagnostics:
     """Per group; NaN where the group has fewer than k samples, so average with nanmean.
 
-    Healthy ranges, from `scripts/estimator_study.py` (drift along the gradient, exact credits, 40 actions). Up to KL
-    0.1 nothing is lost: log E has a standard deviation over groups of at most 0.7 for k <= n/2 (1.2 at k = n), and log
-    rho one of at most 0.4 within a group. At KL 0.3 (1.2, 1.9 and 0.65) the exact form still points the right way with
-    a little more noise; first-order and surrogate forms do not. So |log E| below 1 and a standard deviation of log rho
-    below 0.5 are fine; |log E| above 2 means that a few samples decide, whatever the effective fraction says (it is 1
-    at k = n, where there is one subset). Real completions sum log-ratios over hundreds of tokens: watch these from the
-    first run.
+    They concern credits that contain sequence ratios (`ExactMaxAtK`, `OffPolicyMaxAtK`) and, tempered, `SetAdvantage`;
+    on-policy credits in a loss with a ratio per token do not depend on them. Healthy: a standard deviation of log rho
+    below 0.5 and |log E| below 1 (`docs/sequence_study.md`); |log E| above 2 means that a few samples decide, whatever
+    the effective fraction says (it is 1 at k = n, where there is one subset). Completions of a language model sum
+    log-ratios over hundreds of tokens and leave that range within one optimizer step.
     """
 
     log_normaliser_P: Tensor
-    "log E, E = mean over k-subsets of prod rho. Its expectation of E is 1; 0 on-policy."
+    "log E, where E is the mean over k-subsets of prod rho; 0 on-policy. The expectation of E is 1."
     effective_fraction_P: Tensor
     "Effective number of k-subsets, (sum W)^2 / sum W^2 with W = prod rho, over C(n, k): in (0, 1], 1 on-policy."
-    log_effective_subsets_P: Tensor
-    "log of the effective number of k-subsets itself; 0: a single subset decides everything."
     log_ratio_std_P: Tensor
     "Standard deviation (over n) of log rho in the group."
     is_too_small_P: Tensor
@@ -40,18 +36,15 @@ def group_diagnostics(rewards_PN: Tensor, log_ratios_PN: Tensor, k: int) -> Grou
     groups = sort_groups(rewards_PN)
     log_ratios_PN = sorted_log_ratios(groups, rewards_PN, log_ratios_PN)
     log_normaliser_P = log_normaliser(log_ratios_PN, groups.num_samples_P, k)
-    # mean of W squared over mean of W^2: both are normalisers, of rho and of rho^2
-    log_fraction_P = 2 * log_normaliser_P - log_normaliser(2 * log_ratios_PN, groups.num_samples_P, k)
+    log_fraction_P = log_effective_fraction(log_ratios_PN, groups.num_samples_P, k)
     n_P1 = groups.num_samples_P.unsqueeze(-1)
     finite_PN = log_ratios_PN.masked_fill(groups.is_present_PN.logical_not(), 0.0)
     mean_P1 = finite_PN.sum(-1, keepdim=True) / n_P1.clamp(min=1)
     variance_P = ((finite_PN - mean_P1).square() * groups.is_present_PN).sum(-1) / groups.num_samples_P.clamp(min=1)
     is_too_small_P = groups.num_samples_P < k
-    log_subsets_P = torch.lgamma(n_P1 + 1) - torch.lgamma(n_P1 - k + 1) - torch.lgamma(n_P1.new_tensor(k + 1.0))
     return GroupDiagnostics(
         log_normaliser_P=log_normaliser_P.masked_fill(is_too_small_P, torch.nan),
         effective_fraction_P=log_fraction_P.exp().masked_fill(is_too_small_P, torch.nan),
-        log_effective_subsets_P=(log_fraction_P + log_subsets_P.squeeze(-1)).masked_fill(is_too_small_P, torch.nan),
         log_ratio_std_P=variance_P.sqrt().masked_fill(is_too_small_P, torch.nan),
         is_too_small_P=is_too_small_P,
     )

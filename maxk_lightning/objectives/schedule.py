@@ -1,4 +1,4 @@
-"""Objectives made of objectives: a mixture of k's, and k's that change during training.
+"""Objectives made of objectives: a weighted sum of several k, and a k that changes during training.
 
 The paper leaves schedules of k to future work; annealing k from 8 down to 1 explores first and sharpens later:
 
@@ -21,18 +21,18 @@ from maxk_lightning.objectives.objective import Objective
 
 
 @dataclass(frozen=True)
-class Mixture(Objective):
+class WeightedObjectives(Objective):
     """Weighted sum of the credits of several objectives: the gradient of the same sum of what they ascend."""
 
     objectives: list[Objective]
-    "At least one; all or none of them have credits that contain the ratio."
+    "Objectives, at least one; all or none of them have credits that contain the ratio."
     weights: list[float]
-    "One finite weight per objective; used as they are, not normalised."
+    "Finite weights, one per objective; used as they are, not normalised."
 
     def __post_init__(self) -> None:
         check_alike(self.objectives)
         if any(isinstance(objective, Staged) for objective in self.objectives):
-            raise ValueError("`objectives` of a Mixture must not be Staged; make a Staged of mixtures instead")
+            raise ValueError("`objectives` of WeightedObjectives must not be Staged; put them into a Staged instead")
         if len(self.weights) != len(self.objectives):
             raise ValueError(f"`weights` has {len(self.weights)} numbers for {len(self.objectives)} `objectives`")
         if not torch.tensor(self.weights).isfinite().all():
@@ -40,11 +40,11 @@ class Mixture(Objective):
 
     @property
     def includes_ratio(self) -> bool:
-        """See `Objective`."""
+        """Whether the credits contain the ratio; see `Objective`."""
         return self.objectives[0].includes_ratio
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`."""
+        """Sum the weighted credits; see `Objective`."""
         parts = [
             weight * objective(rewards_PN, log_ratios_PN)
             for objective, weight in zip(self.objectives, self.weights, strict=True)
@@ -52,12 +52,16 @@ class Mixture(Objective):
         return torch.stack(parts).sum(0)
 
 
+Mixture = WeightedObjectives
+"Name under which configurations may call it too; `maxk_lightning.data.Mixture` is another thing."
+
+
 @dataclass(frozen=True)
 class Staged(Objective):
     """One objective after another, by progress through training; the training loop asks `objective_at`."""
 
     objectives: list[Objective]
-    "At least one; all or none of them have credits that contain the ratio."
+    "Objectives, at least one; all or none of them have credits that contain the ratio."
     starts: list[float]
     "Progress in [0, 1) at which each one takes over; increasing, the first is 0."
 
@@ -73,11 +77,11 @@ class Staged(Objective):
 
     @property
     def includes_ratio(self) -> bool:
-        """See `Objective`."""
+        """Whether the credits contain the ratio; see `Objective`."""
         return self.objectives[0].includes_ratio
 
     def at(self, progress: float) -> Objective:
-        """The objective in force at this progress through training, 0 (start) to 1 (end).
+        """Return the objective in force at this progress through training, 0 (start) to 1 (end).
 
         Raises:
             ValueError: progress is outside [0, 1].
@@ -95,8 +99,15 @@ class Staged(Objective):
 
 
 def objective_at(objective: Objective, progress: float) -> Objective:
-    """The objective in force at this progress in [0, 1]: the stage of a `Staged` one, itself for any other."""
+    """Return the objective in force at this progress in [0, 1]: the stage of a `Staged` one, itself for any other."""
     return objective.at(progress) if isinstance(objective, Staged) else objective
+
+
+def largest_k(objective: Objective) -> int:
+    """The largest k among the parts of an objective; 1 where none has a k."""
+    if isinstance(objective, WeightedObjectives | Staged):
+        return max(largest_k(part) for part in objective.objectives)
+    return int(getattr(objective, "k", 1))
 
 
 def check_alike(objectives: list[Objective]) -> None:

@@ -31,15 +31,15 @@ class EngineMemory:
     """What the rollout engine holds on the same GPU."""
 
     weights_dtype: torch.dtype
-    "Of its copy of the weights."
+    "Type of its copy of the weights."
     kv_cache_bytes: int
-    "Of its KV cache."
+    "Size of its KV cache."
     is_asleep_in_training: bool = False
     "Whether it frees both while the policy trains."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Workload:
     """The facts of a run that decide what it needs."""
 
     policy: str
@@ -47,11 +47,11 @@ class Plan:
     lora: LoRA | None = None
     "Adapters; None: every weight trains."
     weights_dtype: torch.dtype = torch.float32
-    "Of weights and gradients."
+    "Type of weights and gradients."
     compute_dtype: torch.dtype = torch.float32
-    "Of matrix products."
+    "Type of matrix products."
     optimizer: Callable[[Any], torch.optim.Optimizer]
-    "Makes the optimizer."
+    "Function that makes the optimizer."
     has_reference: bool = False
     "Whether a second model stays for the KL penalty."
     is_checkpointing: bool = False
@@ -59,83 +59,84 @@ class Plan:
     num_groups: int
     "Prompts of a micro-batch."
     num_completions: int
-    "n."
+    "Completions per prompt, n."
     max_prompt_tokens: int
-    "Longest prompt."
+    "Tokens of the longest prompt."
     max_new_tokens: int
-    "Longest completion."
+    "Tokens of the longest completion."
     max_row_tokens: int | None = None
-    "See `packing.pack`."
+    "Tokens that a packed row may hold; see `packing.pack`."
     num_ranks: int = 1
-    "GPUs."
+    "Number of GPUs."
     is_sharded: bool = False
-    "FSDP2: weights, gradients and optimizer states are split over the ranks."
+    "Whether weights, gradients and optimizer states are split over the ranks (FSDP2)."
     has_whole_gradients: bool = False
-    "FSDP2 that sums gradients over ranks once per step, not after each micro-batch."
+    "Whether FSDP2 sums gradients over ranks once per step, not after each micro-batch."
     engine: EngineMemory | None = None
-    "None: it runs elsewhere."
+    "Memory of the rollout engine; None: it runs elsewhere."
     overhead_bytes: int = 0
-    "Assumed for the CUDA context, library workspaces and fragmentation."
+    "Assumption for the CUDA context, library workspaces and fragmentation."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class MemoryItem:
     """One line of the table."""
 
     name: str
-    "What it is."
+    "Name of the row."
     train_bytes: int
-    "While the policy trains."
+    "Bytes held while the policy trains."
     sample_bytes: int
-    "While completions are sampled."
+    "Bytes held while completions are sampled."
 
 
-def items_of(plan: Plan) -> list[Item]:
-    """Everything that a GPU holds; the run needs the sum of the items.
+def items_of(workload: Workload) -> list[MemoryItem]:
+    """List everything that a GPU holds; the run needs the sum of the items.
 
     Raises:
         ValueError: the policy cannot be described.
     """
-    model = describe(plan.policy, plan.weights_dtype, plan.lora)
+    model = describe(workload.policy, workload.weights_dtype, workload.lora)
     parameters = list(model.parameters())
     trained = _trained(model)
-    shards = plan.num_ranks if plan.is_sharded else 1
-    gradients = tensor_bytes(trained) // (1 if plan.has_whole_gradients else shards)
-    states = round(state_bytes_per_element(plan.optimizer, trained[0].dtype) * _numel(trained)) // shards
-    activations, recomputed = _activations(plan)
-    logits = LOGITS_COPIES * _chunk_logits(plan, model) * 4
+    shards = workload.num_ranks if workload.is_sharded else 1
+    gradients = tensor_bytes(trained) // (1 if workload.has_whole_gradients else shards)
+    states = round(state_bytes_per_element(workload.optimizer, trained[0].dtype) * _numel(trained)) // shards
+    activations, recomputed = _activations(workload)
+    logits = LOGITS_COPIES * _chunk_logits(workload, model) * 4
+    has_second_model = workload.has_reference and workload.lora is None
     both = [
         ("weights", tensor_bytes(parameters) // shards),
         ("gradients", gradients),
         ("optimizer states", states),
-        ("reference policy", tensor_bytes(parameters) // shards if plan.has_reference and plan.lora is None else 0),
-        ("CUDA context, workspaces (assumed)", plan.overhead_bytes),
+        ("reference policy", tensor_bytes(parameters) // shards if has_second_model else 0),
+        ("CUDA context, workspaces (assumed)", workload.overhead_bytes),
     ]
     training = [
-        ("weights and gradients gathered", _gathered_bytes(plan, model) if plan.is_sharded else 0),
-        (f"weights in {_name(plan.compute_dtype)}", 0 if plan.is_sharded else _cast_bytes(plan, model)),
+        ("weights and gradients gathered", _gathered_bytes(workload, model)),
+        (f"weights in {_dtype_name(workload.compute_dtype)}", _cast_bytes(workload, model)),
         ("activations", activations),
         ("logits of a chunk", logits),
-        ("gradient of the head, summed", _head_gradient_bytes(plan, model)),
-        ("a layer recomputed, beyond that", max(0, recomputed - logits)),  # the logits are gone by then
+        ("gradient of the head, summed", _head_gradient_bytes(workload, model)),
+        ("recomputed layer (above logits)", max(0, recomputed - logits)),  # the logits are gone by then
     ]
-    items = [Item(name=name, train_bytes=size, sample_bytes=size) for name, size in both]
-    items += [Item(name=name, train_bytes=size, sample_bytes=0) for name, size in training]
+    items = [MemoryItem(name=name, train_bytes=size, sample_bytes=size) for name, size in both]
+    items += [MemoryItem(name=name, train_bytes=size, sample_bytes=0) for name, size in training]
     largest = max(parameter.numel() for parameter in parameters)
-    items.append(Item(name="weight on its way to the engine", train_bytes=0, sample_bytes=2 * 4 * largest))
-    if plan.engine is not None:
-        plain = describe(plan.policy, plan.engine.weights_dtype)
+    items.append(MemoryItem(name="weight in transfer", train_bytes=0, sample_bytes=2 * 4 * largest))
+    if workload.engine is not None:
+        plain = describe(workload.policy, workload.engine.weights_dtype)
         for name, size in (
             ("engine's weights", tensor_bytes(plain.parameters())),
-            ("engine's KV cache", plan.engine.kv_cache_bytes),
+            ("engine's KV cache", workload.engine.kv_cache_bytes),
         ):
-            train_bytes = 0 if plan.engine.is_asleep_in_training else size
-            items.append(Item(name=name, train_bytes=train_bytes, sample_bytes=size))
+            train_bytes = 0 if workload.engine.is_asleep_in_training else size
+            items.append(MemoryItem(name=name, train_bytes=train_bytes, sample_bytes=size))
     return [item for item in items if item.train_bytes or item.sample_bytes]
 
 
-def table(items: Sequence[Item], capacity_bytes: int | None = None) -> str:
-    """The items in GiB, their sums, and whether they fit."""
+def table(items: Sequence[MemoryItem], capacity_bytes: int | None = None) -> str:
+    """Print the items in GiB, their sums, and whether they fit."""
     lines = [f"{'GiB per rank':<36}{'training':>10}{'sampling':>10}"]
     lines += [_line(item.name, item.train_bytes, item.sample_bytes) for item in items]
     totals = sum(item.train_bytes for item in items), sum(item.sample_bytes for item in items)
@@ -153,7 +154,7 @@ def _line(name: str, *sizes: int) -> str:
 def describe(
     policy: str, dtype: torch.dtype, lora: LoRA | None = None, num_layers: int | None = None
 ) -> "PreTrainedModel":
-    """The policy's model on the meta device; with `num_layers` only so many decoder layers of it.
+    """Make the policy's model on the meta device; with `num_layers` only so many decoder layers of it.
 
     Raises:
         ValueError: the directory cannot be read or the hub cannot be reached.
@@ -176,14 +177,14 @@ def describe(
 
 
 def kv_bytes_per_token(policy: str, dtype: torch.dtype) -> int:
-    """Keys and values of one token in all layers."""
+    """Count the bytes of the keys and values of one token in all layers."""
     config = describe(policy, dtype).config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * int(config.num_hidden_layers * config.num_key_value_heads * head_dim) * dtype.itemsize
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors, of the parts of those that are made of parts."""
+    """Count the bytes of tensors; a tensor made of tensors counts as its parts."""
     return sum(
         tensor.numel() * tensor.element_size() if type(tensor) in (Tensor, nn.Parameter) else _parts_bytes(tensor)
         for tensor in tensors
@@ -196,7 +197,7 @@ def _parts_bytes(tensor: Any) -> int:
 
 
 def state_bytes_per_element(optimizer: Callable[[Any], torch.optim.Optimizer], dtype: torch.dtype) -> float:
-    """What an optimizer remembers of each number that it trains, found out by a step on a parameter of that type."""
+    """Measure what an optimizer keeps per trained number, by one step on a parameter of that type."""
     parameter = nn.Parameter(torch.zeros(1024, PROBE_ELEMENTS // 1024, dtype=dtype))
     parameter.grad = torch.zeros_like(parameter)
     made = optimizer([parameter])
@@ -206,14 +207,14 @@ def state_bytes_per_element(optimizer: Callable[[Any], torch.optim.Optimizer], d
     return tensor_bytes(states) / PROBE_ELEMENTS
 
 
-def saved_bytes(plan: Plan, num_layers: int, num_rows: int) -> int:
-    """What autograd saves in a pass of `num_layers` decoder layers over full rows, weights included."""
+def saved_bytes(workload: Workload, num_layers: int, num_rows: int) -> int:
+    """Count what autograd saves in a pass of `num_layers` decoder layers over full rows, weights included."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    dtype = plan.compute_dtype if plan.is_sharded else plan.weights_dtype
-    backbone = describe(plan.policy, dtype, plan.lora, num_layers).train().base_model
+    dtype = workload.compute_dtype if workload.is_sharded else workload.weights_dtype
+    backbone = describe(workload.policy, dtype, workload.lora, num_layers).train().base_model
     named = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
-    _, width = _rows(plan)
+    _, width = _rows_and_width(workload)
     storages: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -223,7 +224,7 @@ def saved_bytes(plan: Plan, num_layers: int, num_rows: int) -> int:
     with (
         FakeTensorMode(),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        torch.autocast("cpu", plan.compute_dtype, enabled=dtype != plan.compute_dtype),
+        torch.autocast("cpu", workload.compute_dtype, enabled=dtype != workload.compute_dtype),
     ):
         weights = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
@@ -237,59 +238,62 @@ def saved_bytes(plan: Plan, num_layers: int, num_rows: int) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def _activations(plan: Plan) -> tuple[int, int]:
+def _activations(workload: Workload) -> tuple[int, int]:
     """Bytes of a micro-batch's activations, and of those that come and go while a layer is recomputed.
 
     Differences of passes over one and two layers and rows: the weights, which are saved too, drop out.
     """
-    one = saved_bytes(plan, 1, 2) - saved_bytes(plan, 1, 1)
-    per_layer = saved_bytes(plan, 2, 2) - saved_bytes(plan, 2, 1) - one
-    num_rows, width = _rows(plan)
-    config = describe(plan.policy, plan.weights_dtype).config
-    if not plan.is_checkpointing:
+    one = saved_bytes(workload, 1, 2) - saved_bytes(workload, 1, 1)
+    per_layer = saved_bytes(workload, 2, 2) - saved_bytes(workload, 2, 1) - one
+    num_rows, width = _rows_and_width(workload)
+    config = describe(workload.policy, workload.weights_dtype).config
+    if not workload.is_checkpointing:
         return num_rows * (one + (config.num_hidden_layers - 1) * per_layer), 0
-    dtype = plan.compute_dtype if plan.is_sharded else plan.weights_dtype
+    dtype = workload.compute_dtype if workload.is_sharded else workload.weights_dtype
     layer_input = width * config.hidden_size * dtype.itemsize
     return num_rows * (one - per_layer + config.num_hidden_layers * layer_input), num_rows * per_layer
 
 
-def _rows(plan: Plan) -> tuple[int, int]:
-    """Rows of a micro-batch and their width, when everything is as long as it may be."""
-    n, room = plan.num_completions, plan.max_row_tokens
-    per_row = n if room is None else min(n, max(1, (room - plan.max_prompt_tokens) // plan.max_new_tokens))
-    return plan.num_groups * math.ceil(n / per_row), plan.max_prompt_tokens + per_row * plan.max_new_tokens
+def _rows_and_width(workload: Workload) -> tuple[int, int]:
+    """Rows of a micro-batch and tokens of a row, when everything is as long as it may be."""
+    n, room = workload.num_completions, workload.max_row_tokens
+    per_row = n if room is None else min(n, max(1, (room - workload.max_prompt_tokens) // workload.max_new_tokens))
+    return workload.num_groups * math.ceil(n / per_row), workload.max_prompt_tokens + per_row * workload.max_new_tokens
 
 
-def _chunk_logits(plan: Plan, model: "PreTrainedModel") -> int:
-    all_logits = plan.num_groups * plan.num_completions * plan.max_new_tokens * _vocabulary(model)
+def _chunk_logits(workload: Workload, model: "PreTrainedModel") -> int:
+    all_logits = workload.num_groups * workload.num_completions * workload.max_new_tokens * _vocabulary(model)
     return min(CHUNK_LOGITS_GPU, all_logits)
 
 
-def _head_gradient_bytes(plan: Plan, model: "PreTrainedModel") -> int:
-    """What `projection` adds the head's gradient up in when it computes in half precision: float32, and a copy."""
+def _head_gradient_bytes(workload: Workload, model: "PreTrainedModel") -> int:
+    """Buffers in which `projection` sums the head's gradient in half precision: float32, and a copy."""
     weight: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
-    if not weight.requires_grad or plan.compute_dtype == torch.float32:
+    if not weight.requires_grad or workload.compute_dtype == torch.float32:
         return 0
-    return weight.numel() * (4 + plan.compute_dtype.itemsize)
+    return weight.numel() * (4 + workload.compute_dtype.itemsize)
 
 
-def _gathered_bytes(plan: Plan, model: "PreTrainedModel") -> int:
-    """FSDP2: weights of the root and of two layers, and the gradients of the largest of these as they are summed."""
+def _gathered_bytes(workload: Workload, model: "PreTrainedModel") -> int:
+    """Under FSDP2: weights of the root and two layers, and gradients of the largest of these as they are summed."""
+    if not workload.is_sharded:
+        return 0
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     in_layers = [_numel(layer.parameters()) for layer in layers]
     trained = [_numel(_trained(layer)) for layer in layers]
     gathered = _numel(model.parameters()) - sum(in_layers[2:])
     summed = max(_numel(_trained(model)) - sum(trained), *trained)
-    return gathered * plan.compute_dtype.itemsize + summed * (plan.compute_dtype.itemsize + 4)
+    return gathered * workload.compute_dtype.itemsize + summed * (workload.compute_dtype.itemsize + 4)
 
 
-def _cast_bytes(plan: Plan, model: nn.Module) -> int:
-    """What autocast makes of weights: kept for the step where they train, for the backward pass where they do not."""
-    if plan.compute_dtype == plan.weights_dtype:
+def _cast_bytes(workload: Workload, model: nn.Module) -> int:
+    """Copies that autocast makes: kept for the step of weights that train, for the backward pass of others."""
+    if workload.is_sharded or workload.compute_dtype == workload.weights_dtype:
         return 0
     linear = {p for module in model.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
-    return _numel(p for p in linear if p.requires_grad or not plan.is_checkpointing) * plan.compute_dtype.itemsize
+    kept = (weight for weight in linear if weight.requires_grad or not workload.is_checkpointing)
+    return _numel(kept) * workload.compute_dtype.itemsize
 
 
 def _trained(module: nn.Module) -> list[Tensor]:
@@ -305,5 +309,5 @@ def _vocabulary(model: "PreTrainedModel") -> int:
     return int(head.weight.shape[0])
 
 
-def _name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -126,6 +126,25 @@ def test_an_unknown_command_is_refused() -> None:
     assert "unknown command 'trian'" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "args", "sentence"),
+    [
+        ("torchao", ["--model.optimizer", "torchao.optim.Adam8bit"], "torchao"),
+        ("peft", ["--model.lora.r", "8"], "model.lora needs peft: pip install 'maxk-lightning[lora]'"),
+    ],
+)
+def test_a_missing_package_is_named(package: str, args: list[str], sentence: str) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None  # as if it were not installed\n"
+        f"from maxk_lightning.cli import main\nsys.argv = ['maxk', 'fit', *{args}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 USER_CODE = '''
 import torch
 from maxk_lightning.types import Score

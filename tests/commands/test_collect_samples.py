@@ -153,7 +153,9 @@ class SignallingEngine(SeededEngine):
 
 def test_scoring_runs_beside_sampling(tmp_path: Path) -> None:
     sampled = threading.Semaphore(0)
-    collect_samples(make_task(), SignallingEngine(sampled), WaitingReward(4, sampled), tmp_path, SETTINGS)
+    reward = WaitingReward(4, sampled)
+    collect_samples(make_task(), SignallingEngine(sampled), reward, tmp_path, SETTINGS)
+    assert reward.left == 0
 
 
 def test_samples_of_other_settings_are_not_mixed(tmp_path: Path) -> None:

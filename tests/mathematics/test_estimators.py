@@ -2,14 +2,14 @@
 
 from fractions import Fraction
 from itertools import combinations
-from math import comb, nan, sqrt
+from math import comb, nan
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maxk_lightning.estimators import max_at_k, pass_at_k, standard_error, top_rank_weights
+from maxk_lightning.estimators import max_at_k, pass_at_k, top_rank_weights
 
 GROUPS = [
     [0.7],
@@ -64,12 +64,6 @@ def test_rank_weights_are_a_distribution_over_the_ranks_that_can_be_largest() ->
     weights_PN = top_rank_weights(torch.tensor([6, 3, 2]), num_ranks=6, k=3)
     expected = [[comb(j - 1, 2) / comb(6, 3) for j in range(1, 7)], [0, 0, 1, 0, 0, 0], [0] * 6]
     torch.testing.assert_close(weights_PN, torch.tensor(expected, dtype=torch.float64))
-
-
-def test_standard_error_is_the_sample_deviation_over_root_p() -> None:
-    errors_K = standard_error(torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.5, 1.0]]))
-    torch.testing.assert_close(errors_K, torch.tensor([0.5 / sqrt(3), 0.0], dtype=torch.float64))
-    assert standard_error(torch.tensor([[0.3]])).isnan().all()
 
 
 @pytest.mark.parametrize(

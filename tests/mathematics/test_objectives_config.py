@@ -16,11 +16,12 @@ from maxk_lightning.objectives import (
     ExactMaxAtK,
     MaxAtK,
     MaxRL,
-    Mixture,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    SetAdvantage,
     Staged,
+    WeightedObjectives,
     check_group_size,
     objective_at,
 )
@@ -100,7 +101,7 @@ model:
   correction: {class_path: maxk_lightning.losses.MaskedWeights, init_args: {per_sequence: true}}
 """)
     trainer = parse("--config", str(config))
-    mixture = Mixture([MaxAtK(8), MaxAtK(2, "loo1")], [0.5, 0.5])
+    mixture = WeightedObjectives([MaxAtK(8), MaxAtK(2, "loo1")], [0.5, 0.5])
     assert trainer.objective == Staged([mixture, RLOO()], [0.0, 0.75])
     assert trainer.policy_loss == CISPO(ratio_high=3.0)
     assert trainer.correction == MaskedWeights(per_sequence=True)
@@ -123,11 +124,11 @@ def test_bad_choices_are_refused_at_parsing(arguments: list[str], error: type[Ex
 def test_a_mixture_is_the_weighted_sum_of_credits() -> None:
     rewards_PN, log_ratios_PN = torch.rand(3, 6), torch.randn(3, 6)
     parts = [ExactMaxAtK(4), OffPolicyMaxAtK(2, "loo1")]
-    credits_PN = Mixture([*parts], [2.0, -1.0])(rewards_PN, log_ratios_PN)
+    credits_PN = WeightedObjectives([*parts], [2.0, -1.0])(rewards_PN, log_ratios_PN)
     expected_PN = 2 * parts[0](rewards_PN, log_ratios_PN) - parts[1](rewards_PN, log_ratios_PN)
     torch.testing.assert_close(credits_PN, expected_PN)
     assert credits_PN.dtype == torch.float64
-    assert Mixture([*parts], [1.0, 1.0]).includes_ratio
+    assert WeightedObjectives([*parts], [1.0, 1.0]).includes_ratio
 
 
 @pytest.mark.parametrize(("progress", "k"), [(0.0, 8), (0.3, 8), (0.5, 4), (0.79, 4), (0.8, 1), (1.0, 1)])
@@ -151,11 +152,11 @@ def test_a_staged_objective_has_no_credits_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mixture([], []), "`objectives` is empty"),
-        (lambda: Mixture([GRPO()], [1.0, 2.0]), "`weights` has 2 numbers for 1 `objectives`"),
-        (lambda: Mixture([GRPO()], [float("inf")]), "`weights` is .* must be finite"),
-        (lambda: Mixture([MaxAtK(2), ExactMaxAtK(2)], [1, 1]), r"MaxAtK \(without\), ExactMaxAtK \(with\)"),
-        (lambda: Mixture([Staged([GRPO()], [0.0])], [1.0]), "must not be Staged"),
+        (lambda: WeightedObjectives([], []), "`objectives` is empty"),
+        (lambda: WeightedObjectives([GRPO()], [1.0, 2.0]), "`weights` has 2 numbers for 1 `objectives`"),
+        (lambda: WeightedObjectives([GRPO()], [float("inf")]), "`weights` is .* must be finite"),
+        (lambda: WeightedObjectives([MaxAtK(2), ExactMaxAtK(2)], [1, 1]), r"MaxAtK \(without\), ExactMaxAtK \(with\)"),
+        (lambda: WeightedObjectives([Staged([GRPO()], [0.0])], [1.0]), "must not be Staged"),
         (lambda: Staged([], []), "`objectives` is empty"),
         (lambda: Staged([GRPO()], [0.0, 0.5]), "`starts` has 2 numbers"),
         (lambda: Staged([GRPO(), RLOO()], [0.1, 0.5]), "`starts` is .* begin with 0"),
@@ -176,8 +177,9 @@ def test_bad_combinations_are_refused_at_construction(make, message: str) -> Non
         (MaxAtK(9), 8, "`objective.k` is 9, but `num_completions` is 8"),
         (MaxAtK(8), 8, "are both 8"),
         (PassKTraining(8), 8, "are both 8"),
+        (SetAdvantage(8), 8, "are both 8: SetAdvantage needs k < n"),
         (BonMaxMean(), 1, "BonMaxMean needs `num_completions` of at least 2"),
-        (Mixture([MaxAtK(2), MaxAtK(9)], [1.0, 1.0]), 8, "`objective.k` is 9"),
+        (WeightedObjectives([MaxAtK(2), MaxAtK(9)], [1.0, 1.0]), 8, "`objective.k` is 9"),
         (Staged([MaxAtK(2), MaxAtK(9)], [0.0, 0.9]), 8, "`objective.k` is 9"),
         (WrongShape(), 8, "WrongShape must return one credit per sample"),
         (NoRatioStatement(), 8, "NoRatioStatement must say with `includes_ratio: bool`"),
@@ -191,7 +193,9 @@ def test_group_sizes_are_refused_before_anything_expensive(
 
 
 @pytest.mark.parametrize(
-    "objective", [MaxAtK(8, "none"), MaxAtK(7), ExactMaxAtK(8, "loo1"), MaxRL(), Staged([MaxAtK(1)], [0.0])], ids=repr
+    "objective",
+    [MaxAtK(8, "none"), MaxAtK(7), ExactMaxAtK(8, "loo1"), SetAdvantage(7), MaxRL(), Staged([MaxAtK(1)], [0.0])],
+    ids=repr,
 )
 def test_sizes_that_work_are_accepted(objective: Objective) -> None:
     check_group_size(objective, 8)

@@ -15,13 +15,21 @@ from torchao.optim import Adam8bit
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from maxk_lightning.callbacks import RolloutCallback
-from maxk_lightning.commands.memory_plan import Machine, plan_of, remark_on
+from maxk_lightning.commands.memory_plan import Machine, remark_on, workload_of
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy import Policy, load_model
 from maxk_lightning.policy.lora import LoRA, add_adapters
-from maxk_lightning.policy.memory import GIB, EngineMemory, Plan, items_of, saved_bytes, state_bytes_per_element, table
+from maxk_lightning.policy.memory import (
+    GIB,
+    EngineMemory,
+    Workload,
+    items_of,
+    saved_bytes,
+    state_bytes_per_element,
+    table,
+)
 from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import VLLMEngine, VLLMServerEngine
 
@@ -45,7 +53,7 @@ def small_policy(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(directory)
 
 
-def _plan(policy: str, **options: Any) -> Plan:
+def _workload(policy: str, **options: Any) -> Workload:
     options = {
         "optimizer": partial(torch.optim.Adam, lr=1e-3),
         "num_groups": 3,
@@ -54,7 +62,7 @@ def _plan(policy: str, **options: Any) -> Plan:
         "max_new_tokens": 50,
         "max_row_tokens": 200,
     } | options
-    return Plan(policy=policy, **options)
+    return Workload(policy=policy, **options)
 
 
 class PeakMeter(TorchDispatchMode):
@@ -77,16 +85,16 @@ class PeakMeter(TorchDispatchMode):
         return results
 
 
-def _training(plan: Plan) -> Sizes:
-    return {item.name: item.train_bytes for item in items_of(plan)}
+def _training(workload: Workload) -> Sizes:
+    return {item.name: item.train_bytes for item in items_of(workload)}
 
 
 def test_weights_gradients_and_states_are_those_of_the_model(small_policy: str) -> None:
     num_bytes = sum(4 * p.numel() for p in load_model(small_policy).parameters())
-    sizes = _training(_plan(small_policy, has_reference=True))
+    sizes = _training(_workload(small_policy, has_reference=True))
     assert sizes["weights"] == sizes["gradients"] == sizes["reference policy"] == num_bytes
     assert sizes["optimizer states"] == 2 * num_bytes
-    halved = _training(_plan(small_policy, weights_dtype=torch.bfloat16, compute_dtype=torch.bfloat16))
+    halved = _training(_workload(small_policy, weights_dtype=torch.bfloat16, compute_dtype=torch.bfloat16))
     assert halved["weights"] == halved["gradients"] == num_bytes // 2
     assert halved["optimizer states"] == num_bytes  # Adam's states have the weights' type
 
@@ -94,7 +102,7 @@ def test_weights_gradients_and_states_are_those_of_the_model(small_policy: str) 
 def test_ties_are_counted_once(random_policy: str) -> None:
     model = load_model(random_policy)
     assert model.config.tie_word_embeddings
-    assert _training(_plan(random_policy))["weights"] == 4 * model.num_parameters()
+    assert _training(_workload(random_policy))["weights"] == 4 * model.num_parameters()
 
 
 def test_with_adapters_only_they_have_gradients_and_states(small_policy: str) -> None:
@@ -103,8 +111,8 @@ def test_with_adapters_only_they_have_gradients_and_states(small_policy: str) ->
     add_adapters(model, lora)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}  # peft's own choice
-    plan = _plan(small_policy, lora=lora, weights_dtype=torch.bfloat16, compute_dtype=torch.bfloat16)
-    sizes = _training(replace(plan, has_reference=True))
+    workload = _workload(small_policy, lora=lora, weights_dtype=torch.bfloat16, compute_dtype=torch.bfloat16)
+    sizes = _training(replace(workload, has_reference=True))
     assert sizes["gradients"] == 4 * sum(p.numel() for p in trained)
     assert sizes["optimizer states"] == 2 * sizes["gradients"]
     assert sizes["weights"] == sum(p.numel() * p.element_size() for p in model.parameters())
@@ -112,13 +120,15 @@ def test_with_adapters_only_they_have_gradients_and_states(small_policy: str) ->
 
 
 def test_shards_share_weights_gradients_and_states(small_policy: str) -> None:
-    alone, eighth = (_training(_plan(small_policy, num_ranks=n, is_sharded=True, has_reference=True)) for n in (1, 8))
+    alone, eighth = (
+        _training(_workload(small_policy, num_ranks=n, is_sharded=True, has_reference=True)) for n in (1, 8)
+    )
     shared = ("weights", "gradients", "optimizer states", "reference policy")
     assert all(eighth[name] == alone[name] // 8 for name in shared)
     assert all(eighth[name] == alone[name] for name in alone if name not in shared)
-    copies = _training(_plan(small_policy, num_ranks=8, has_reference=True))
+    copies = _training(_workload(small_policy, num_ranks=8, has_reference=True))
     assert all(copies[name] == alone[name] for name in shared)
-    late = _training(_plan(small_policy, num_ranks=8, is_sharded=True, has_whole_gradients=True))
+    late = _training(_workload(small_policy, num_ranks=8, is_sharded=True, has_whole_gradients=True))
     assert late["gradients"] == alone["gradients"]
 
 
@@ -141,7 +151,7 @@ def test_states_per_parameter(optimizer: Any, dtype: torch.dtype, expected: floa
 @pytest.mark.parametrize("is_autocast", [False, True], ids=["float32", "autocast"])
 def test_fake_passes_save_what_real_ones_save(small_policy: str, is_autocast: bool, lora: LoRA | None) -> None:
     compute_dtype = torch.bfloat16 if is_autocast else torch.float32
-    plan = _plan(small_policy, lora=lora, compute_dtype=compute_dtype)
+    workload = _workload(small_policy, lora=lora, compute_dtype=compute_dtype)
     model = load_model(small_policy).train()
     if lora is not None:
         add_adapters(model, lora)
@@ -159,7 +169,7 @@ def test_fake_passes_save_what_real_ones_save(small_policy: str, is_autocast: bo
     ):
         outputs = model.base_model(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False)
     assert outputs.last_hidden_state.requires_grad
-    assert saved_bytes(plan, 4, 6) == sum(storage.nbytes() for storage in kept.values())
+    assert saved_bytes(workload, 4, 6) == sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize("is_checkpointing", [False, True], ids=["kept", "recomputed"])
@@ -181,33 +191,33 @@ def test_the_total_is_near_the_peak_of_a_real_step(
             optimizer.zero_grad()
             policy(rows, 1.0).logprobs_BT.sum().backward()
             optimizer.step()
-    total = sum(_training(_plan(small_policy, lora=lora, is_checkpointing=is_checkpointing)).values())
+    total = sum(_training(_workload(small_policy, lora=lora, is_checkpointing=is_checkpointing)).values())
     print(f"{total / meter.peak_bytes:.3f}")
     assert meter.peak_bytes < total < 1.3 * meter.peak_bytes
 
 
 def test_recomputation_pays_and_longer_rows_cost(small_policy: str) -> None:
-    kept, recomputed = (_training(_plan(small_policy, is_checkpointing=c)) for c in (False, True))
+    kept, recomputed = (_training(_workload(small_policy, is_checkpointing=c)) for c in (False, True))
     assert recomputed["activations"] < 0.2 * kept["activations"]
-    double = _training(_plan(small_policy, num_groups=6))
+    double = _training(_workload(small_policy, num_groups=6))
     assert double["activations"] == 2 * kept["activations"]
 
 
 def test_the_engine_counts_and_sleeps(small_policy: str) -> None:
     engine = EngineMemory(weights_dtype=torch.bfloat16, kv_cache_bytes=3 * GIB)
-    sizes = {item.name: item for item in items_of(_plan(small_policy, engine=engine))}
+    sizes = {item.name: item for item in items_of(_workload(small_policy, engine=engine))}
     assert sizes["engine's weights"].train_bytes == 2 * load_model(small_policy).num_parameters()
     assert sizes["engine's KV cache"].sample_bytes == 3 * GIB
-    asleep = {i.name: i for i in items_of(_plan(small_policy, engine=replace(engine, is_asleep_in_training=True)))}
+    asleep = {i.name: i for i in items_of(_workload(small_policy, engine=replace(engine, is_asleep_in_training=True)))}
     assert asleep["engine's weights"].train_bytes == asleep["engine's KV cache"].train_bytes == 0
     assert asleep["engine's KV cache"].sample_bytes == 3 * GIB
 
 
 def test_the_table_adds_up_and_says_whether_it_fits(small_policy: str) -> None:
-    plan = _plan(
+    workload = _workload(
         small_policy, overhead_bytes=2 * GIB, engine=EngineMemory(weights_dtype=torch.float32, kv_cache_bytes=3 * GIB)
     )
-    items = items_of(plan)
+    items = items_of(workload)
     lines = table(items, 6 * GIB).splitlines()
     columns = [[float(line[start : start + 10]) for line in lines[1:-1]] for start in (36, 46)]
     for *rows, total in columns:
@@ -228,31 +238,46 @@ def test_a_dry_run_prints_the_table_of_the_configured_run(
     module = PolicyModule(policy=random_policy)
     kv_cache_bytes = 16 * (512 + 256) * 2 * (2 * 2 * 8) * 4  # rows, tokens, K and V, layers x heads x width, float32
     engine = EngineMemory(weights_dtype=torch.float32, kv_cache_bytes=kv_cache_bytes)
-    plan = _plan(random_policy, optimizer=module.make_optimizer, engine=engine, num_groups=8, num_completions=8)
-    plan = replace(plan, max_prompt_tokens=512, max_new_tokens=256, max_row_tokens=2048)
-    assert table(items_of(plan)) in capsys.readouterr().out
+    workload = _workload(random_policy, optimizer=module.optimizer_from, engine=engine, num_groups=8, num_completions=8)
+    workload = replace(workload, max_prompt_tokens=512, max_new_tokens=256, max_row_tokens=2048)
+    assert table(items_of(workload)) in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
-def test_the_plan_follows_the_configuration(small_policy: str) -> None:
+class UnmeasuredEngine:
+    """A user's engine, which does not tell what memory it needs."""
+
+    def generate(self, prompts: Any, sampling: Any) -> Any:
+        raise AssertionError("nothing is sampled here")
+
+    def load_weights(self, named_tensors: Any, version: int) -> None:
+        raise AssertionError("nothing is sampled here")
+
+
+def test_the_workload_follows_the_configuration(small_policy: str) -> None:
     module = PolicyModule(policy=small_policy, lora=LoRA(r=4), dtype="bfloat16", prompts_per_micro_batch=3)
     data = PromptDataModule(policy=small_policy, prompts_per_rollout=64, prompts_per_step=32)
     vllm = VLLMEngine(small_policy, kv_cache_gib=2.0, sleep_while_training=True)
     machine = Machine(num_ranks=4, is_sharded=True, has_gpu=True, capacity_bytes=80 * GIB)
-    plan = plan_of(module, data, RolloutCallback(vllm), machine)
-    assert plan.num_groups == 3
-    assert plan.has_whole_gradients  # 8 groups per rank are 3 micro-batches
-    assert (plan.weights_dtype, plan.compute_dtype) == (torch.bfloat16, torch.bfloat16)
-    assert plan.engine == EngineMemory(weights_dtype=torch.bfloat16, kv_cache_bytes=2 * GIB, is_asleep_in_training=True)
-    eager = plan_of(module, data, RolloutCallback(vllm), replace(machine, reduces_every_micro_batch=True))
+    workload = workload_of(module, data, RolloutCallback(vllm), machine)
+    assert workload.num_groups == 3
+    assert workload.has_whole_gradients  # 8 groups per rank are 3 micro-batches
+    assert (workload.weights_dtype, workload.compute_dtype) == (torch.bfloat16, torch.bfloat16)
+    asleep = EngineMemory(weights_dtype=torch.bfloat16, kv_cache_bytes=2 * GIB, is_asleep_in_training=True)
+    assert workload.engine == asleep
+    eager = workload_of(module, data, RolloutCallback(vllm), replace(machine, reduces_every_micro_batch=True))
     assert not eager.has_whole_gradients
     share = VLLMEngine(small_policy, gpu_memory_utilization=0.5)
-    mixed = plan_of(
+    mixed = workload_of(
         PolicyModule(policy=small_policy), data, RolloutCallback(share), replace(machine, precision="bf16-mixed")
     )
     assert mixed.compute_dtype == torch.bfloat16
     assert mixed.engine is not None
     assert mixed.engine.kv_cache_bytes + 2 * load_model(small_policy).num_parameters() == 40 * GIB
     server = RolloutCallback(VLLMServerEngine(small_policy, url="http://127.0.0.1:1"))
-    assert plan_of(module, data, server, machine).engine is None
-    assert "VLLMServerEngine): on GPUs of its own" in remark_on(server)
+    elsewhere = workload_of(module, data, server, machine)
+    assert elsewhere.engine is None
+    assert "VLLMServerEngine): on GPUs of its own" in remark_on(server, elsewhere)
+    foreign = RolloutCallback(UnmeasuredEngine())
+    assert "UnmeasuredEngine): unknown, and not counted" in remark_on(foreign, elsewhere)
+    assert remark_on(RolloutCallback(vllm), workload) == ""

@@ -15,7 +15,7 @@ import study_groups
 import study_report
 import study_results
 import yaml
-from study_results import CONFIGS, Job, Plan, Result, Table, read_plan
+from study_results import CONFIGS, Job, Result, StudyPlan, Table, read_plan
 
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.data.mistakes import GOOD_CONTEXT_RIGHT, habit
@@ -51,7 +51,7 @@ SMALL_PLAN: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_has_the_same_budget(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
-    configs = [str(ROOT / CONFIGS / f"{name}.yaml") for name in ("common", arm)]
+    configs = [str(ROOT / CONFIGS / "common.yaml"), str(PLAN.config_of(arm))]
     with pytest.raises(SystemExit) as stopped:
         MaxKCLI(["fit", "--config", configs[0], "--config", configs[1], "--print_config"])
     assert stopped.value.code == 0
@@ -64,8 +64,8 @@ def test_every_arm_has_the_same_budget(arm: str, capsys: pytest.CaptureFixture[s
 
 
 def test_every_yaml_is_an_arm() -> None:
-    files = {path.stem for path in (ROOT / CONFIGS).glob("*.yaml")} - {"common", "plan"}
-    assert files == set(ARMS)
+    files = {path.resolve() for path in (ROOT / CONFIGS).glob("*.yaml") if path.stem not in ("common", "plan")}
+    assert files == {PLAN.config_of(arm).resolve() for arm in ARMS if "config" not in PLAN.arms[arm]}
 
 
 def _write_configs(directory: Path, num_rollouts: int = 4) -> None:
@@ -74,7 +74,7 @@ def _write_configs(directory: Path, num_rollouts: int = 4) -> None:
     (directory / "common.yaml").write_text(yaml.safe_dump({**SMALL, "trainer": trainer}))
     (directory / "plan.yaml").write_text(yaml.safe_dump(SMALL_PLAN))
     for arm in ("grpo_3", "grpo_1"):
-        (directory / f"{arm}.yaml").write_text((ROOT / CONFIGS / f"{arm}.yaml").read_text())
+        (directory / f"{arm}.yaml").write_text(PLAN.config_of(arm).read_text())
 
 
 def _has_members(process_group: int) -> bool:
@@ -159,9 +159,9 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     ]
 
 
-def _plan(configs: Path = CONFIGS) -> Plan:
+def _plan(configs: Path = CONFIGS) -> StudyPlan:
     tables = {name: Table(**table) for name, table in SMALL_PLAN["tables"].items()}
-    return Plan(**{**SMALL_PLAN, "configs": configs, "tables": tables})
+    return StudyPlan(**{**SMALL_PLAN, "configs": configs, "tables": tables})
 
 
 def _keep(results: Path, job: Job, solved: dict[str, int]) -> None:
@@ -276,5 +276,5 @@ def test_results_say_what_the_kept_results_say() -> None:
     contents = dict(study_report.blocks(PLAN, ROOT / study_results.RESULTS))
     assert study_report.filled(page, contents) == page
     assert set(re.findall(r"\]\((results/[\w/.-]+)\)", page)) <= {
-        str(path.relative_to(ROOT)) for path in (ROOT / "results").rglob("*")
+        str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs" / "results").rglob("*")
     }

@@ -1,15 +1,17 @@
 """What only a GPU can show: bfloat16, CUDA graphs, sleep mode, memory given back. Run by scripts/gpu_check.sh."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from maxk_lightning.callbacks.weight_sync import logprob_gap
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.policy import Policy, load_model
 from maxk_lightning.rollouts import EngineError, VLLMEngine
+from maxk_lightning.rollouts.weight_sync import logprob_gap
 from maxk_lightning.types import Prompt, Sampling
 from tests.support.paths import ROOT
 
@@ -55,9 +57,17 @@ def test_sleeping_and_closing_give_memory_back(engine: VLLMEngine) -> None:
 
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_training_in_mixed_precision(tmp_path: Path, ahead: int) -> None:
+    """Losses are numbers, and the engine's log-probs stay near the trainer's."""
     MaxKCLI(
         f"fit --config {ROOT}/configs/tiny_vllm.yaml --trainer.accelerator gpu --trainer.precision bf16-mixed"
         f" --trainer.default_root_dir {tmp_path} --trainer.max_epochs 3 --trainer.check_val_every_n_epoch 3"
         f" --rollout.max_logprob_gap 0.2 --rollout.engine.dtype bfloat16 --rollout.engine.enforce_eager false"
         f" --rollout.rollouts_ahead {ahead} --rollout.engine.sleep_while_training {str(not ahead).lower()}".split()
     )
+    curves = EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    losses, gaps = ([event.value for event in curves.Scalars(tag)] for tag in ("train/loss", "rollout/logprob_gap"))
+    assert len(losses) > 3
+    assert all(map(math.isfinite, losses))
+    assert len(gaps) >= 3
+    assert max(gaps) < 0.2

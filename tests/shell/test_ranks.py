@@ -1,11 +1,5 @@
 """Any number of processes, however their weights are held, train like one; also when they are killed and resumed."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from maxk_lightning.checkpoints import is_sharded, read_sharded
 from maxk_lightning.commands.export import export
-from tests.shell.test_resume import ROOT, _assert_same, _scalars
+from tests.support.runs import Run, assert_same, scalars
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 # Uneven everywhere: steps of 3 prompts in micro-batches of 1, so that the second of two ranks has one group and one
 # empty micro-batch; one validation problem. Two rollouts of four steps; checkpoints after steps 3 and 6, amid each.
-RUN = (
-    f"{sys.executable} -m maxk_lightning fit --config configs/tiny.yaml --trainer.max_epochs 2"
+OPTIONS = (
+    "--config configs/tiny.yaml --trainer.max_epochs 2"
     " --validate_before_fit false --trainer.check_val_every_n_epoch 1 --trainer.enable_progress_bar false"
     " --data.validation.limit 1 --data.prompts_per_rollout 6 --data.prompts_per_step 3 --data.num_ppo_iterations 2"
     " --model.prompts_per_micro_batch 1 --model.kl_target reference --model.kl_coef 0.1"
@@ -29,47 +22,16 @@ RUN = (
     " --rollout.eval_sampling.max_new_tokens 16 --rollout.eval_sampling.num_completions 8"
     " --checkpoint.every_n_epochs null --checkpoint.every_n_train_steps 3 --checkpoint.save_top_k -1"
     " --checkpoint.filename {step}"
-).split()
-DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
-FSDP2_ALONE = ("--trainer.strategy", "fsdp2", "--trainer.devices", "1")
-FSDP2 = ("--trainer.strategy", "fsdp2", "--trainer.devices", "2")
-FSDP2_LEAN = (
-    *("--trainer.strategy", "maxk_lightning.strategy.FSDP2Strategy", "--trainer.devices", "2"),
-    *("--trainer.strategy.reduce_every_micro_batch", "true"),
-    # Fewer than a group has, so that groups are split, and ranks make different numbers of passes of their own.
-    *("--model.prompts_per_micro_batch", "null", "--model.tokens_per_micro_batch", "150"),
 )
-
-
-@dataclass(frozen=True)
-class Run:
-    root: Path
-    options: tuple[str, ...] = ()
-
-    def start(self, *args: str) -> "subprocess.Popen[bytes]":
-        command = [*RUN, "--trainer.default_root_dir", str(self.root), *self.options, *args]
-        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes)
-
-    def finish(self, *args: str) -> "Run":
-        process = self.start(*args)
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors.decode()[-3000:]
-        return self
-
-    def kill_and_finish(self) -> "Run":
-        """SIGKILL all processes once they have a checkpoint, then continue from it."""
-        process = self.start()
-        while process.poll() is None and not self.checkpoint("last").exists():
-            time.sleep(0.01)
-        assert process.poll() is None, (process.communicate()[1] or b"").decode()[-3000:]
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert read(self.checkpoint("last"))["global_step"] in (3, 6)
-        return self.finish("--ckpt_path", "last")
-
-    def checkpoint(self, name: str) -> Path:
-        return self.root / "checkpoints" / f"{name}.ckpt"
+DDP = f"{OPTIONS} --trainer.strategy ddp --trainer.devices 2"
+FSDP2_ALONE = f"{OPTIONS} --trainer.strategy fsdp2 --trainer.devices 1"
+FSDP2 = f"{OPTIONS} --trainer.strategy fsdp2 --trainer.devices 2"
+# Fewer tokens than a group has, so that groups are split, and ranks make different numbers of passes of their own.
+FSDP2_LEAN = (
+    f"{OPTIONS} --trainer.strategy maxk_lightning.strategy.FSDP2Strategy --trainer.devices 2"
+    " --trainer.strategy.reduce_every_micro_batch true"
+    " --model.prompts_per_micro_batch null --model.tokens_per_micro_batch 150"
+)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -78,19 +40,25 @@ def read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def _kill_and_finish(run: Run) -> Run:
+    run.start_and_kill()
+    assert read(run.checkpoint("last"))["global_step"] in (3, 6)
+    return run.finish("--ckpt_path", "last")
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("one")).finish()
+    return Run(tmp_path_factory.mktemp("one"), OPTIONS).finish()
 
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("ddp"), DDP).kill_and_finish()
+    return _kill_and_finish(Run(tmp_path_factory.mktemp("ddp"), DDP))
 
 
 @pytest.fixture(scope="module")
 def fsdp2(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("fsdp2"), FSDP2).kill_and_finish()
+    return _kill_and_finish(Run(tmp_path_factory.mktemp("fsdp2"), FSDP2))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +77,7 @@ def more(tmp_path_factory: pytest.TempPathFactory, fewer: Run) -> Run:
 
 def _assert_like(run: Run, one: Run, first_step: int = 0) -> None:
     """The scalars of the steps that a run made, and its last weights and optimizer state, are those of one process."""
-    ours, theirs = _scalars(run.root), _scalars(one.root)
+    ours, theirs = scalars(run.root), scalars(one.root)
     assert ours.keys() == theirs.keys()
     for tag, points in theirs.items():
         expected = {step: value for step, value in points.items() if step >= first_step}
@@ -137,12 +105,12 @@ def _assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_one_process_goes_on_amid_a_rollout_bit_for_bit(one: Run, tmp_path: Path) -> None:
-    again = Run(tmp_path).finish("--ckpt_path", str(one.checkpoint("step=3")))
+    again = Run(tmp_path, OPTIONS).finish("--ckpt_path", str(one.checkpoint("step=3")))
     ours, theirs = read(again.checkpoint("last")), read(one.checkpoint("last"))
     for key in ("state_dict", "optimizer_states", "global_step"):
-        _assert_same(ours[key], theirs[key], key)
-    for tag, points in _scalars(one.root).items():
-        assert _scalars(again.root)[tag] == {step: value for step, value in points.items() if step >= 3}, tag
+        assert_same(ours[key], theirs[key], key)
+    for tag, points in scalars(one.root).items():
+        assert scalars(again.root)[tag] == {step: value for step, value in points.items() if step >= 3}, tag
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_every_logged_tag_is_explained_and_every_explained_tag_is_logged(logged:
     explained = explained_tags()
     assert len(explained) == len(set(explained))
     unexplained = {tag for tag in found if not any(re.fullmatch(pattern(each), tag) for each in explained)}
-    assert not unexplained, "add a row for each of them to maxk_lightning/metrics.md"
+    assert not unexplained, "add a row for each of them to maxk_lightning/callbacks/metrics.md"
     never = {each for each in explained if not any(re.fullmatch(pattern(each), tag) for tag in found)}
     assert never == set(ELSEWHERE), "rename or delete their rows in metrics.md, or say in ELSEWHERE what logs them"
 

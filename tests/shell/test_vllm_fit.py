@@ -16,6 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.paths import ROOT
+from tests.support.runs import listen_to_interrupts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "PYTHONFAULTHANDLER": "1"}
@@ -34,11 +35,6 @@ rollout:
 """
 
 
-def _listen_to_interrupts() -> None:
-    """A shell starts background jobs, such as a whole test run, with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
     """Starts runs whose messages go to a file, and ends what a failed test leaves."""
@@ -49,7 +45,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
         with (root / "messages").open("ab") as messages:
             command = [*RUN, "--trainer.default_root_dir", str(root), *args]
             process = subprocess.Popen(
-                command, cwd=ROOT, env=ENVIRONMENT, stdout=messages, stderr=messages, preexec_fn=_listen_to_interrupts
+                command, cwd=ROOT, env=ENVIRONMENT, stdout=messages, stderr=messages, preexec_fn=listen_to_interrupts
             )
         started.append((process, root))
         return process

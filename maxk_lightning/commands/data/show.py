@@ -1,13 +1,11 @@
 """Text about the data of a run, for people."""
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
 
-from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import PromptStream
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.types import Problem
@@ -20,9 +18,7 @@ MAX_SHOWN = 400
 
 def show_data(args: Sequence[str], split: str, num_prompts: int, num_tests: int) -> None:
     """Print reports and prompts; `args` are those of `fit`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        parts = _DataCLI(list(args), run=False).config_init
+    parts = PartsCLI(list(args)).config_init
     datamodule: PromptDataModule = parts["data"]
     names = [name for name, stage in STAGES.items() if split in ("all", name) and datamodule.sources[stage] is not None]
     if not names:
@@ -42,13 +38,6 @@ def _without_info() -> Iterator[None]:
         yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-class _DataCLI(MaxKCLI):
-    """Builds the parts of a run, but no Trainer."""
-
-    def instantiate_classes(self) -> None:
-        self.config_init: Any = self.parser.instantiate_classes(self.config)
 
 
 def _in_order(datamodule: PromptDataModule, stage: str) -> Iterator[Problem]:

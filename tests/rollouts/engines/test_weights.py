@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from maxk_lightning.policy import load_model, weight_shapes
 from maxk_lightning.rollouts.engines.vllm.server import GUARD
 from maxk_lightning.rollouts.engines.weights import checked, save_shards
+from tests.support.runs import listen_to_interrupts
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 
@@ -82,7 +83,9 @@ def test_the_guarded_command_and_its_children_end_with_the_parent(tmp_path: Path
         f"subprocess.Popen([sys.executable, {str(GUARD)!r}, str(os.getpid()), 'sh', '-c', sys.argv[1]], "
         "start_new_session=True); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", parent, command], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, command], stderr=subprocess.DEVNULL, preexec_fn=listen_to_interrupts
+    )
     assert _wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     started = [int(pid) for pid in pids.read_text().split()]
     assert all(map(_is_alive, started))

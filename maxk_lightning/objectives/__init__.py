@@ -16,8 +16,8 @@ first PPO iteration and the best in all later ones, for every n, k, reward and k
 
 - `centred` (default): pulls up what helps a subset and pushes down what does not; sums to zero in every group; lowest
   variance for k below about n / 2. Needs k < n.
-- `loo1`: credits only samples that beat the rest of a subset and never pushes one down; as good as `centred` at k = n/2,
-  and the choice for k close to n.
+- `loo1`: credits only samples that beat the rest of a subset and never pushes one down; as good as `centred` at
+  k = n / 2, and the choice for k close to n.
 - `none`: for checks; its variance grows with the level of the rewards.
 - `zscore` (the paper's "BoN mean"): a direction without a scale; easy prompts weigh as much as hard ones.
 
@@ -47,17 +47,17 @@ four kinds of drift; `python scripts/sequence_study.py --out docs` has all pairs
   correction by sequence ratios loses even to no correction at all, and correction by token ratios wins over both.
 - **By n and k.** The order of the pairs is the same for n = 8 and 32, k = 4 and 8. Sequence ratios suffer most where k
   is large.
-- **`SetAdvantage` never beat `MaxAtK`**: in none of the 192 combinations of policy, reward, drift, n and k, and in about
-  three of four it was worse by more than two standard errors, by .005 (fraction .9) to .05 (untempered) on average. It
-  is here as the bounded form of the exact credit, for completions of few tokens; prefer the simpler.
+- **`SetAdvantage` never beat `MaxAtK`** by two standard errors in any of 192 combinations of policy, reward, drift, n
+  and k; in about three of four it was worse by more than that, by .005 (fraction .9) to .05 (untempered) on average.
+  It is here as the bounded form of the exact credit; prefer the simpler.
 - **Avoid** `clamp: null` and `ratio_clip: null` on a language model: single gradients become 1e2 times too large where
   log rho spreads by .5, and 1e6 times at 2. Their defaults, .2 and 1.5, were the best of those tried: a wider clamp
   is worse, because 1 + sum delta of a subset turns negative.
 - Completions of one or a few tokens are another world: there log rho barely spreads, the subset's ratio is worth its
   variance, and `ExactMaxAtK` wins (`scripts/estimator_study.py`, the one-token study).
 
-`OffPolicyMaxAtK` is the paper's first-order correction, for comparison with its tables; with its `mean` baseline it also
-pushes away from the behaviour policy. `group_diagnostics` says how far the drift of a group has gone.
+`OffPolicyMaxAtK` is the paper's first-order correction, for comparison with its tables; with its `mean` baseline it
+also pushes away from the behaviour policy. `group_diagnostics` says how far the drift of a group has gone.
 
 **Comparing with published methods?** `GRPO`, `DrGRPO`, `RLOO`, `BonMaxMean`, `BonMaxSecond`, `PassKTraining`, `MaxRL`
 (binary rewards only) and `RSGRPO` are here under their names. They see no ratio, only rewards.

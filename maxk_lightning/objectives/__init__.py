@@ -11,8 +11,9 @@ Training for a k above the one in use costs quality at small k; below it costs d
 group is a single subset, only its best sample is told apart, and every baseline but `loo1` is refused.
 
 **The pair.** `MaxAtK(k)` with `losses.CISPO()`: on-policy credits, and one bounded ratio per token. It is unbiased in
-the first PPO iteration, and in later ones its cosine is within .02 of the best estimate of max@k, for every n, k, reward
-and kind of drift that was tried (`docs/sequence_study.md`). The baselines of `MaxAtK`, all unbiased except the last:
+the first PPO iteration, and in later ones its cosine is within .02 of the best estimate of max@k, for every n, k,
+reward and kind of drift that was tried (`docs/sequence_study.md`). The baselines of `MaxAtK`, all unbiased except the
+last:
 
 - `centred` (default): pulls up what helps a subset and pushes down what does not; sums to zero in every group; lowest
   variance for k below about n / 2. Needs k < n.
@@ -45,8 +46,8 @@ four kinds of drift; `python scripts/sequence_study.py --out docs` has all pairs
 
 - **By drift.** At 0 (one optimizer step per rollout, or the first of several) all are the same. At any drift from .5 on
   correction by sequence ratios loses even to no correction at all, and correction by token ratios wins over both.
-- **By n and k.** The order of the pairs is the same for n = 8 and 32, k = 4 and 8. Sequence ratios suffer most where k
-  is large.
+- **By n and k.** The recommendation is the same for n = 8 and 32, k = 4 and 8. Sequence ratios suffer most where k is
+  large.
 - **`SetAdvantage` never beat `MaxAtK`** by two standard errors in any of 192 combinations of policy, reward, drift, n
   and k; in about three of four it was worse by more than that, by .005 (fraction .9) to .05 (untempered) on average.
   It is here as the bounded form of the exact credit; prefer the simpler.

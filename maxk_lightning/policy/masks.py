@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from maxk_lightning.policy.packing import PADDING, PROMPT, PackedRows
+from maxk_lightning.policy.packing import PROMPT, PackedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -68,8 +68,7 @@ def visible(rows: PackedRows, window: int | None = None) -> Tensor:
     is_visible_RLL = ((seen_R1L == PROMPT) | (seen_R1L == asking_RL1)).tril()
     if window is not None:
         distances_RLL = rows.positions_RL[:, :, None] - rows.positions_RL[:, None, :]
-        # A token of padding looks at itself, whatever its position: a row of nothing but masked scores has no softmax.
-        is_visible_RLL &= (distances_RLL < window) & ((asking_RL1 == PADDING) == (seen_R1L == PADDING))
+        is_visible_RLL &= distances_RLL < window
     return is_visible_RLL[:, None]
 
 

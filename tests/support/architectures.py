@@ -1,14 +1,14 @@
 """Small random models of many architectures, built from configurations; nothing is downloaded."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    CohereConfig,
     Cohere2Config,
+    CohereConfig,
     DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
@@ -32,9 +32,9 @@ from transformers import (
 
 VOCABULARY = 60
 WINDOW = 6
-"Sliding window of those that have one."
+"Sliding window of the models that have one."
 FULL, SLIDING = "full_attention", "sliding_attention"
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -50,35 +50,35 @@ _ALTERNATING = {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL]}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_SIZES),
-    "qwen2": lambda: Qwen2Config(**_SIZES),
-    "qwen2 with window": lambda: Qwen2Config(**_SIZES, use_sliding_window=True, **_ALTERNATING),
-    "qwen3": lambda: Qwen3Config(**_SIZES, head_dim=8),
+    "llama": lambda: LlamaConfig(**SIZES),
+    "qwen2": lambda: Qwen2Config(**SIZES),
+    "qwen2 with window": lambda: Qwen2Config(**SIZES, use_sliding_window=True, **_ALTERNATING),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=8),
     "gemma2": lambda: Gemma2Config(
-        **_SIZES, head_dim=8, **_ALTERNATING, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
+        **SIZES, head_dim=8, **_ALTERNATING, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
     ),
-    "gemma3": lambda: Gemma3TextConfig(**_SIZES, head_dim=8, **_ALTERNATING),
-    "mistral": lambda: MistralConfig(**_SIZES, sliding_window=WINDOW),
-    "mistral without window": lambda: MistralConfig(**_SIZES, sliding_window=None),
-    "phi3": lambda: Phi3Config(**_SIZES, sliding_window=WINDOW, resid_pdrop=0.1, embd_pdrop=0.1),
-    "phi": lambda: PhiConfig(**_SIZES),
-    "olmo2": lambda: Olmo2Config(**_SIZES),
-    "olmo3": lambda: Olmo3Config(**_SIZES, **_ALTERNATING),
-    "smollm3": lambda: SmolLM3Config(**_SIZES, no_rope_layers=[1, 0]),
+    "gemma3": lambda: Gemma3TextConfig(**SIZES, head_dim=8, **_ALTERNATING),
+    "mistral": lambda: MistralConfig(**SIZES, sliding_window=WINDOW),
+    "mistral without window": lambda: MistralConfig(**SIZES, sliding_window=None),
+    "phi3": lambda: Phi3Config(**SIZES, sliding_window=WINDOW, resid_pdrop=0.1, embd_pdrop=0.1),
+    "phi": lambda: PhiConfig(**SIZES),
+    "olmo2": lambda: Olmo2Config(**SIZES),
+    "olmo3": lambda: Olmo3Config(**SIZES, **_ALTERNATING),
+    "smollm3": lambda: SmolLM3Config(**SIZES, no_rope_layers=[1, 0]),
     "granite": lambda: GraniteConfig(
-        **_SIZES, logits_scaling=0.5, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.7
+        **SIZES, logits_scaling=0.5, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.7
     ),
-    "cohere": lambda: CohereConfig(**_SIZES, logit_scale=0.3),
-    "cohere2": lambda: Cohere2Config(**_SIZES, **_ALTERNATING, logit_scale=2.0),
+    "cohere": lambda: CohereConfig(**SIZES, logit_scale=0.3),
+    "cohere2": lambda: Cohere2Config(**SIZES, **_ALTERNATING, logit_scale=2.0),
     "gpt_oss": lambda: GptOssConfig(
-        **_SIZES, head_dim=8, **_ALTERNATING, num_local_experts=4, num_experts_per_tok=2, rope_parameters=None
+        **SIZES, head_dim=8, **_ALTERNATING, num_local_experts=4, num_experts_per_tok=2, rope_parameters=None
     ),
     "mixtral": lambda: MixtralConfig(
-        **_SIZES, sliding_window=WINDOW, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.1
+        **SIZES, sliding_window=WINDOW, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.1
     ),
-    "qwen3_moe": lambda: Qwen3MoeConfig(**_SIZES, head_dim=8, num_experts=4, **_EXPERTS, norm_topk_prob=True),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**SIZES, head_dim=8, num_experts=4, **_EXPERTS, norm_topk_prob=True),
     "deepseek_v3": lambda: DeepseekV3Config(
-        **{**_SIZES, "num_key_value_heads": 4}, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8,
+        **{**SIZES, "num_key_value_heads": 4}, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8,
         qk_nope_head_dim=8, v_head_dim=12, n_routed_experts=8, n_group=2, topk_group=1, **_EXPERTS,
         first_k_dense_replace=1, n_shared_experts=1,
     ),
@@ -100,8 +100,11 @@ def random_model(name: str) -> PreTrainedModel:
     return model.eval()
 
 
-def grads(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Gradients by name; zeros where there is none."""
-    return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
-    }
+def save_tokenizer(directory: Path) -> None:
+    """A tokenizer of that vocabulary, one word per token, without a chat template."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{index}": index for index in range(VOCABULARY)}
+    words_tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    PreTrainedTokenizerFast(tokenizer_object=words_tokenizer, eos_token="w2").save_pretrained(directory)

@@ -53,7 +53,7 @@ def check_architecture(model: "PreTrainedModel", policy: str) -> None:
 
 def _obstacle(model: "PreTrainedModel") -> str | None:
     config, text = model.config, model.config.get_text_config()
-    kinds = attention_kinds(config) - {FULL, SLIDING}
+    kinds = attention_kinds(config) - {FULL, SLIDING} | {"local"} & set(getattr(text, "attention_layers", ()))
     if config.is_encoder_decoder or getattr(text, "add_cross_attention", False):
         return "it has an encoder or cross-attention"
     if getattr(model, "_is_stateful", False):

@@ -41,7 +41,7 @@ def checked_policy(model: "PreTrainedModel", name: str) -> Policy:
             policy = Policy(model.train())
             rows = pack([prompt], [completions]).to(model.device)
             stats = policy(rows, 1.0)
-    except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         raise ValueError(f"{_refusal(name, model)}: its forward pass takes no packed rows ({error})") from error
     policy.train(was_training)
     deviation = float((stats.logprobs_BT[rows.mask_BT] - alone_M).abs().mean())

@@ -74,11 +74,12 @@ def _arange(end: int, rows: PackedRows) -> Tensor:
 
 
 def use_shared_prompt_attention(model: "PreTrainedModel") -> bool:
-    """Switch a model over, unless its attention is something else than causal over the whole sequence."""
+    """Switch a model over, unless its attention is something else than causal over the whole sequence, or its own."""
     is_plain = attention_kinds(model.config) == {FULL} and model.config._attn_implementation == "sdpa"
-    if is_plain:
+    can_switch = is_plain and model._can_set_attn_implementation()
+    if can_switch:
         model.set_attn_implementation(NAME)
-    return is_plain
+    return can_switch
 
 
 def shared_prompt_attention(

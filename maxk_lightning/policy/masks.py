@@ -48,14 +48,13 @@ def layer_masks(rows: PackedRows, config: "PreTrainedConfig", added_dtype: torch
             may look, and no mask at all where the causal kernel is enough.
     """
     text = config.get_text_config()
-    masks = {}
+    masks: dict[str, Tensor | None] = {}
     for kind in attention_kinds(config):
         window = text.sliding_window if kind == SLIDING else None
-        if added_dtype is None and _is_causal(rows, window):
-            masks[kind] = None
+        if added_dtype is not None:
+            masks[kind] = _added(visible(rows, window), added_dtype)
         else:
-            is_seen_R1LL = visible(rows, window)
-            masks[kind] = is_seen_R1LL if added_dtype is None else _added(is_seen_R1LL, added_dtype)
+            masks[kind] = None if _is_causal(rows, window) else visible(rows, window)
     if getattr(text, "layer_types", None) is not None:
         return masks
     (mask,) = masks.values()
@@ -78,5 +77,5 @@ def _is_causal(rows: PackedRows, window: int | None) -> bool:
 
 
 def _added(is_seen_R1LL: Tensor, dtype: torch.dtype) -> Tensor:
-    zero, lowest = (torch.tensor(value, dtype=dtype) for value in (0.0, torch.finfo(dtype).min))
-    return torch.where(is_seen_R1LL, zero.to(is_seen_R1LL.device), lowest.to(is_seen_R1LL.device))
+    zeros_R1LL = torch.zeros(is_seen_R1LL.shape, dtype=dtype, device=is_seen_R1LL.device)
+    return zeros_R1LL.masked_fill(~is_seen_R1LL, torch.finfo(dtype).min)

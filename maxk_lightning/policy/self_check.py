@@ -37,8 +37,9 @@ def checked_policy(model: "PreTrainedModel", name: str) -> Policy:
     was_training = model.training
     try:
         with torch.no_grad(), _short_window(model):
-            alone_M = torch.cat([_logprobs_alone(model.eval(), prompt, completion) for completion in completions])
-            policy = Policy(model.train())
+            model.eval()  # type: ignore[no-untyped-call]
+            alone_M = torch.cat([_logprobs_alone(model, prompt, completion) for completion in completions])
+            policy = Policy(model).train()
             rows = pack([prompt], [completions]).to(model.device)
             stats = policy(rows, 1.0)
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
@@ -65,7 +66,7 @@ def _some_tokens(vocabulary: int) -> list[int]:
 
 def _logprobs_alone(model: "PreTrainedModel", prompt: list[int], completion: list[int]) -> Tensor:
     ids_1L = torch.tensor([prompt + completion], device=model.device)
-    logits_TV = model(input_ids=ids_1L, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    logits_TV: Tensor = model(input_ids=ids_1L, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     return logits_TV.log_softmax(-1).gather(1, ids_1L[0, len(prompt) :, None]).squeeze(1)
 
 

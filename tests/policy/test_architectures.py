@@ -13,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BloomConfig,
-    FalconConfig,
     Gemma3TextConfig,
     GPTNeoConfig,
     Llama4TextConfig,
@@ -22,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3NextConfig,
+    StableLmConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
         "looks ahead",
     ),
     "bert": (BertConfig(**SIZES), "away from those of its own forward pass"),
-    "falcon": (FalconConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4), "away from"),
+    "stablelm": (StableLmConfig(**SIZES), "away from those of its own forward pass"),
     "gpt_neo": (
         GPTNeoConfig(
             vocab_size=60, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]

@@ -10,6 +10,7 @@ from transformers import (
     Cohere2Config,
     CohereConfig,
     DeepseekV3Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -82,6 +83,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         qk_nope_head_dim=8, v_head_dim=12, n_routed_experts=8, n_group=2, topk_group=1, **_EXPERTS,
         first_k_dense_replace=1, n_shared_experts=1,
     ),
+    "falcon": lambda: FalconConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
     ),

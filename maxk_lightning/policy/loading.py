@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from maxk_lightning.policy.architectures import attention_implementation, check_architecture
 from maxk_lightning.policy.lora import LoRA, add_adapters
 from maxk_lightning.policy.policy import Policy
+from maxk_lightning.policy.self_check import checked_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,7 +85,7 @@ def load_model(policy: str, dtype: torch.dtype = torch.float32, *, has_weights: 
     Without weights the model is only described: its parameters are whatever the current default device makes of them.
 
     Raises:
-        ValueError: the directory cannot be read or the hub cannot be reached.
+        ValueError: the directory cannot be read, the hub cannot be reached, or the architecture is not supported.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -92,12 +94,15 @@ def load_model(policy: str, dtype: torch.dtype = torch.float32, *, has_weights: 
     source = find_policy(policy)
     model: PreTrainedModel
     try:
+        config = AutoConfig.from_pretrained(source)
+        settings = {"dtype": dtype, "attn_implementation": attention_implementation(config)}
         if has_weights:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(source, config=config, **settings)
         else:
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=dtype)  # type: ignore[no-untyped-call]
-    except OSError as error:
+            model = AutoModelForCausalLM.from_config(config, **settings)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:  # ValueError: transformers knows no causal language model of this kind
         raise ValueError(f"model.policy: cannot load {policy}: {_first_line(error)}") from error
+    check_architecture(model, policy)
     return model
 
 
@@ -108,7 +113,7 @@ def build_policy(
     gradient_checkpointing: bool = False,
     has_weights: bool = True,
 ) -> Policy:
-    """Load a policy to train.
+    """Load a policy to train, and compare its log-probs with those of its model.
 
     Args:
         policy: Directory, hub name or `builtin`.
@@ -116,20 +121,23 @@ def build_policy(
         lora: Adapters to train instead of the weights.
         gradient_checkpointing: Recompute activations in the backward pass.
         has_weights: False: only describe it; see `load_model`.
+
+    Raises:
+        ValueError: the policy cannot be loaded, or its log-probs are not those of its model.
     """
     model = load_model(policy, dtype, has_weights=has_weights)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora is not None:
         add_adapters(model, lora)
-    return Policy(model)
+    return Policy(model) if model.device.type == "meta" else checked_policy(model, policy)
 
 
-def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a policy; it must have a chat template and a stop token.
+def load_tokenizer(policy: str, *, needs_chat_template: bool = True) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a policy; it must have a stop token, and a chat template where prompts are chats.
 
     Raises:
-        ValueError: the tokenizer cannot be read, or has no chat template or no stop token.
+        ValueError: the tokenizer cannot be read, or has no stop token or no chat template that is needed.
     """
     from transformers import AutoTokenizer
 
@@ -137,7 +145,7 @@ def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(find_policy(policy))
     except OSError as error:
         raise ValueError(f"model.policy: cannot load the tokenizer of {policy}: {_first_line(error)}") from error
-    if not tokenizer.chat_template:
+    if needs_chat_template and not tokenizer.chat_template:
         raise ValueError(f"model.policy: the tokenizer of {policy} has no chat template")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model.policy: the tokenizer of {policy} has no stop token (eos_token)")
@@ -164,5 +172,5 @@ def weight_shapes(policy: str) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def _first_line(error: OSError) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]

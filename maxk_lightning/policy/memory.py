@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maxk_lightning.policy import find_policy
+from maxk_lightning.policy.architectures import attention_implementation, check_architecture
 from maxk_lightning.policy.lora import LoRA, add_adapters
 from maxk_lightning.policy.projection import CHUNK_LOGITS_GPU
 
@@ -157,7 +158,7 @@ def describe(
     """Make the policy's model on the meta device; with `num_layers` only so many decoder layers of it.
 
     Raises:
-        ValueError: the directory cannot be read or the hub cannot be reached.
+        ValueError: the directory cannot be read, the hub cannot be reached, or the architecture is not supported.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -170,7 +171,9 @@ def describe(
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:num_layers]
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        attention = attention_implementation(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)  # type: ignore[no-untyped-call]
+        check_architecture(model, policy)
         if lora is not None:
             add_adapters(model, lora)
     return model

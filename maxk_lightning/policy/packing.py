@@ -46,15 +46,6 @@ class PackedRows:
         """The same rows on a device."""
         return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
-    @property
-    def attention_mask_R1LL(self) -> Tensor | None:
-        """True where a token (third axis) may look (fourth axis); None when the causal mask says it all."""
-        if int(self.segments_RL.max()) <= 1:  # right padding is behind everything that counts
-            return None
-        asking_RL1, seen_R1L = self.segments_RL[:, :, None], self.segments_RL[:, None, :]
-        is_visible_RLL = (seen_R1L == PROMPT) | (seen_R1L == asking_RL1)
-        return is_visible_RLL.tril()[:, None]
-
 
 def pack(
     prompts: Sequence[Tokens], completions: Sequence[Sequence[Tokens]], max_row_tokens: int | None = None

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
+from maxk_lightning.policy.architectures import ATTENTIONS, head_scaling, max_positions, remove_noise
+from maxk_lightning.policy.masks import layer_masks
 from maxk_lightning.policy.packing import PackedRows
 from maxk_lightning.policy.projection import project
 from maxk_lightning.policy.shared_prompt_attention import NO_MASK_1111, split_rows, use_shared_prompt_attention
@@ -43,25 +45,50 @@ class Policy(nn.Module):
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
+        """Wrap a model, in place: without dropout, and with attention that knows of shared prompts where it can.
+
+        Raises:
+            ValueError: its attention takes no masks.
+        """
         super().__init__()
+        if model.config._attn_implementation not in ATTENTIONS:
+            raise ValueError(
+                f"model.policy: attention of {type(model).__name__} is {model.config._attn_implementation}, "
+                f"packed rows need {' or '.join(ATTENTIONS)}"
+            )
+        remove_noise(model)
         self.model = model
         self._is_unmasked = use_shared_prompt_attention(model)
+        self._scaling = head_scaling(model.config)
+        self._max_positions = max_positions(model)
 
     def forward(self, rows: PackedRows, temperature: float) -> TokenStats:
-        """Log-probs and entropies of the completion tokens."""
+        """Log-probs and entropies of the completion tokens.
+
+        Raises:
+            ValueError: a sequence is so long that the model's rotary frequencies depend on its length.
+        """
+        if self._max_positions is not None and int(rows.positions_RL.max()) >= self._max_positions:
+            raise ValueError(
+                f"model.policy: rotary frequencies of {type(self.model).__name__} change with the length of a sequence "
+                f"beyond {self._max_positions} tokens: keep prompt and completion below"
+            )
         layout: dict[str, Any]
         if self._is_unmasked:
             layout = {"attention_mask": NO_MASK_1111, "copies_US": rows.copies_US, "places_RL": rows.places_RL}
             if rows.input_ids_RL.device.type == "cpu":  # on a GPU kernels with a mask are slower
                 layout["split"] = split_rows(rows)
         else:
-            layout = {"attention_mask": rows.attention_mask_R1LL}
+            is_eager = self.model.config._attn_implementation == "eager"
+            layout = {"attention_mask": layer_masks(rows, self.model.config, self.model.dtype if is_eager else None)}
         hidden_RLD = self.model.base_model(
             input_ids=rows.input_ids_RL, position_ids=rows.positions_RL, use_cache=False, **layout
         ).last_hidden_state
         hidden_MD = hidden_RLD.flatten(0, 1)[rows.sources_M]
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        logprobs_M, entropies_M = project(head, hidden_MD, rows.targets_M, temperature)
+        logprobs_M, entropies_M = project(
+            head, hidden_MD, rows.targets_M, temperature / self._scaling.factor, cap=self._scaling.cap
+        )
         return TokenStats(
             logprobs_BT=_lay_out(logprobs_M, rows.mask_BT), entropies_BT=_lay_out(entropies_M, rows.mask_BT)
         )

@@ -19,24 +19,32 @@ multiplications and additions in bfloat16 in the time in which it reads one numb
 
 
 def project(
-    head: nn.Module, hidden_MD: Tensor, targets_M: Tensor, temperature: float, *, chunk_logits: int | None = None
+    head: nn.Module,
+    hidden_MD: Tensor,
+    targets_M: Tensor,
+    temperature: float,
+    *,
+    cap: float | None = None,
+    chunk_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies (no gradient) of target tokens under softmax(head(hidden) / temperature), float32.
 
+    With `cap` the logits are cap * tanh(head(hidden) / cap), before the temperature.
+
     `chunk_logits` logits are computed at a time, and again in the backward pass. That of a plain matrix adds up the
-    head's gradient in place; any other head (a bias, adapters) goes through activation checkpointing.
+    head's gradient in place; anything else (a bias, adapters, a cap) goes through activation checkpointing.
     """
     vocabulary: int = head.weight.shape[0]  # type: ignore[assignment, index]
     chunk_logits = chunk_logits or (CHUNK_LOGITS if hidden_MD.device.type == "cpu" else CHUNK_LOGITS_GPU)
     chunk_tokens = max(1, chunk_logits // vocabulary)
-    if type(head) is nn.Linear and getattr(head, "bias", None) is None:
+    if type(head) is nn.Linear and getattr(head, "bias", None) is None and cap is None:
         dtype = _compute_dtype(hidden_MD)
         logprobs_M, entropies_M = _Projection.apply(  # type: ignore[no-untyped-call]
             hidden_MD.to(dtype), head.weight.to(dtype), targets_M, temperature, chunk_tokens
         )
         return logprobs_M, entropies_M
     chunks = [
-        checkpoint(_head_stats, head, hidden_CD, targets_C, temperature, use_reentrant=False)
+        checkpoint(_head_stats, head, hidden_CD, targets_C, temperature, cap, use_reentrant=False)
         for hidden_CD, targets_C in _chunks(chunk_tokens, hidden_MD, targets_M)
     ]
     logprobs, entropies = zip(*chunks, strict=True)
@@ -92,8 +100,13 @@ class _Projection(torch.autograd.Function):
         return hidden_grads_MD, weight_grad_VD, None, None, None
 
 
-def _head_stats(head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    all_logprobs_CV = _all_logprobs(head(hidden_CD), temperature)
+def _head_stats(
+    head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, temperature: float, cap: float | None
+) -> tuple[Tensor, Tensor]:
+    logits_CV = head(hidden_CD)
+    if cap is not None:
+        logits_CV = cap * torch.tanh(logits_CV / cap)
+    all_logprobs_CV = _all_logprobs(logits_CV, temperature)
     return _chosen(all_logprobs_CV, targets_C), _entropies(all_logprobs_CV.detach())
 
 

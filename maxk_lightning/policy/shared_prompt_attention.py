@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from maxk_lightning.policy.masks import FULL, attention_kinds
 from maxk_lightning.policy.packing import PADDING, PROMPT, PackedRows
 
 if TYPE_CHECKING:
@@ -73,13 +74,12 @@ def _arange(end: int, rows: PackedRows) -> Tensor:
 
 
 def use_shared_prompt_attention(model: "PreTrainedModel") -> bool:
-    """Switch a model over, unless its attention is something else than causal over the whole sequence."""
-    default = ["full_attention" if getattr(model.config, "sliding_window", None) is None else "sliding_attention"]
-    kinds = set(getattr(model.config, "layer_types", None) or default)
-    is_plain = kinds == {"full_attention"} and model.config._attn_implementation == "sdpa"
-    if is_plain:
+    """Switch a model over, unless its attention is something else than causal over the whole sequence, or its own."""
+    is_plain = attention_kinds(model.config) == {FULL} and model.config._attn_implementation == "sdpa"
+    can_switch = is_plain and model._can_set_attn_implementation()
+    if can_switch:
         model.set_attn_implementation(NAME)
-    return is_plain
+    return can_switch
 
 
 def shared_prompt_attention(

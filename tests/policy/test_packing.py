@@ -55,8 +55,6 @@ def test_rows_respect_the_limit_and_hold_every_token_once() -> None:
         for segments in rows.segments_RL.tolist():
             held = [segment for segment in segments if segment != PADDING]
             assert len(held) <= limit or max(held) <= 1
-    assert pack(PROMPTS, COMPLETIONS, 1).attention_mask_R1LL is None  # one completion per row: plain causal
-    assert pack(PROMPTS, COMPLETIONS).attention_mask_R1LL is not None
 
 
 def test_completions_without_a_single_token_are_empty_rows() -> None:

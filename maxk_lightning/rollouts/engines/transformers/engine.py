@@ -100,7 +100,7 @@ class TransformersEngine:
                 self._model = load_model(self.policy).to(device).eval()  # type: ignore[arg-type]
             if self._model.device.type == "cpu" and self._model.config._attn_implementation == "sdpa":
                 self._model.set_attn_implementation(grouped_query_attention.NAME)
-            self._tokenizer = load_tokenizer(self.policy)
+            self._tokenizer = load_tokenizer(self.policy, needs_chat_template=False)
             self._stop_tokens = load_stop_tokens(self.policy, self._tokenizer)
         return self._model, self._tokenizer
 

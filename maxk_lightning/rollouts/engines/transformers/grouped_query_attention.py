@@ -41,7 +41,7 @@ def grouped_query_attention(
         scale=scaling,
         enable_gqa=True,
     )
-    return attended.reshape(rows, heads, tokens, size).transpose(1, 2).contiguous(), None
+    return attended.reshape(rows, heads, tokens, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, grouped_query_attention)

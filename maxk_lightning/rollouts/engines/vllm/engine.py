@@ -248,7 +248,7 @@ class VLLMEngine:
                 disable_log_stats=True,
                 **{name: value for name, value in options.items() if value is not None},
             )
-        self._tokenizer = load_tokenizer(self.policy)
+        self._tokenizer = load_tokenizer(self.policy, needs_chat_template=False)
         self.stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
 
     def _torch_dtype(self, *, on_gpu: bool) -> torch.dtype:

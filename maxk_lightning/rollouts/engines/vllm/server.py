@@ -195,7 +195,7 @@ class VLLMServerEngine:
     def _load_tokenizer(self) -> "tuple[PreTrainedTokenizerBase, list[int]]":
         """The policy's tokenizer and its stop tokens, read from disk once."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.policy)
+            self._tokenizer = load_tokenizer(self.policy, needs_chat_template=False)
             self._stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
         return self._tokenizer, self._stop_tokens
 

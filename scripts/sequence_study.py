@@ -17,7 +17,7 @@ step on it would do to a policy whose steps were right before. `GRPO` ascends an
 
     python scripts/sequence_study.py --out docs [--quick]
 
-writes sequence_study.json and sequence_study.png there, and prints the tables. One core, about five minutes; --quick
+writes sequence_study.json and sequence_study.png there, and prints the tables. One core, about three minutes; --quick
 takes fewer toys, spreads and pairs of n and k.
 
 Shapes: Y toys, R = Y * batches replicates, S sequences of a batch, T tokens, C contexts, V symbols, P = R * S / n
@@ -326,7 +326,7 @@ def joined(parts: tuple[Row, ...]) -> Row:
 
 def to_json(rows: list[Row], size: Size, seed: int) -> str:
     """One row per line."""
-    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    lines = ",\n".join("  " + json.dumps(row, separators=(",", ":")) for row in rows)
     head = {"seed": seed, "toys": size.num_toys, "batches_per_toy": size.batches_per_toy, "tokens": NUM_TOKENS}
     head |= {"sequences_per_batch": size.num_sequences, "spreads": list(size.spreads)}
     return json.dumps(head)[:-1] + f', "rows": [\n{lines}\n]}}\n'

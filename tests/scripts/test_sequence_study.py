@@ -181,3 +181,10 @@ def test_the_quick_run_writes_every_row(tmp_path: Path) -> None:
     assert set(LOSSES) <= {row["loss"] for row in written["rows"]}
     assert (tmp_path / "sequence_study.png").stat().st_size > 0
     assert markdown(written["rows"], written["spreads"]) in finished.stdout
+
+
+def test_the_documented_tables_are_those_of_the_documented_numbers() -> None:
+    written = json.loads((ROOT / "docs" / "sequence_study.json").read_text())
+    assert markdown(written["rows"], written["spreads"]) in (ROOT / "docs" / "sequence_study.md").read_text()
+    combinations = {(row["family"], row["reward"], row["n"], row["k"], row["drift"]) for row in written["rows"]}
+    assert len(combinations) == len(FAMILIES) * 2 * len(sequence_study.SETTINGS) * len(sequence_study.DRIFTS)

@@ -39,6 +39,7 @@ NUM_QUICK_TESTS = 10
 "Wrong programs that pass so many tests run on all of them."
 CHUNK = 16
 DEFAULT_LIMIT_S = 4.0  # UnitTestReward's
+MAX_TIME_LIMITS = 2  # likewise
 NATIVE_FACTOR = 3.0
 "A solution may take so many times its limit outside the sandbox before it counts as too slow there too."
 SPECIAL = {
@@ -408,6 +409,8 @@ def _why_failed(problem: Problem, program: str, score: Score) -> str | None:
         return "prints 240.0 where 240 is expected, which the assertion accepts" if is_float else None
     limit_s = problem.time_limit_s or DEFAULT_LIMIT_S
     failed = [test for test, verdict in zip(problem.tests, score.verdicts, strict=False) if verdict != "passed"]
+    slow = [test for test, verdict in zip(problem.tests, score.verdicts, strict=False) if verdict == "time_limit"]
+    failed = [test for test in failed if test not in slow[MAX_TIME_LIMITS:]]  # those were not run
     reasons = [_native_reason(program, test, problem, limit_s) for test in failed[:3]]
     return reasons[0] if all(reasons) else None
 

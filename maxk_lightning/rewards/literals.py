@@ -21,7 +21,8 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
-_CONSTANTS: Mapping[str, Any] = {"None": None, "True": True, "False": False, "inf": math.inf, "nan": math.nan}
+_NUMBERS = {"inf": math.inf, "nan": math.nan, "infj": complex(0, math.inf), "nanj": complex(0, math.nan)}
+_CONSTANTS: Mapping[str, Any] = {"None": None, "True": True, "False": False} | _NUMBERS
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "set": set,
     "frozenset": frozenset,
@@ -99,7 +100,7 @@ class _Reader:
         if kind == "name":
             return self._named(word, depth)
         if word in ("-", "+"):
-            number = self._term(depth + 1) if self.next[0] == "number" or self.next[1] in ("inf", "nan") else None
+            number = self._term(depth + 1) if self.next[0] == "number" or self.next[1] in _NUMBERS else None
             if number is None:
                 raise ValueError("a sign without a number")
             return -number if word == "-" else number

@@ -126,10 +126,10 @@ def build_policy(
 
 
 def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a policy; it must have a chat template and a stop token.
+    """Load the tokenizer of a policy; it must have a stop token.
 
     Raises:
-        ValueError: the tokenizer cannot be read, or has no chat template or no stop token.
+        ValueError: the tokenizer cannot be read, or has no stop token.
     """
     from transformers import AutoTokenizer
 
@@ -137,8 +137,6 @@ def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(find_policy(policy))
     except OSError as error:
         raise ValueError(f"model.policy: cannot load the tokenizer of {policy}: {_first_line(error)}") from error
-    if not tokenizer.chat_template:
-        raise ValueError(f"model.policy: the tokenizer of {policy} has no chat template")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model.policy: the tokenizer of {policy} has no stop token (eos_token)")
     return tokenizer

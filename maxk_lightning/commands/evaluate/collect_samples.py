@@ -88,6 +88,7 @@ def collect_samples(task: Task, engine: RolloutEngine, reward: Reward, out: Path
 
 def check_settings(path: Path, settings: Settings) -> None:
     """Remember the settings of an output; ValueError when it was begun with others."""
+    settings = json.loads(json.dumps(settings))  # as they are read back: tuples are lists
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         different = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]

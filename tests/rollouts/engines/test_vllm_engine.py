@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from maxk_lightning.policy import Policy, load_model, load_tokenizer, resolve_policy
 from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import EngineError, VLLMEngine
+from maxk_lightning.rollouts.engines.text import StopStrings
 from maxk_lightning.rollouts.weight_sync import logprob_gap
 from maxk_lightning.types import Completion, Prompt, Sampling
 
@@ -134,6 +136,26 @@ def test_completions_end_at_the_first_stop_token_or_at_the_limit(engine: VLLMEng
         assert (completion.token_ids[-1] == stop) == (completion.finish_reason == "stop")
         assert len(completion.token_ids) == len(completion.logprobs)
         assert completion.finish_reason == "stop" or len(completion.token_ids) in (6, 120)
+
+
+def test_stop_strings_end_completions_where_they_end_those_of_the_other_engine(engine: VLLMEngine) -> None:
+    tokenizer = load_tokenizer("builtin")
+    sampling = Sampling(num_completions=8, max_new_tokens=60, temperature=1.2)
+    free = [completion for group in engine.generate(PROMPTS, sampling) for completion in group]
+    texts = sorted((completion.text for completion in free), key=len)
+    stop = (texts[-1][9:11], texts[-2][20:23])
+    stopped = [completion for group in engine.generate(PROMPTS, replace(sampling, stop=stop)) for completion in group]
+    strings = StopStrings(tokenizer, stop)
+    lengths = set()
+    for completion, whole in zip(stopped, free, strict=True):
+        ends = [end for end in range(1, len(whole.token_ids) + 1) if strings.end(whole.token_ids[:end])]
+        end = ends[0] if ends else len(whole.token_ids)
+        lengths.add(end < len(whole.token_ids))
+        assert completion.token_ids == whole.token_ids[:end]
+        assert completion.text == tokenizer.decode(whole.token_ids[:end], skip_special_tokens=True)
+        assert completion.finish_reason == ("stop" if ends else whole.finish_reason)
+        assert completion.logprobs == pytest.approx(whole.logprobs[:end], abs=MAX_GAP)
+    assert lengths == {True, False}
 
 
 def test_starting_leaves_the_trainers_random_state_alone() -> None:

@@ -32,8 +32,6 @@ class StopStrings:
 
     def end(self, token_ids: Sequence[int]) -> bool:
         """Whether a stop string lies in the last tokens. Asked after every token, this is so when one completes it."""
-        if not self._stop:
-            return False
         tail = [token for token in token_ids if token not in self._special][-self._window :]
         text = _decode(self._tokenizer, tail)
         return any(stop in text for stop in self._stop)

@@ -18,7 +18,7 @@ from maxk_lightning.rollouts.engine import EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.text import StopStrings, answer_text
 from maxk_lightning.rollouts.engines.transformers import grouped_query_attention
 from maxk_lightning.rollouts.engines.transformers.kv_cache import ReservedLayer
-from maxk_lightning.rollouts.engines.weights import complete
+from maxk_lightning.rollouts.engines.weights import complete, engine_dtype
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, FinishReason, Prompt, Sampling
 
@@ -95,22 +95,17 @@ class TransformersEngine:
 
     def memory(self, load: EngineLoad) -> EngineMemory:
         """Tell what it will hold: a copy of the weights, and the KV cache of its largest batch."""
-        dtype = self._torch_dtype(on_gpu=load.gpu_bytes is not None)
+        dtype = engine_dtype(self.dtype, on_gpu=load.gpu_bytes is not None)
         num_rows = min(self.max_batch_rows, load.num_completions)
         kv_cache_bytes = num_rows * load.max_tokens * kv_bytes_per_token(self.policy, dtype)
         return EngineMemory(weights_dtype=dtype, kv_cache_bytes=kv_cache_bytes)
-
-    def _torch_dtype(self, *, on_gpu: bool) -> torch.dtype:
-        auto = "bfloat16" if on_gpu else "float32"
-        dtype: torch.dtype = getattr(torch, auto if self.dtype == "auto" else self.dtype)
-        return dtype
 
     def _load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         if self._model is None or self._tokenizer is None:
             device = self.device
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-            dtype = self._torch_dtype(on_gpu=torch.device(device).type == "cuda")
+            dtype = engine_dtype(self.dtype, on_gpu=torch.device(device).type == "cuda")
             with torch.inference_mode(False):  # weights born in inference mode could never be updated
                 self._model = load_model(self.policy, dtype).to(device).eval()  # type: ignore[arg-type]
             if self._model.device.type == "cpu" and self._model.config._attn_implementation == "sdpa":

@@ -18,7 +18,7 @@ from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.text import answer_text
 from maxk_lightning.rollouts.engines.vllm.entropy import entropy_recorder
 from maxk_lightning.rollouts.engines.vllm.errors import as_engine_error, finish_reason
-from maxk_lightning.rollouts.engines.weights import checked
+from maxk_lightning.rollouts.engines.weights import checked, engine_dtype
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
 
@@ -166,7 +166,7 @@ class VLLMEngine:
 
     def memory(self, load: EngineLoad) -> EngineMemory:
         """Tell what it will hold: its copy of the weights, and a KV cache of the configured size."""
-        dtype = self._torch_dtype(on_gpu=load.gpu_bytes is not None)
+        dtype = engine_dtype(self.dtype, on_gpu=load.gpu_bytes is not None)
         if self.kv_cache_gib is not None:
             kv_cache_bytes = int(self.kv_cache_gib * GIB)
         else:
@@ -242,7 +242,7 @@ class VLLMEngine:
                 load_format=load_format,
                 generation_config="vllm",
                 logprobs_mode="processed_logprobs",
-                dtype=self._torch_dtype(on_gpu=on_gpu),
+                dtype=engine_dtype(self.dtype, on_gpu=on_gpu),
                 max_num_seqs=self.max_num_seqs,
                 enforce_eager=self.enforce_eager,
                 enable_prefix_caching=True,
@@ -251,11 +251,6 @@ class VLLMEngine:
             )
         self._tokenizer = load_tokenizer(self.policy)
         self.stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
-
-    def _torch_dtype(self, *, on_gpu: bool) -> torch.dtype:
-        auto = "bfloat16" if on_gpu else "float32"
-        dtype: torch.dtype = getattr(torch, auto if self.dtype == "auto" else self.dtype)
-        return dtype
 
     def _parameters(self, name: str, prompt: Prompt, sample: int, sampling: Sampling) -> Any:
         from vllm import SamplingParams

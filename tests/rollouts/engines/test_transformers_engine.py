@@ -174,16 +174,18 @@ def test_bfloat16_samples_with_the_logprobs_of_the_bfloat16_model(random_policy:
     whole, half = TransformersEngine(random_policy).memory(load), engine.memory(load)
     assert (half.weights_dtype, whole.weights_dtype) == (torch.bfloat16, torch.float32)
     assert half.kv_cache_bytes * 2 == whole.kv_cache_bytes
-    model = load_model(random_policy, torch.bfloat16)
-    gaps = []
-    for prompt, group in zip(PROMPTS, groups, strict=True):
-        for completion in group:
-            with torch.no_grad():
-                ids = torch.tensor([prompt.token_ids + completion.token_ids])
-                logits_TV = model(ids).logits[0, len(prompt.token_ids) - 1 : -1].float() / SAMPLING.temperature
-            expected_T = logits_TV.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
-            told_T = torch.tensor(completion.logprobs)
-            assert told_T.dtype == torch.float32
-            gaps.append((told_T - expected_T).abs())
-    assert torch.cat(gaps).mean() < 0.03  # the order of sums in bfloat16; about 1e-7 in float32
+    gaps = {dtype: _mean_gap(random_policy, dtype, groups) for dtype in (torch.bfloat16, torch.float32)}
+    assert 2 * gaps[torch.bfloat16] < gaps[torch.float32] < 0.1  # sums in another order; rounded weights
     assert engine.generate(PROMPTS, SAMPLING) == groups
+
+
+def _mean_gap(policy: str, dtype: torch.dtype, groups: list[list[Completion]]) -> float:
+    """Mean distance of log-probs from those of a plain forward pass in `dtype`, made of its logits in float32."""
+    model, gaps = load_model(policy, dtype), []
+    for prompt, completion in [(p, c) for p, group in zip(PROMPTS, groups, strict=True) for c in group]:
+        ids = torch.tensor([prompt.token_ids + completion.token_ids])
+        with torch.no_grad():
+            logits_TV = model(ids).logits[0, len(prompt.token_ids) - 1 : -1].float() / SAMPLING.temperature
+        logprobs_T = logits_TV.log_softmax(-1)[torch.arange(len(logits_TV)), torch.tensor(completion.token_ids)]
+        gaps.append((torch.tensor(completion.logprobs) - logprobs_T).abs())
+    return float(torch.cat(gaps).mean())

@@ -68,11 +68,10 @@ class PromptTemplate:
                 f"data.template: the tokenizer of {tokenizer.name_or_path} has no chat template; `chat: false` writes "
                 "prompts as plain text"
             )
-        turns = [("user", self._user(problem.prompt))]
-        for example in reversed(self.examples):
-            turns = [("user", self._user(example.prompt)), ("assistant", example.answer), *turns]
-        if self.system is not None:
-            turns.insert(0, ("system", self.system))
+        turns = [] if self.system is None else [("system", self.system)]
+        for example in self.examples:
+            turns += [("user", self._user(example.prompt)), ("assistant", example.answer)]
+        turns.append(("user", self._user(problem.prompt)))
         messages = [{"role": role, "content": content} for role, content in turns]
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         assert isinstance(text, str)

@@ -19,7 +19,7 @@ from maxk_lightning.evaluation.samples import read_samples
 from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score, TestCase
 
 NUM_PROBLEMS, NUM_SAMPLES = 10, 6
-SETTINGS = {"policy": "p", "num_completions": NUM_SAMPLES}
+SETTINGS = {"policy": "p", "num_completions": NUM_SAMPLES, "stop": ("\n", "é")}
 
 
 class SeededEngine:

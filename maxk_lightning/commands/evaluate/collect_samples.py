@@ -18,7 +18,7 @@ from maxk_lightning.rewards import Reward
 from maxk_lightning.rollouts import RolloutEngine
 from maxk_lightning.types import Problem, Prompt, Sampling
 
-Settings = Mapping[str, str | int | float | None]
+Settings = Mapping[str, str | int | float | tuple[str, ...] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,9 +78,11 @@ class Prompt:
     problem_id: str
     "Id of the problem it was rendered from."
     token_ids: tuple[int, ...]
-    "The chat template's tokens, generation prompt included; never empty."
+    "What the policy goes on from: the chat template's tokens, generation prompt and prefill included; never empty."
     seed: int
     "Seed of the group; sample i draws from (seed, i) alone, so no sample depends on the batch it is generated in."
+    prefill: str = ""
+    "Text at the end of the tokens that the answer begins with: `Completion.text` starts with it."
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads the `vars` of an instance that stands as a default
@@ -95,6 +97,9 @@ class Sampling:
     "Divides the logits; behaviour log-probs are those of the tempered policy. Positive."
     top_p: float = 1.0
     "Nucleus mass in (0, 1]; training needs 1.0, or log-probs no longer belong to the policy being trained."
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion, besides the stop tokens: it ends with the token that completes one in what was
+    sampled, a prefill not included. That token counts and is trained on, and its text stays."""
 
     def __post_init__(self) -> None:
         if self.num_completions < 1:
@@ -105,6 +110,9 @@ class Sampling:
             raise ValueError(f"temperature is {self.temperature}, must be positive")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p is {self.top_p}, must be in (0, 1]")
+        object.__setattr__(self, "stop", tuple(self.stop))  # lists come from YAML and JSON
+        if not all(self.stop):
+            raise ValueError(f"stop is {list(self.stop)}, must hold no empty string")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +126,9 @@ class Completion:
     entropies: tuple[float, ...] | None
     "Entropy in nats of the distribution each token was drawn from; None where the engine does not tell."
     text: str
-    "Decoded tokens without special tokens."
+    "Answer as a reward reads it: the prompt's prefill, then the decoded tokens without special tokens."
     finish_reason: FinishReason
-    "`stop`: ended by a stop token; `length`: cut at max_new_tokens."
+    "`stop`: ended by a stop token or stop string; `length`: cut at max_new_tokens."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from maxk_lightning.data.livebench import LiveBench
 from maxk_lightning.data.livecodebench import LiveCodeBench
 from maxk_lightning.data.mbpp import MBPP
 from maxk_lightning.data.mixture import Mixture, SolveRate
-from maxk_lightning.data.prompts import PromptStream, PromptTemplate
+from maxk_lightning.data.prompts import Example, PromptStream, PromptTemplate
 from maxk_lightning.data.report import LoadReport
 from maxk_lightning.data.selection import TestSelection
 from maxk_lightning.data.sources import Builtin, JsonLines, ProblemSource
@@ -21,6 +21,7 @@ __all__ = [
     "Codeforces",
     "Cure",
     "EvalPlus",
+    "Example",
     "Instruction",
     "JsonLines",
     "LiveBench",

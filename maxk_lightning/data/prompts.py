@@ -1,5 +1,6 @@
 """From a problem to the tokens the policy reads."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,25 +12,101 @@ from maxk_lightning.types import Problem, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
+class Example:
+    """A solved problem that stands before the one that is asked."""
+
+    prompt: str
+    "Statement, as a problem's; the template's `user` is put around it."
+    answer: str
+    "Whole answer, in the form that is wanted."
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
-    """The text around a problem's statement, inside the tokenizer's own chat template."""
+    """The text around a problem's statement, inside the tokenizer's own chat template, or as it stands.
+
+    The answer's beginning may be given (`prefill`). It belongs to the prompt: it is not sampled and not trained on, and
+    rewards see it in front of what was. The whole is tokenized at once, as a text that the policy has read would be.
+    """
 
     system: str | None = None
     "System message; None: whatever the chat template puts there by itself."
     user: str = "{prompt}"
     "User message; `{prompt}` stands for the statement."
+    examples: tuple[Example, ...] = ()
+    "Solved problems before the one that is asked: turns of the chat, or text with an empty line behind each answer."
+    prefill: str = ""
+    """Beginning of the answer. `{function}` is the name of the problem's function, `{signature}` what its prompt says
+    behind `def`, as in `add(a, b)`. Where more of a line is to come, a blank at its end would be half of a token."""
+    chat: bool = True
+    "False: no chat template, as of base models; examples, `user` and prefill follow each other as plain text."
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.user:
             raise ValueError("data.template.user must contain {prompt}")
+        if self.system is not None and not self.chat:
+            raise ValueError("data.template.system has no effect with data.template.chat: false; begin `user` with it")
+        if self.prefill.endswith((" ", "\t")):
+            raise ValueError("data.template.prefill ends with a blank, which belongs to the token that comes next")
+        object.__setattr__(self, "examples", tuple(self.examples))  # lists come from YAML
 
     def render(self, problem: Problem, tokenizer: Any, seed: int) -> Prompt:
-        """Render with a transformers tokenizer, generation prompt included."""
-        messages = [{"role": "user", "content": self.user.replace("{prompt}", problem.prompt)}]
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-        return Prompt(problem_id=problem.id, token_ids=tuple(encoded["input_ids"]), seed=seed)
+        """Render with a transformers tokenizer, generation prompt and prefill included.
+
+        Raises:
+            ValueError: there is no chat template, or nothing to fill a word of the prefill with.
+        """
+        prefill = self._prefill_of(problem) if self.prefill else ""
+        text = self._chat_text(problem, tokenizer) if self.chat else self._plain_text(problem)
+        # A chat template writes special tokens itself; a plain text begins as the tokenizer begins texts.
+        token_ids = tokenizer(text + prefill, add_special_tokens=not self.chat)["input_ids"]
+        return Prompt(problem_id=problem.id, token_ids=tuple(token_ids), seed=seed, prefill=prefill)
+
+    def _chat_text(self, problem: Problem, tokenizer: Any) -> str:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"data.template: the tokenizer of {tokenizer.name_or_path} has no chat template; `chat: false` writes "
+                "prompts as plain text"
+            )
+        turns = [] if self.system is None else [("system", self.system)]
+        for example in self.examples:
+            turns += [("user", self._user(example.prompt)), ("assistant", example.answer)]
+        turns.append(("user", self._user(problem.prompt)))
+        messages = [{"role": role, "content": content} for role, content in turns]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert isinstance(text, str)
+        return text
+
+    def _plain_text(self, problem: Problem) -> str:
+        before = (f"{self._user(example.prompt)}{example.answer}\n\n" for example in self.examples)
+        return "".join(before) + self._user(problem.prompt)
+
+    def _user(self, statement: str) -> str:
+        return self.user.replace("{prompt}", statement)
+
+    def _prefill_of(self, problem: Problem) -> str:
+        words = {"function": problem.function, "signature": signature_in(problem)}
+
+        def fill(place: re.Match[str]) -> str:
+            word = words[place[1]]
+            if word is None:
+                raise ValueError(f"data.template.prefill: problem {problem.id} has no {place[1]}")
+            return word
+
+        return re.sub(r"\{(function|signature)\}", fill, self.prefill)
+
+
+def signature_in(problem: Problem) -> str | None:
+    """What a problem's prompt says between `def` and the colon of its function; None: it says nothing.
+
+    >>> starter = "Add.\\n```python\\ndef add(a: int, b=':') -> int:\\n    ...\\n```"
+    >>> signature_in(Problem(id="a", prompt=starter, function="add", tests=()))
+    "add(a: int, b=':') -> int"
+    """
+    if problem.function is None:
+        return None
+    lines = re.findall(rf"^def ({re.escape(problem.function)}\(.*\).*):\s*$", problem.prompt, re.MULTILINE)
+    return lines[-1] if lines else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

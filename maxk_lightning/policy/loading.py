@@ -133,11 +133,11 @@ def build_policy(
     return Policy(model) if model.device.type == "meta" else checked_policy(model, policy)
 
 
-def load_tokenizer(policy: str, *, needs_chat_template: bool = True) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a policy; it must have a stop token, and a chat template where prompts are chats.
+def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a policy; it must have a stop token.
 
     Raises:
-        ValueError: the tokenizer cannot be read, or has no stop token or no chat template that is needed.
+        ValueError: the tokenizer cannot be read, or has no stop token.
     """
     from transformers import AutoTokenizer
 
@@ -145,8 +145,6 @@ def load_tokenizer(policy: str, *, needs_chat_template: bool = True) -> "PreTrai
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(find_policy(policy))
     except OSError as error:
         raise ValueError(f"model.policy: cannot load the tokenizer of {policy}: {_first_line(error)}") from error
-    if needs_chat_template and not tokenizer.chat_template:
-        raise ValueError(f"model.policy: the tokenizer of {policy} has no chat template")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model.policy: the tokenizer of {policy} has no stop token (eos_token)")
     return tokenizer

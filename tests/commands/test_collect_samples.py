@@ -19,7 +19,7 @@ from maxk_lightning.evaluation.samples import read_samples
 from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score, TestCase
 
 NUM_PROBLEMS, NUM_SAMPLES = 10, 6
-SETTINGS = {"policy": "p", "num_completions": NUM_SAMPLES}
+SETTINGS = {"policy": "p", "num_completions": NUM_SAMPLES, "stop": ("\n", "é")}
 
 
 class SeededEngine:
@@ -171,7 +171,7 @@ def test_seconds_add_up_over_restarts(tmp_path: Path) -> None:
     collect_samples(make_task(6), SeededEngine(delay_s=0.02), LastDigitReward(), tmp_path, SETTINGS)
     assert read_seconds(tmp_path).generating >= first.generating + 0.02
     assert len((tmp_path / "times.jsonl").read_text().splitlines()) == 2
-    assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
+    assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS | {"stop": ["\n", "é"]}
 
 
 class FailingReward(LastDigitReward):

@@ -12,7 +12,7 @@ from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
 from maxk_lightning.rollouts.stored import from_state, to_state
 from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
 
-SAMPLING = Sampling(num_completions=3)
+SAMPLING = Sampling(num_completions=3, stop=("\n```", "é"))
 
 
 def _group(number: int, draw: random.Random) -> Group:

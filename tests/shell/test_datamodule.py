@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from maxk_lightning.data import Builtin, JsonLines, PromptStream, PromptTemplate
+from maxk_lightning.data import Builtin, Example, JsonLines, PromptStream, PromptTemplate
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.types import Problem, Sampling, TestCase
@@ -33,6 +33,57 @@ def test_the_template_is_the_tokenizer_s_own(random_policy: str) -> None:
     assert (prompt.problem_id, prompt.seed) == ("a", 5)
     with pytest.raises(ValueError, match=r"must contain \{prompt\}"):
         PromptTemplate(user="Solve it.")
+
+
+FUNCTION = Problem(
+    id="f", prompt="Add.\n```python\ndef add(a, b: int = 1) -> int:\n    ...\n```", function="add", tests=()
+)
+
+
+def test_the_prefill_ends_the_prompt(random_policy: str) -> None:
+    tokenizer = load_tokenizer(random_policy)
+    plain = PromptTemplate().render(FUNCTION, tokenizer, seed=5)
+    prompt = PromptTemplate(prefill="```python\ndef {signature}: # {function} {x}").render(FUNCTION, tokenizer, seed=5)
+    assert prompt.prefill == "```python\ndef add(a, b: int = 1) -> int: # add {x}"
+    assert prompt.token_ids[: len(plain.token_ids)] == plain.token_ids
+    assert tokenizer.decode(prompt.token_ids[len(plain.token_ids) :]) == prompt.prefill
+    assert plain.prefill == ""
+    with pytest.raises(ValueError, match=r"prefill: problem a has no signature"):
+        PromptTemplate(prefill="def {signature}:").render(PROBLEM, tokenizer, seed=5)
+    with pytest.raises(ValueError, match=r"prefill ends with a blank"):
+        PromptTemplate(prefill="def ")
+
+
+def test_examples_are_turns_of_the_chat_or_plain_text(random_policy: str) -> None:
+    tokenizer = load_tokenizer(random_policy)
+    examples = (Example(prompt="1+1?", answer="2"), Example(prompt="2+2?", answer="4"))
+    chat = PromptTemplate(examples=examples, user="Q: {prompt}").render(PROBLEM, tokenizer, seed=5)
+    expected = "".join(
+        f"<|im_start|>user\nQ: {asked}<|im_end|>\n<|im_start|>assistant\n{answer}"
+        for asked, answer in (("1+1?", "2<|im_end|>\n"), ("2+2?", "4<|im_end|>\n"), ("Add {x}.", ""))
+    )
+    assert tokenizer.decode(chat.token_ids) == expected
+    tokenizer.chat_template = None
+    text = PromptTemplate(examples=examples, user="Q: {prompt}\nA: ", chat=False, prefill="So").render(
+        PROBLEM, tokenizer, seed=5
+    )
+    assert tokenizer.decode(text.token_ids) == "Q: 1+1?\nA: 2\n\nQ: 2+2?\nA: 4\n\nQ: Add {x}.\nA: So"
+    with pytest.raises(ValueError, match=r"no chat template; `chat: false`"):
+        PromptTemplate().render(PROBLEM, tokenizer, seed=5)
+    with pytest.raises(ValueError, match=r"template.system has no effect"):
+        PromptTemplate(system="Be brief.", chat=False)
+
+
+def test_a_plain_text_begins_as_the_tokenizer_begins_texts_and_a_chat_does_not(random_policy: str) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_tokenizer(random_policy)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    begun = PromptTemplate(chat=False, prefill="So").render(PROBLEM, tokenizer, seed=5)
+    assert [place for place, token in enumerate(begun.token_ids) if token == 0] == [0]
+    assert 0 not in PromptTemplate(prefill="So").render(PROBLEM, tokenizer, seed=5).token_ids
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -18,7 +18,7 @@ from maxk_lightning.rewards import Reward
 from maxk_lightning.rollouts import RolloutEngine
 from maxk_lightning.types import Problem, Prompt, Sampling
 
-Settings = Mapping[str, str | int | float | None]
+Settings = Mapping[str, str | int | float | tuple[str, ...] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,7 @@ def collect_samples(task: Task, engine: RolloutEngine, reward: Reward, out: Path
 
 def check_settings(path: Path, settings: Settings) -> None:
     """Remember the settings of an output; ValueError when it was begun with others."""
+    settings = json.loads(json.dumps(settings))  # as they are read back: tuples are lists
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         different = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]

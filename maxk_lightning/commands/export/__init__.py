@@ -42,7 +42,7 @@ def export(ckpt: str, out: str, results: str | None = None, adapter: bool = Fals
     if config is not None:
         model.generation_config.update(**generation_defaults(config))  # type: ignore[no-untyped-call]
     model.save_pretrained(target)
-    load_tokenizer(checkpoint["policy"], needs_chat_template=False).save_pretrained(target)
+    load_tokenizer(checkpoint["policy"]).save_pretrained(target)
     card = model_card(
         name=target.resolve().name,
         base=checkpoint["policy"],

@@ -10,6 +10,13 @@ SHARD_BYTES = 4 << 30
 "Size at which a file of weights is closed; bounds the copies in memory."
 
 
+def engine_dtype(name: str, *, on_gpu: bool) -> torch.dtype:
+    """The type that an engine's `dtype` names; `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    auto = "bfloat16" if on_gpu else "float32"
+    dtype: torch.dtype = getattr(torch, auto if name == "auto" else name)
+    return dtype
+
+
 def complete(named_tensors: Iterable[tuple[str, Tensor]], expected: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """The same tensors; a ValueError when a weight is unknown, given twice or missing.
 

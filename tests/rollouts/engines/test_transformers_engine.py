@@ -1,13 +1,16 @@
 """The embedded engine against an independent forward pass and exact distributions."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from maxk_lightning.policy import Policy, load_model
+from maxk_lightning.policy import Policy, load_model, load_tokenizer
 from maxk_lightning.policy.packing import pack
+from maxk_lightning.rollouts.engine import EngineLoad
+from maxk_lightning.rollouts.engines.text import answer_text
 from maxk_lightning.rollouts.engines.transformers.engine import TransformersEngine, draw
 from maxk_lightning.types import Completion, Prompt, Sampling
 
@@ -115,3 +118,74 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(top_p: float, kept: 
 def test_a_bad_batch_size_is_refused() -> None:
     with pytest.raises(ValueError, match="max_batch_rows"):
         TransformersEngine(max_batch_rows=0)
+
+
+def cut_at_stop_strings(policy: str, completion: Completion, stop: tuple[str, ...]) -> Completion:
+    """What a completion sampled without stop strings is with them: its first tokens whose text holds one."""
+    tokenizer = load_tokenizer(policy)
+    for length in range(1, len(completion.token_ids) + 1):
+        text = tokenizer.decode(completion.token_ids[:length], skip_special_tokens=True)
+        if any(string in text for string in stop):
+            assert completion.entropies is not None
+            return Completion(
+                token_ids=completion.token_ids[:length],
+                logprobs=completion.logprobs[:length],
+                entropies=completion.entropies[:length],
+                text=text,
+                finish_reason="stop",
+            )
+    return completion
+
+
+def strings_inside(groups: list[list[Completion]]) -> tuple[str, ...]:
+    """Strings of two and of three characters, each from inside some completion."""
+    texts = [c.text for group in groups for c in group if c.text.isascii() or len(c.text) > 12]
+    return texts[0][4:6], texts[1][7:10]
+
+
+def test_a_completion_ends_with_the_token_that_completes_a_stop_string(
+    random_policy: str, engine: TransformersEngine, groups: list[list[Completion]]
+) -> None:
+    stop = strings_inside(groups)
+    expected = [[cut_at_stop_strings(random_policy, completion, stop) for completion in group] for group in groups]
+    assert expected != groups
+    stopped = engine.generate(PROMPTS, replace(SAMPLING, stop=stop))
+    for group, expected_group in zip(stopped, expected, strict=True):
+        for completion, wanted in zip(group, expected_group, strict=True):
+            # rows leave the batch at other times: log-probs differ in the last bits
+            assert replace(completion, logprobs=(), entropies=()) == replace(wanted, logprobs=(), entropies=())
+            torch.testing.assert_close(torch.tensor(completion.logprobs), torch.tensor(wanted.logprobs))
+
+
+def test_the_text_begins_with_the_prefill(random_policy: str, engine: TransformersEngine) -> None:
+    tokenizer = load_tokenizer(random_policy)
+    prefill = "```python\ndef é("
+    prompt = Prompt(problem_id="0", token_ids=tuple(tokenizer("Ask." + prefill)["input_ids"]), seed=1, prefill=prefill)
+    assert answer_text(tokenizer, prompt, tokenizer("x):<|im_end|>")["input_ids"]) == prefill + "x):"
+    (group,) = engine.generate([prompt], SAMPLING)
+    for completion in group:
+        assert completion.text == prefill + tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+
+
+def test_bfloat16_samples_with_the_logprobs_of_the_bfloat16_model(random_policy: str) -> None:
+    engine = TransformersEngine(random_policy, dtype="bfloat16")
+    groups = engine.generate(PROMPTS, SAMPLING)
+    load = EngineLoad(num_completions=24, max_tokens=64, gpu_bytes=None)
+    whole, half = TransformersEngine(random_policy).memory(load), engine.memory(load)
+    assert (half.weights_dtype, whole.weights_dtype) == (torch.bfloat16, torch.float32)
+    assert half.kv_cache_bytes * 2 == whole.kv_cache_bytes
+    gaps = {dtype: _mean_gap(random_policy, dtype, groups) for dtype in (torch.bfloat16, torch.float32)}
+    assert 2 * gaps[torch.bfloat16] < gaps[torch.float32] < 0.1  # sums in another order; rounded weights
+    assert engine.generate(PROMPTS, SAMPLING) == groups
+
+
+def _mean_gap(policy: str, dtype: torch.dtype, groups: list[list[Completion]]) -> float:
+    """Mean distance of log-probs from those of a plain forward pass in `dtype`, made of its logits in float32."""
+    model, gaps = load_model(policy, dtype), []
+    for prompt, completion in [(p, c) for p, group in zip(PROMPTS, groups, strict=True) for c in group]:
+        ids = torch.tensor([prompt.token_ids + completion.token_ids])
+        with torch.no_grad():
+            logits_TV = model(ids).logits[0, len(prompt.token_ids) - 1 : -1].float() / SAMPLING.temperature
+        logprobs_T = logits_TV.log_softmax(-1)[torch.arange(len(logits_TV)), torch.tensor(completion.token_ids)]
+        gaps.append((torch.tensor(completion.logprobs) - logprobs_T).abs())
+    return float(torch.cat(gaps).mean())

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from maxk_lightning.policy import Policy, load_model, load_tokenizer, resolve_policy
 from maxk_lightning.policy.packing import pack
-from maxk_lightning.rollouts import EngineError, VLLMEngine
+from maxk_lightning.rollouts import EngineError, VLLMEngine, VLLMServerEngine
+from maxk_lightning.rollouts.engines.text import StopStrings
 from maxk_lightning.rollouts.weight_sync import logprob_gap
 from maxk_lightning.types import Completion, Prompt, Sampling
 
@@ -134,6 +136,32 @@ def test_completions_end_at_the_first_stop_token_or_at_the_limit(engine: VLLMEng
         assert (completion.token_ids[-1] == stop) == (completion.finish_reason == "stop")
         assert len(completion.token_ids) == len(completion.logprobs)
         assert completion.finish_reason == "stop" or len(completion.token_ids) in (6, 120)
+
+
+@pytest.mark.parametrize("kind", ["in this process", "server"])
+def test_stop_strings_end_completions_as_in_the_embedded_engine(kind: str) -> None:
+    engine: VLLMEngine | VLLMServerEngine = _engine("builtin")
+    if kind == "server":
+        arguments = {"enforce-eager": True, "max-model-len": 256, "dtype": "float32", "kv-cache-memory-bytes": 2**26}
+        engine = VLLMServerEngine("builtin", transfer="file", server_args=arguments)
+    sampling = Sampling(num_completions=8, max_new_tokens=60, temperature=1.2)
+    try:
+        free = engine.generate(PROMPTS, sampling)
+        texts = sorted((completion.text for group in free for completion in group), key=len)
+        stop = (texts[-1][9:11], texts[-2][20:23])
+        stopped = engine.generate(PROMPTS, replace(sampling, stop=stop))
+    finally:
+        engine.close()
+    strings = StopStrings(load_tokenizer("builtin"), stop)
+    pairs = [pair for groups in zip(stopped, free, strict=True) for pair in zip(*groups, strict=True)]
+    for completion, whole in pairs:
+        ends = [end for end in range(1, len(whole.token_ids) + 1) if strings.end(whole.token_ids[:end])]
+        end = min(ends, default=len(whole.token_ids))
+        assert completion.token_ids == whole.token_ids[:end]
+        assert completion.text == load_tokenizer("builtin").decode(whole.token_ids[:end], skip_special_tokens=True)
+        assert completion.finish_reason == ("stop" if ends else whole.finish_reason)
+        assert completion.logprobs == pytest.approx(whole.logprobs[:end], abs=MAX_GAP)
+    assert {completion == whole for completion, whole in pairs} == {True, False}
 
 
 def test_starting_leaves_the_trainers_random_state_alone() -> None:

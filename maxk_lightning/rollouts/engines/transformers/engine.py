@@ -6,7 +6,7 @@ Legend: P prompts, N completions per prompt, B rows (P*N, fewer as rows finish),
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,15 +15,17 @@ from transformers import Cache
 from maxk_lightning.policy import load_model, load_stop_tokens, load_tokenizer
 from maxk_lightning.policy.memory import EngineMemory, kv_bytes_per_token
 from maxk_lightning.rollouts.engine import EngineLoad, in_groups
+from maxk_lightning.rollouts.engines.text import StopStrings, answer_text
 from maxk_lightning.rollouts.engines.transformers import grouped_query_attention
 from maxk_lightning.rollouts.engines.transformers.kv_cache import ReservedLayer
-from maxk_lightning.rollouts.engines.weights import complete
+from maxk_lightning.rollouts.engines.weights import complete, engine_dtype
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, FinishReason, Prompt, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Dtype = Literal["auto", "float32", "bfloat16"]
 COMPACT_BELOW = 0.75
 "Finished rows leave the batch once fewer than this share of its rows is still running: removal copies the cache."
 
@@ -36,13 +38,18 @@ class TransformersEngine:
     model itself). The model's own generation_config is not applied, except for its stop tokens.
     """
 
-    def __init__(self, policy: str = "builtin", *, max_batch_rows: int = 256, device: str = "auto") -> None:
+    def __init__(
+        self, policy: str = "builtin", *, max_batch_rows: int = 256, device: str = "auto", dtype: Dtype = "float32"
+    ) -> None:
         """Prepare an engine; the model is loaded at the first use.
 
         Args:
             policy: Directory, hub name or `builtin`; training fills in `model.policy`.
             max_batch_rows: Completions generated at the same time; bounds the KV cache.
             device: A torch device, or `auto` for the current GPU where there is one.
+            dtype: Of weights and computation; log-probs are made of the logits in float32. `auto`: bfloat16 on a GPU,
+                float32 on a CPU. `bfloat16` is several times faster on CPUs that have it, too, and belongs to
+                `trainer.precision: bf16-mixed`.
 
         Raises:
             ValueError: `max_batch_rows` is below 1.
@@ -52,6 +59,7 @@ class TransformersEngine:
         self.policy = policy
         self.max_batch_rows = max_batch_rows
         self.device = device
+        self.dtype = dtype
         self.version = 0
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -86,21 +94,23 @@ class TransformersEngine:
                 yield indices[place], sample, completion
 
     def memory(self, load: EngineLoad) -> EngineMemory:
-        """Tell what it will hold: a float32 copy of the weights, and the KV cache of its largest batch."""
+        """Tell what it will hold: a copy of the weights, and the KV cache of its largest batch."""
+        dtype = engine_dtype(self.dtype, on_gpu=load.gpu_bytes is not None)
         num_rows = min(self.max_batch_rows, load.num_completions)
-        kv_cache_bytes = num_rows * load.max_tokens * kv_bytes_per_token(self.policy, torch.float32)
-        return EngineMemory(weights_dtype=torch.float32, kv_cache_bytes=kv_cache_bytes)
+        kv_cache_bytes = num_rows * load.max_tokens * kv_bytes_per_token(self.policy, dtype)
+        return EngineMemory(weights_dtype=dtype, kv_cache_bytes=kv_cache_bytes)
 
     def _load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         if self._model is None or self._tokenizer is None:
             device = self.device
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
+            dtype = engine_dtype(self.dtype, on_gpu=torch.device(device).type == "cuda")
             with torch.inference_mode(False):  # weights born in inference mode could never be updated
-                self._model = load_model(self.policy).to(device).eval()  # type: ignore[arg-type]
+                self._model = load_model(self.policy, dtype).to(device).eval()  # type: ignore[arg-type]
             if self._model.device.type == "cpu" and self._model.config._attn_implementation == "sdpa":
                 self._model.set_attn_implementation(grouped_query_attention.NAME)
-            self._tokenizer = load_tokenizer(self.policy, needs_chat_template=False)
+            self._tokenizer = load_tokenizer(self.policy)
             self._stop_tokens = load_stop_tokens(self.policy, self._tokenizer)
         return self._model, self._tokenizer
 
@@ -128,6 +138,7 @@ class _Decoder:
         device = self.model.device
         uniforms_BT = _uniforms(prompts, self.sampling.num_completions, max_new_tokens).to(device)
         stop_tokens = torch.tensor(sorted(self.stop_tokens), device=device)
+        stop_strings = StopStrings(self.tokenizer, self.sampling.stop)
         tokens_BT = torch.zeros(uniforms_BT.shape, dtype=torch.long, device=device)
         drawn = _Drawn(tokens_BT, torch.zeros(uniforms_BT.shape).to(device), torch.zeros(uniforms_BT.shape).to(device))
 
@@ -139,9 +150,11 @@ class _Decoder:
             drawn.tokens_BT[rows_B, step], drawn.logprobs_BT[rows_B, step], drawn.entropies_BT[rows_B, step] = last
             last_B = last[0]
             is_stop_B = running_B & torch.isin(last_B, stop_tokens)
+            if self.sampling.stop:
+                is_stop_B |= running_B & self._completes_stop_string(stop_strings, drawn, rows_B, step + 1)
             running_B &= ~is_stop_B
             for row in rows_B[is_stop_B].tolist():
-                yield row, self._completion(drawn, row, step + 1, "stop")
+                yield row, self._completion(prompts, drawn, row, step + 1, "stop")
             num_running = int(running_B.sum())
             if num_running == 0 or step + 1 == max_new_tokens:
                 break
@@ -154,7 +167,7 @@ class _Decoder:
             logits_BV = self._forward(last_B[:, None], mask_BL, positions_B[:, None], cache)
             positions_B = positions_B + 1
         for row in rows_B[running_B].tolist():
-            yield row, self._completion(drawn, row, max_new_tokens, "length")
+            yield row, self._completion(prompts, drawn, row, max_new_tokens, "length")
 
     def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Cache, Tensor, Tensor]:
         """Read left-padded prompts once each, then repeat the cache for their completions."""
@@ -185,15 +198,21 @@ class _Decoder:
         logits_BV: Tensor = outputs.logits[:, -1].float()
         return logits_BV
 
-    def _completion(self, drawn: "_Drawn", row: int, length: int, finish_reason: FinishReason) -> Completion:
+    @staticmethod
+    def _completes_stop_string(strings: StopStrings, drawn: "_Drawn", rows_B: Tensor, length: int) -> Tensor:
+        """Whether the last token of a row completes a stop string (bool `[B]`)."""
+        token_ids = drawn.tokens_BT[rows_B, :length].tolist()
+        return torch.tensor([strings.end(tokens) for tokens in token_ids], device=rows_B.device)
+
+    def _completion(
+        self, prompts: Sequence[Prompt], drawn: "_Drawn", row: int, length: int, finish_reason: FinishReason
+    ) -> Completion:
         tokens = drawn.tokens_BT[row, :length].tolist()
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert isinstance(text, str)
         return Completion(
             token_ids=tuple(tokens),
             logprobs=tuple(drawn.logprobs_BT[row, :length].tolist()),
             entropies=tuple(drawn.entropies_BT[row, :length].tolist()),
-            text=text,
+            text=answer_text(self.tokenizer, prompts[row // self.sampling.num_completions], tokens),
             finish_reason=finish_reason,
         )
 

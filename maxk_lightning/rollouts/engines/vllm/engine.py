@@ -15,9 +15,10 @@ from torch import Tensor
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
 from maxk_lightning.policy.memory import GIB, EngineMemory, describe, tensor_bytes
 from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
+from maxk_lightning.rollouts.engines.text import answer_text
 from maxk_lightning.rollouts.engines.vllm.entropy import entropy_recorder
 from maxk_lightning.rollouts.engines.vllm.errors import as_engine_error, finish_reason
-from maxk_lightning.rollouts.engines.weights import checked
+from maxk_lightning.rollouts.engines.weights import checked, engine_dtype
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
 
@@ -153,7 +154,8 @@ class VLLMEngine:
                         engine.add_request(name, {"prompt_token_ids": list(prompt.token_ids)}, parameters)
                     places[name] = index, sample
             for output in self._outputs(engine):
-                yield *places.pop(output.request_id), self._completion(output.request_id, output.outputs[0])
+                index, sample = places.pop(output.request_id)
+                yield index, sample, self._completion(output.request_id, prompts[index], output.outputs[0])
         except EngineError:
             places.clear()  # nothing can be asked of an engine that failed
             raise
@@ -164,7 +166,7 @@ class VLLMEngine:
 
     def memory(self, load: EngineLoad) -> EngineMemory:
         """Tell what it will hold: its copy of the weights, and a KV cache of the configured size."""
-        dtype = self._torch_dtype(on_gpu=load.gpu_bytes is not None)
+        dtype = engine_dtype(self.dtype, on_gpu=load.gpu_bytes is not None)
         if self.kv_cache_gib is not None:
             kv_cache_bytes = int(self.kv_cache_gib * GIB)
         else:
@@ -237,24 +239,18 @@ class VLLMEngine:
         with as_engine_error("starting"), _undisturbed_generators(), torch.inference_mode(False):
             self.llm = LLM(
                 model=resolve_policy(self.policy),
-                skip_tokenizer_init=True,
                 load_format=load_format,
                 generation_config="vllm",
                 logprobs_mode="processed_logprobs",
-                dtype=self._torch_dtype(on_gpu=on_gpu),
+                dtype=engine_dtype(self.dtype, on_gpu=on_gpu),
                 max_num_seqs=self.max_num_seqs,
                 enforce_eager=self.enforce_eager,
                 enable_prefix_caching=True,
                 disable_log_stats=True,
                 **{name: value for name, value in options.items() if value is not None},
             )
-        self._tokenizer = load_tokenizer(self.policy, needs_chat_template=False)
+        self._tokenizer = load_tokenizer(self.policy)
         self.stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
-
-    def _torch_dtype(self, *, on_gpu: bool) -> torch.dtype:
-        auto = "bfloat16" if on_gpu else "float32"
-        dtype: torch.dtype = getattr(torch, auto if self.dtype == "auto" else self.dtype)
-        return dtype
 
     def _parameters(self, name: str, prompt: Prompt, sample: int, sampling: Sampling) -> Any:
         from vllm import SamplingParams
@@ -268,10 +264,11 @@ class VLLMEngine:
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
             stop_token_ids=self.stop_tokens,
+            stop=list(sampling.stop),
             logprobs=0,  # of the sampled token
             extra_args={"request": name} if self.record_entropy else None,
             flat_logprobs=True,
-            detokenize=False,
+            detokenize=bool(sampling.stop),  # only to find them
         )
 
     def _check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
@@ -293,17 +290,15 @@ class VLLMEngine:
                 raise EngineError(f"vLLM took longer than rollout.engine.timeout_s ({self.timeout_s:g} s)")
             yield from (output for output in outputs if output.finished)
 
-    def _completion(self, name: str, output: Any) -> Completion:
+    def _completion(self, name: str, prompt: Prompt, output: Any) -> Completion:
         assert self._tokenizer is not None
         tokens = tuple(output.token_ids)
         entropies = self._entropies.pop(name) if self.record_entropy else None
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
-        assert isinstance(text, str)
         return Completion(
             token_ids=tokens,
             logprobs=tuple(output.logprobs.logprobs),
             entropies=None if entropies is None else tuple(entropies[position] for position in range(len(tokens))),
-            text=text,
+            text=answer_text(self._tokenizer, prompt, tokens),
             finish_reason=finish_reason(output.finish_reason),
         )
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
 from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
+from maxk_lightning.rollouts.engines.text import answer_text
 from maxk_lightning.rollouts.engines.vllm.errors import finish_reason
 from maxk_lightning.rollouts.engines.vllm.nccl import NCCLSender
 from maxk_lightning.rollouts.engines.weights import checked, save_shards
@@ -154,13 +155,11 @@ class VLLMServerEngine:
 
         def sample_one(prompt: Prompt, sample: int) -> Completion:
             choice = self._post("v1/completions", self._request(prompt, sample, sampling, stop_tokens))["choices"][0]
-            text = tokenizer.decode(choice["token_ids"], skip_special_tokens=True)
-            assert isinstance(text, str)
             return Completion(
                 token_ids=tuple(choice["token_ids"]),
                 logprobs=tuple(choice["logprobs"]["token_logprobs"]),
                 entropies=None,
-                text=text,
+                text=answer_text(tokenizer, prompt, choice["token_ids"]),
                 finish_reason=finish_reason(choice["finish_reason"]),
             )
 
@@ -195,7 +194,7 @@ class VLLMServerEngine:
     def _load_tokenizer(self) -> "tuple[PreTrainedTokenizerBase, list[int]]":
         """The policy's tokenizer and its stop tokens, read from disk once."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.policy, needs_chat_template=False)
+            self._tokenizer = load_tokenizer(self.policy)
             self._stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
         return self._tokenizer, self._stop_tokens
 
@@ -208,6 +207,7 @@ class VLLMServerEngine:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
             "stop_token_ids": stop_tokens,
+            "stop": list(sampling.stop),
             "logprobs": 0,
             "return_token_ids": True,
         }

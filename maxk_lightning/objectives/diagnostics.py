@@ -12,7 +12,7 @@ from maxk_lightning.objectives.subset_law import log_normaliser
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDiagnostics:
-    """Per group; NaN where the group has fewer than k samples, so average with nanmean.
+    """Diagnostics per group; NaN where it has fewer than k samples, so average with nanmean.
 
     Healthy ranges, from `scripts/estimator_study.py` (drift along the gradient, exact credits, 40 actions). Up to KL
     0.1 nothing is lost: log E has a standard deviation over groups of at most 0.7 for k <= n/2 (1.2 at k = n), and log

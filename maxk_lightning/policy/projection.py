@@ -14,14 +14,14 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_LOGITS = 2**24
 "Logits computed at a time on a CPU, tokens times vocabulary: 64 MiB in float32."
 CHUNK_LOGITS_GPU = 2**26
-"""The same on a GPU, which reads the head once per chunk: 441 tokens of a vocabulary of 152k. An H200 makes about 400
-multiplications and additions in bfloat16 in the time in which it reads one number."""
+"""The same on a GPU, which reads the head once per chunk: 441 tokens of a vocabulary of 152k. An H200 does about 400
+bf16 FMAs per number read from memory."""
 
 
 def project(
     head: nn.Module, hidden_MD: Tensor, targets_M: Tensor, temperature: float, *, chunk_logits: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies (no gradient) of target tokens under softmax(head(hidden) / temperature), float32.
+    """Compute log-probs and entropies (no gradient) of targets under softmax(head(hidden) / temperature), float32.
 
     `chunk_logits` logits are computed at a time, and again in the backward pass. That of a plain matrix adds up the
     head's gradient in place; any other head (a bias, adapters) goes through activation checkpointing.

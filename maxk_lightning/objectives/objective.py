@@ -25,7 +25,7 @@ class Objective(Protocol):
 
     @property
     def includes_ratio(self) -> bool:
-        """Whether credits contain rho_i and multiply grad log pi directly; if not, they are advantages for a surrogate."""
+        """Whether credits contain rho_i and multiply grad log pi directly, or are advantages for a surrogate."""
         ...
 
     def __call__(self, rewards_PN: AnyTensor, log_ratios_PN: AnyTensor, /) -> AnyTensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 GRID_SIZE = 16
-"Number of candidates for log lambda in each of two rounds: 0.1 is close enough, for log-ratios within +-20."
+"Number of candidates for log lambda in each of two rounds, which leave it within 0.1 for log-ratios within +-20."
 TABLE_BYTES = 2**28
 "Size of the tables of a piece; prompts are worked on in pieces."
 

@@ -31,7 +31,7 @@ class GRPO(Objective):
 
     includes_ratio: ClassVar[bool] = False
     scale_by_std: bool = True
-    "False: leave the division out; then `DrGRPO` says the same."
+    "Whether to divide by the standard deviation; without it, this is `DrGRPO`."
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
         """Compute credits; see `Objective`. Biased for the mean reward: divides by a std that its own samples make."""

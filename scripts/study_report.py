@@ -142,7 +142,7 @@ def test_table(plan: StudyPlan, tests: Sequence[Comparison]) -> str:
 
 
 def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
-    """Print validation scores of all tries, with max@1 and the largest max@k; the chosen in bold. The base has no rate."""
+    """Print validation scores of all tries (max@1, largest max@k), chosen ones in bold. The base has no rate."""
     rates = plan.benchmarks[benchmark]["learning_rates"]
     rows = []
     for arm in plan.arms:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 METADATA = "meta.pt"
 "Lightning's file for everything but weights and optimizer states."
+CHECKPOINT_WORDS = ("last", "best", "hpc")
+"What `ckpt_path` may say instead of a path."
 
 
 def replace_checkpoint(part: Path, target: Path) -> None:
@@ -53,6 +56,16 @@ def _sync_directory(path: Path) -> None:
 def is_sharded(path: Path) -> bool:
     """Whether a path is a whole checkpoint directory."""
     return path.is_dir() and (path / METADATA).is_file() and (path / ".metadata").is_file()
+
+
+def check_checkpoint(path: str | None) -> None:
+    """ValueError where Lightning's `ckpt_path` names something on this machine that does not look like a checkpoint."""
+    if path is None or path in CHECKPOINT_WORDS or "://" in path:
+        return
+    if not Path(path).exists():
+        raise ValueError(f"ckpt_path is {path}: no such file or directory")
+    if not (is_sharded(Path(path)) or zipfile.is_zipfile(path)):
+        raise ValueError(f"ckpt_path is {path}, which is no checkpoint")
 
 
 def read_sharded(path: Path, prefix: str = "") -> dict[str, Any]:

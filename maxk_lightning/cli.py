@@ -36,15 +36,15 @@ def main() -> None:
         print(OVERVIEW, end="")
         return
     command = args[0]
+    if command not in TRAINING + PLAIN:
+        sys.exit(f"maxk_lightning: error: unknown command {command!r}; one of {', '.join(TRAINING + PLAIN)}")
+    from maxk_lightning.commands.arguments import call, check_config_files
+
+    try:
+        check_config_files(args)
+        if command in PLAIN:
+            call(getattr(importlib.import_module(f"maxk_lightning.commands.{command}"), command), args[1:])
+    except ValueError as error:
+        sys.exit(f"{command}: error: {error}")
     if command in TRAINING:
         importlib.import_module("maxk_lightning.commands.trainer").main()
-    elif command in PLAIN:
-        from maxk_lightning.commands.arguments import call
-
-        function = getattr(importlib.import_module(f"maxk_lightning.commands.{command}"), command)
-        try:
-            call(function, args[1:])
-        except ValueError as error:
-            sys.exit(f"{command}: error: {error}")
-    else:
-        sys.exit(f"maxk_lightning: error: unknown command {command!r}; one of {', '.join(TRAINING + PLAIN)}")

@@ -3,7 +3,7 @@
 Shapes: P prompts, N completions per prompt, K list of k values.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -140,24 +140,23 @@ class RolloutMetrics(nn.Module):
     """Everything that is logged about a set of scored groups, in training and in validation alike.
 
     `compute` gives `reward`, `max_at_k/<k>`, `pass_at_k/<k>` for every k that a group reached, and the mean over
-    completions of each tag in `TAGS`. All of it is a sum over ranks divided by a sum over ranks.
+    completions of each tag. All of it is a sum over ranks divided by a sum over ranks.
     """
 
-    TAGS = ("completion_tokens", "truncated_fraction", "no_code_fraction", "missing_fraction", "sample_entropy")
-
-    def __init__(self) -> None:
+    def __init__(self, tags: Iterable[str]) -> None:
+        """Prepare for values of these tags, one per completion."""
         super().__init__()
         ks = [2**exponent for exponent in range(NUM_KS)]
         self.max_at_k = MaxAtK(ks)
         self.pass_at_k = PassAtK(ks)
-        self.means = nn.ModuleDict({tag: WeightedMean() for tag in self.TAGS})
+        self.means = nn.ModuleDict({tag: WeightedMean() for tag in tags})
 
-    def update(self, rewards_PN: Tensor, values_of: Mapping[str, Tensor]) -> None:
+    def update(self, rewards_PN: Tensor, values: Mapping[str, Tensor]) -> None:
         """Add groups: their rewards, NaN = missing, and the values of every tag, one per completion."""
         self.max_at_k.update(rewards_PN)
         self.pass_at_k.update(rewards_PN)
         for tag, mean in self._tagged_means:
-            mean.update(values_of[tag])
+            mean.update(values[tag])
 
     def compute(self) -> dict[str, float]:
         """Values by tag; those that nothing was counted for are left out."""

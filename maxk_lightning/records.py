@@ -1,20 +1,37 @@
 """Read our JSON Lines formats; a malformed record is refused with file, line and reason. Standard library only."""
 
 import difflib
+import functools
 import json
+import keyword
 import math
+import reprlib
+import stat
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, NoReturn, TypeVar, cast, get_args
 
 from maxk_lightning.types import Compare, Problem, TestCase
 
 T = TypeVar("T")
+Refuse = Callable[[Path, int, str], None]
+"Told of a malformed record: file, line, reason. Raises, or takes note and lets the reading go on without it."
 PROBLEM_KEYS = tuple(f.name for f in fields(Problem))
+BOM = b"\xef\xbb\xbf"
+"Some editors put this mark before UTF-8 text."
+MAX_FUNCTION_LENGTH = 1 << 14
+"Characters; longer names do not go to the sandbox."
 
 
-def read_problems(path: Path) -> list[Problem]:
+def refuse_record(path: Path, line_number: int, reason: str) -> NoReturn:
+    """Raise ValueError naming file, line and reason."""
+    raise ValueError(f"{path}:{line_number}: {reason}")
+
+
+def read_problems(path: Path, refuse: Refuse = refuse_record) -> list[Problem]:
     """Read a problem file.
 
     Raises:
@@ -22,9 +39,10 @@ def read_problems(path: Path) -> list[Problem]:
     """
     problems: list[Problem] = []
     first_line_of: dict[str, int] = {}
-    for line_number, problem in read_records(path, problem_from_record):
+    for line_number, problem in read_records(path, problem_from_record, refuse):
         if problem.id in first_line_of:
-            raise ValueError(f"{path}:{line_number}: id {problem.id!r} was used on line {first_line_of[problem.id]}")
+            refuse(path, line_number, f"id {problem.id!r} was used on line {first_line_of[problem.id]}")
+            continue
         first_line_of[problem.id] = line_number
         problems.append(problem)
     if not problems:
@@ -32,34 +50,71 @@ def read_problems(path: Path) -> list[Problem]:
     return problems
 
 
-def read_records(path: Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[tuple[int, T]]:
+def read_records(
+    path: Path, parse: Callable[[dict[str, Any]], T], refuse: Refuse = refuse_record
+) -> Iterator[tuple[int, T]]:
     """Yield (line number, parsed record) for every line of a JSON Lines file; blank lines are skipped.
 
     Raises:
         ValueError: naming file, line and reason.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as file:
-        try:
+    check_regular_file(path)
+    try:
+        with path.open("rb") as file:
             for line_number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield line_number, _parse_line(line, f"{path}:{line_number}", parse)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start} of a block)") from error
+                    try:
+                        record = parse(_object_of(line.removeprefix(BOM) if line_number == 1 else line))
+                    except ValueError as error:
+                        refuse(path, line_number, str(error))
+                    else:
+                        yield line_number, record
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
 
 
-def _parse_line(line: str, where: str, parse: Callable[[dict[str, Any]], T]) -> T:
+def check_regular_file(path: Path) -> None:
+    """ValueError that says what a path is, unless it is a file."""
     try:
-        record = json.loads(line)
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise ValueError(f"{path}: {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
+
+
+def _object_of(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=_whole_number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except RecursionError as error:
+        raise ValueError("not JSON that can be read: nested too deep") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: a record must be a JSON object, not {type(record).__name__}")
-    try:
-        return parse(record)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"a record must be a JSON object, not {type(record).__name__}")
+    return record
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; of two values under one key, JSON's usual reader would silently drop the first."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key `{next(key for key in keys if keys.count(key) > 1)}` stands twice in one object")
+    return record
+
+
+def _whole_number(digits: str) -> int:
+    """As `int`, whose refusal of endless numbers gives an advice that would help nobody here."""
+    limit = sys.get_int_max_str_digits()
+    if limit and len(digits) > limit:
+        raise ValueError(f"not JSON that can be read: an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def problem_from_record(record: dict[str, Any]) -> Problem:
@@ -70,18 +125,22 @@ def problem_from_record(record: dict[str, Any]) -> Problem:
         raise ValueError("`tests` is empty: a problem needs at least one test")
     compare = record.get("compare", "tokens")
     if compare not in get_args(Compare):
-        raise ValueError(f"`compare` is {compare!r}, must be one of {', '.join(get_args(Compare))}")
+        raise ValueError(f"`compare` is {reprlib.repr(compare)}, must be one of {', '.join(get_args(Compare))}")
     compare = cast(Compare, compare)
     memory_limit_mb = _positive(record, "memory_limit_mb")
+    function, checker = _optional_text(record, "function"), _optional_text(record, "checker")
+    check_function(function, checker)
+    if checker is not None:
+        _check_compiles(checker)
     return Problem(
         id=_non_empty(record, "id"),
-        prompt=_non_empty(record, "prompt"),
-        tests=tuple(_test_from_record(test, index) for index, test in enumerate(tests)),
+        prompt=_unicode(_non_empty(record, "prompt"), "prompt"),
+        tests=tuple(_test_from_record(test, index, is_call=function is not None) for index, test in enumerate(tests)),
         time_limit_s=_positive(record, "time_limit_s"),
         memory_limit_mb=None if memory_limit_mb is None else math.ceil(memory_limit_mb),
         compare=compare,
-        checker=_optional_text(record, "checker"),
-        function=_optional_text(record, "function"),
+        checker=checker,
+        function=function,
         prefix=_optional_text(record, "prefix"),
         metadata=take(record, "metadata", dict) if record.get("metadata") is not None else {},
     )
@@ -126,14 +185,52 @@ def take(record: dict[str, Any], key: str, kind: type[T]) -> T:
     return value
 
 
-def _test_from_record(test: Any, index: int) -> TestCase:
+def check_function(function: str | None, checker: str | None) -> None:
+    """ValueError unless the name of a function can be called, and no checker stands beside it."""
+    if function is None:
+        return
+    if not function.isidentifier():
+        raise ValueError(f"`function` is {reprlib.repr(function)}, not a Python name")
+    if keyword.iskeyword(function):
+        raise ValueError(f"`function` is {function!r}, a keyword of Python")
+    if len(function) > MAX_FUNCTION_LENGTH:
+        raise ValueError(f"`function` is a name of {len(function)} characters, may have {MAX_FUNCTION_LENGTH}")
+    if checker is not None:
+        raise ValueError("`function` and `checker` exclude each other: a checker reads what a program prints")
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_compiles(checker: str) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the checker's style
+            compile(checker, "checker", "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise ValueError(f"`checker` does not compile ({error.msg} on its line {error.lineno})") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"`checker` does not compile ({str(error) or 'nested too deep'})") from error
+
+
+def _test_from_record(test: Any, index: int, *, is_call: bool) -> TestCase:
     if not isinstance(test, dict):
         raise ValueError(f"`tests[{index}]` must be an object with `input` and `output`")
     try:
         check_keys(test, required=("input", "output"), allowed=("input", "output"))
+        if is_call:
+            _check_arguments(take(test, "input", str))
         return TestCase(input=take(test, "input", str), output=take(test, "output", str))
     except ValueError as error:
         raise ValueError(f"`tests[{index}]`: {error}") from error
+
+
+def _check_arguments(text: str) -> None:
+    """A call's arguments are JSON, one on each line that is not blank."""
+    for number, line in enumerate(filter(str.strip, text.split("\n")), start=1):
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deep or a number too long")
+            raise ValueError(f"argument {number} of the call in `input` is not JSON ({reason})") from error
 
 
 def _non_empty(record: dict[str, Any], key: str) -> str:
@@ -147,10 +244,21 @@ def _optional_text(record: dict[str, Any], key: str) -> str | None:
     return None if record.get(key) is None else _non_empty(record, key)
 
 
+def _unicode(text: str, key: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"`{key}` holds half a character ({text[error.start]!a} at {error.start})") from error
+    return text
+
+
 def _positive(record: dict[str, Any], key: str) -> float | None:
     value = record.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"`{key}` must be a positive number, not {value!r}")
-    return float(value)
+        raise ValueError(f"`{key}` must be a positive number, not {reprlib.repr(value)}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"`{key}` must be a positive number, not one of {len(str(value))} digits") from error

@@ -15,6 +15,9 @@ Verdict = Literal[
     "no_code",
     "infra_error",
 ]
+MissingCause = Literal["lock_down_failed", "worker_lost", "no_worker", "no_memory_file"]
+"""Why the sandbox gave no verdict: a program's process was not locked down, its worker died or fell silent, no worker
+could be started, or no memory or descriptors were left to hand the program over."""
 FinishReason = Literal["stop", "length"]
 
 
@@ -116,3 +119,5 @@ class Score:
     "None: could not be scored (an `infra_error`); the sample is left out of its group."
     verdicts: tuple[Verdict, ...]
     "One per selected test; empty for rewards that run no tests."
+    missing_cause: MissingCause | None = None
+    "Why there is no reward, where the sandbox knows."

@@ -14,13 +14,14 @@ import torch
 from lightning import Callback, Trainer
 
 from maxk_lightning.callbacks import RolloutCallback
+from maxk_lightning.callbacks.rollouts import rollout_callback
 from maxk_lightning.data import Builtin, PromptTemplate
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import GRPO
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.rollouts import RolloutEngine, TransformersEngine, VLLMEngine
-from maxk_lightning.rollouts.rollout import Rollout
+from maxk_lightning.rollouts.rollout import Samples
 from maxk_lightning.types import Problem, Sampling, Score
 
 NUM_ITERATIONS = 3
@@ -107,7 +108,7 @@ class Clock(Callback):
     def __init__(self) -> None:
         self.cycle_ends: list[float] = []
         self.parts: list[dict[str, float]] = []
-        self.rollout: Rollout | None = None
+        self.samples: Samples | None = None
         self._last = 0.0
 
     def _lap(self, part: str) -> None:
@@ -116,7 +117,10 @@ class Clock(Callback):
         self._last = instant
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.rollout = trainer.datamodule.buffers["fit"].rollout  # type: ignore[attr-defined]
+        callback = rollout_callback(trainer)
+        assert callback is not None
+        assert callback.sampler.current is not None
+        self.samples = callback.sampler.current.samples
         if not self.parts:
             self.parts.append({})
             self._last = now()
@@ -185,8 +189,8 @@ def run_ours(args: argparse.Namespace, root: str, kl_target: str) -> dict[str, A
     module, datamodule, trainer = make_parts(args, root, kl_target)
     trainer.fit(module, datamodule)
     clock = next(callback for callback in trainer.callbacks if isinstance(callback, Clock))  # type: ignore[attr-defined]
-    assert clock.rollout is not None
-    policy, rollout = module.policy, clock.rollout
+    assert clock.samples is not None
+    policy, samples = module.policy, clock.samples
     assert policy is not None
     parts = {
         name: statistics.median(cycle[name] for cycle in clock.parts[1 : 1 + args.cycles]) for name in clock.parts[1]
@@ -195,9 +199,9 @@ def run_ours(args: argparse.Namespace, root: str, kl_target: str) -> dict[str, A
     return {
         "seconds": between(clock.cycle_ends),
         "parts": parts,
-        "mfu": NUM_ITERATIONS * step_flops(policy.model, rollout) / train_s / matmul_peak(),
+        "mfu": NUM_ITERATIONS * step_flops(policy.model, samples) / train_s / matmul_peak(),
         "peak_mb": peak_mb(),
-        "tokens": sum(len(completion.token_ids) for completion in rollout.completions),
+        "tokens": samples.num_tokens,
     }
 
 
@@ -205,14 +209,14 @@ def between(instants: list[float]) -> list[float]:
     return [end - start for start, end in itertools.pairwise(instants)]
 
 
-def step_flops(model: Any, rollout: Rollout) -> float:
+def step_flops(model: Any, samples: Samples) -> float:
     """Model FLOPs of one forward and backward pass: 6 per weight and token, 12 per pair of tokens that attention forms,
     layer and hidden unit; the head sees completion tokens only."""
     head = model.get_output_embeddings().weight
     layers = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
     width = model.config.num_hidden_layers * model.config.hidden_size
     total = 0.0
-    for group in rollout.groups:
+    for group in samples.groups:
         prompt = len(group.prompt.token_ids)
         lengths = [len(completion.token_ids) for completion in group.completions]
         pairs = prompt * (prompt + 1) / 2 + sum(prompt * t + t * (t + 1) / 2 for t in lengths)

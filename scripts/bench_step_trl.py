@@ -1,6 +1,7 @@
 """TRL's side of bench_step.py, and its gradient beside ours."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +21,8 @@ from torch import Tensor
 
 from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.losses import BatchCounts
 from maxk_lightning.policy import load_tokenizer
-from maxk_lightning.rollouts.rollout import Group
+from maxk_lightning.rollouts.collect import collect
 from maxk_lightning.training.batch import to_batch
 from maxk_lightning.types import Sampling
 
@@ -86,7 +86,7 @@ def trl_trainer(args: argparse.Namespace, root: str, prompts: list[str], prompts
 def prompt_texts(args: argparse.Namespace, datamodule: PromptDataModule) -> list[str]:
     """Our prompts as text that TRL reads as the same tokens."""
     datamodule.setup("fit")
-    _, prompts = datamodule.rollout_prompts(0)
+    prompts = datamodule.order(0, Sampling()).prompts
     texts = [datamodule.tokenizer.decode(list(prompt.token_ids)) for prompt in prompts]
     assert [tuple(ids) for ids in datamodule.tokenizer(texts).input_ids] == [prompt.token_ids for prompt in prompts]
     return texts
@@ -109,29 +109,18 @@ def compare_gradients(args: argparse.Namespace, root: str) -> dict[str, Any]:
     other = trl_trainer(args, root, prompt_texts(args, datamodule), args.prompts)
     engine = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback)).engine  # type: ignore[attr-defined]
     sampling = Sampling(num_completions=args.n, max_new_tokens=args.max_new_tokens)
-    problems, prompts = datamodule.rollout_prompts(0)
-    completions = engine.generate(prompts, sampling)
-    scores = TrivialReward().score(problems, [[c.text for c in group] for group in completions])
-    groups = [
-        Group(problem=problem, prompt=prompt, completions=group, scores=score)
-        for problem, prompt, group, score in zip(problems, prompts, completions, scores, strict=True)
-    ]
+    samples = collect(engine, TrivialReward(), datamodule.order(0, sampling)).samples
     device = other.accelerator.device
-    batch = to_batch(groups, 2048).to(device)
+    batch = to_batch(samples.groups, 2048).to(device)
     module.configure_model()
     module.trainer = trainer
     assert module.policy is not None
     module.policy.to(device)
-    counts = BatchCounts(
-        num_prompts=args.prompts,
-        num_completions=args.n,
-        total_tokens=int(batch.mask_BT.sum()),
-        max_tokens=args.max_new_tokens,
-    )
-    module._loss(batch, counts, 1.0)[0].backward()
+    module.step_loss(samples)(batch)[0].backward()
     other.model.train()
     other.current_gradient_accumulation_steps = 1
-    other._compute_loss(other.model, trl_inputs(groups, batch.rewards_PN, batch.behaviour_logprobs_BT)).backward()
+    inputs = trl_inputs(samples.groups, batch.rewards_PN, batch.behaviour_logprobs_BT)
+    other._compute_loss(other.model, inputs).backward()
     ours, theirs = flat_gradient(module.policy.model), flat_gradient(other.model)
     return {
         "cosine": float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0)),
@@ -139,7 +128,7 @@ def compare_gradients(args: argparse.Namespace, root: str) -> dict[str, Any]:
     }
 
 
-def trl_inputs(groups: list[Any], rewards_PN: Tensor, behaviour_logprobs_BT: Tensor) -> dict[str, Any]:
+def trl_inputs(groups: Sequence[Any], rewards_PN: Tensor, behaviour_logprobs_BT: Tensor) -> dict[str, Any]:
     """What GRPOTrainer makes of completions: prompts padded on the left; it would add 1e-4 to the deviation."""
     length = max(len(group.prompt.token_ids) for group in groups)
     pairs = [(group.prompt.token_ids, completion.token_ids) for group in groups for completion in group.completions]

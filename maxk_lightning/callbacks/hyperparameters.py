@@ -5,7 +5,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from maxk_lightning.callbacks.rollouts import RolloutCallback
+from maxk_lightning.callbacks.rollouts import rollout_callback
 from maxk_lightning.callbacks.tensorboard import tensorboard_writers
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
@@ -56,7 +56,8 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> Hyperparame
     assert isinstance(pl_module, PolicyModule)
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(datamodule, PromptDataModule)
-    rollout = next(callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback))  # type: ignore[attr-defined]
+    rollout = rollout_callback(trainer)
+    assert rollout is not None
     optimizer = trainer.optimizers[0]
     objective, first = pl_module.objective, optimizer.param_groups[0]
     return {

@@ -3,9 +3,6 @@
 import logging
 import random
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,24 +11,23 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from maxk_lightning.callbacks.weight_sync import WeightSync
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
-from maxk_lightning.rollouts.collect import collect
-from maxk_lightning.rollouts.rollout import Rollout
-from maxk_lightning.rollouts.stored import from_state, to_state
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
+from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
+from maxk_lightning.rollouts.sampler import Sampler
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.strategy import FSDP2Strategy
-from maxk_lightning.types import Problem, Prompt, Sampling
+from maxk_lightning.types import Sampling
 
 logger = logging.getLogger(__name__)
 
 
 class RolloutCallback(Callback):
-    """Holds the engine and the reward; hands scored groups to the DataModule's buffers."""
+    """Orders a rollout when an epoch begins, and hands it to the dataloader; the `Sampler` does the rest."""
 
     def __init__(
         self,
@@ -68,62 +64,90 @@ class RolloutCallback(Callback):
             raise ValueError(f"rollout.rollouts_ahead is {rollouts_ahead}, must be 0 or 1")
         if not max_logprob_gap > 0.0:
             raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
-        if rollouts_ahead and isinstance(engine, VLLMEngine) and engine.sleep_while_training:
+        if rollouts_ahead and getattr(engine, "sleep_while_training", False):
             raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
         self.engine = engine
         self.reward = reward
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
-        self._sync = WeightSync(engine, max_logprob_gap)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
-        self._ahead: tuple[int, Future[Rollout]] | None = None
-        self._stored_ahead: dict[str, Any] | None = None
+        self.sampler = Sampler(engine, reward, max_logprob_gap)
+        self._age = 0  # of the current rollout when training on it began, in optimizer steps
         self._logged_epoch: int | None = None
         self._training_since = self._training_until = 0.0
 
     def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
-        """Refuse an objective that cannot work with this group size before anything expensive starts."""
-        self._sync.version = None
-        self._ahead = None
+        """Begin afresh, after `check`."""
+        self.check(trainer, pl_module, stage)
+        self.sampler.reset()
         self._logged_epoch = None
+
+    def check(self, trainer: Trainer, module: PolicyModule, stage: str) -> None:
+        """Refuse what cannot work together before anything expensive starts.
+
+        Raises:
+            ValueError: a Trainer flag that would do nothing or the wrong thing, or an objective that cannot work with
+                groups of this size.
+        """
         if stage == "fit":
             _check_trainer(trainer)
-            check_group_size(pl_module.objective, self.sampling.num_completions)
-            if isinstance(pl_module.objective, Staged) and (trainer.max_epochs or 0) < 1:
+            check_group_size(module.objective, self.sampling.num_completions)
+            if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
+
+    def on_train_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Go on amid the rollout that the checkpoint of a resumed run holds.
+
+        Raises:
+            ValueError: the optimizer steps left in it would not be those that this configuration makes.
+        """
+        data = _datamodule(trainer)
+        stored = self.sampler.take_current()
+        if stored is None:
+            return
+        if stored["schedule"] != data.schedule:
+            raise ValueError(
+                f"data: the checkpoint was saved amid a rollout with {stored['schedule']}, which cannot go on with "
+                f"{data.schedule}; change these at the end of a rollout"
+            )
+        order = data.order(stored["index"], self.sampling)
+        rollout = self.sampler.restore(stored, order, _ranks(trainer))
+        self._serve(trainer, pl_module, rollout, order.index, stored["num_done"])
+        if (stored["old_logprobs"] is None) != (pl_module.old is None):
+            raise ValueError("model.old_logprobs: the checkpoint was saved amid a rollout with another choice")
+        if pl_module.old is not None:
+            pl_module.old.load_state(data.buffers["fit"].steps, stored["old_logprobs"], pl_module.device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score this epoch's rollout, or take the one that was sampled ahead."""
-        index = trainer.current_epoch
-        datamodule = _datamodule(trainer)
-        _seed_global_generators(derive_seed(datamodule.seed, "rollout", index, trainer.global_rank))
-        rollout = self._take_ahead(trainer, index)
-        if rollout is None:
-            rollout = self._sample(trainer, pl_module, *datamodule.rollout_prompts(index), self.sampling)
-        datamodule.fill("fit", rollout, index)
-        self._log_once(trainer, pl_module, num_done=0)
-        if self.rollouts_ahead and trainer.max_epochs is not None and index + 1 != trainer.max_epochs:
-            self._start_ahead(trainer, pl_module, index + 1)
+        data, ranks = _datamodule(trainer), _ranks(trainer)
+        order = data.order(trainer.current_epoch, self.sampling)
+        _seed_global_generators(derive_seed(data.seed, "rollout", order.index, ranks.rank))
+        rollout = self.sampler.take(order, ranks) or self._sample(trainer, pl_module, order, ranks)
+        self._serve(trainer, pl_module, rollout, order.index)
+        pl_module.note_old(data.buffers["fit"].steps)
+        self._log_once(trainer, pl_module)
+        if self.rollouts_ahead and trainer.max_epochs is not None and order.index + 1 != trainer.max_epochs:
+            self.sampler.begin(data.order(order.index + 1, self.sampling), pl_module.weights(), ranks)
         else:
-            self._sync.sleep()
+            self.sampler.sleep()
         self._training_since = time.perf_counter()
 
     def on_train_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: PolicyModule, batch: Rollout, batch_idx: int
+        self, trainer: Trainer, pl_module: PolicyModule, batch: Samples, batch_idx: int
     ) -> None:
         """Log a rollout that a resumed run found in the checkpoint, before the first step that is left of it."""
         seed = derive_seed(_datamodule(trainer).seed, "step", trainer.global_step, trainer.global_rank)
         _seed_global_generators(seed)
-        self._log_once(trainer, pl_module, num_done=batch_idx)
+        self._log_once(trainer, pl_module)
 
     def on_train_batch_end(self, *_: object) -> None:
-        """Look at the clock: a validation may follow before the epoch ends."""
+        """Remember when the last step ended: a validation may follow in the same epoch."""
         self._training_until = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Log how long the PPO iterations took, or those of them that a resumed run has made."""
-        self._log_once(trainer, pl_module, num_done=trainer.fit_loop.batch_idx + 1)
+        self._log_once(trainer, pl_module)
         pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
@@ -140,144 +164,84 @@ class RolloutCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: PolicyModule, exception: BaseException) -> None:  # type: ignore[override]
         """Leave no engine behind."""
-        self._close()
+        self.sampler.close()
 
     def teardown(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
         """Leave no engine behind; one that only evaluated may be asked again."""
         if stage == "fit":
-            self._close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is logged of the current rollout and stands in no other part of a checkpoint."""
-        return {"gap": self._sync.gap, "sync_s": self._sync.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it, for runs that are resumed amid a rollout."""
-        self._sync.gap, self._sync.seconds = state_dict["gap"], state_dict["sync_s"]
+            self.sampler.close()
 
     def on_save_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Wait for the rollout that is under way, whose weights no later run has, and store it."""
-        rollout = self._finish_ahead(trainer)
-        if self._ahead is not None and rollout is not None:
-            checkpoint["rollout_ahead"] = {"index": self._ahead[0], **to_state(rollout)}
-        elif self._stored_ahead is not None:  # of the checkpoint that this run was resumed from
-            checkpoint["rollout_ahead"] = self._stored_ahead
+        """Store the rollouts that no later run could sample again: the one ahead, and in an epoch this one's."""
+        loop: Any = trainer.fit_loop
+        current = None
+        if loop.epoch_progress.current.started != loop.epoch_progress.current.processed:
+            num_done = loop.epoch_loop.batch_progress.current.processed
+            data, old = _datamodule(trainer), pl_module.old
+            current = {
+                "index": trainer.current_epoch,
+                "num_done": num_done,
+                "schedule": data.schedule,
+                "old_logprobs": old and old.state(data.buffers["fit"].steps, _ranks(trainer)),
+            }
+        checkpoint["rollouts"] = self.sampler.state(_ranks(trainer), current)
 
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep a stored rollout until its epoch begins."""
-        self._stored_ahead = checkpoint.get("rollout_ahead")
+        """Keep stored rollouts until their epochs begin."""
+        self.sampler.load_state(checkpoint.get("rollouts", {}))
 
     def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
-        if self._ahead is not None:
-            self._ahead[1].exception()  # wait: the engine does one thing at a time
-        datamodule = _datamodule(trainer)
-        problems, prompts = datamodule.eval_prompts(stage)
-        datamodule.fill(stage, self._sample(trainer, pl_module, problems, prompts, self.eval_sampling))
+        self.sampler.wait()
+        data = _datamodule(trainer)
+        order = data.eval_order(stage, self.eval_sampling)
+        data.buffers[stage].fill(self._sample(trainer, pl_module, order, _ranks(trainer)))
 
-    def _sample(
-        self,
-        trainer: Trainer,
-        pl_module: PolicyModule,
-        problems: Sequence[Problem],
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-    ) -> Rollout:
-        """A rollout of the current weights; once more with fresh engines when the engine of any rank fails.
+    def _sample(self, trainer: Trainer, pl_module: PolicyModule, order: Order, ranks: Ranks) -> Rollout:
+        """A rollout of the current weights.
 
         Raises:
-            EngineError: the fresh ones failed, too; in `fit` a checkpoint has been saved.
+            EngineError: the engine failed twice; in `fit` a checkpoint has been saved.
         """
-        for is_last_attempt in (False, True):
-            rollout = None
-            if self._sync.refresh(trainer, pl_module, prompts, sampling):
-                try:
-                    rollout = self._collect(trainer.global_step, problems, prompts, sampling)
-                except EngineError as error:
-                    logger.warning("%s", error)
-            if trainer.strategy.reduce_boolean_decision(rollout is not None):
-                break
-            self._sync.restart()
-            if is_last_attempt:
-                raise EngineError(f"the rollout engine failed twice; {_save_checkpoint(trainer)}")
-            logger.warning("starting the rollout engine afresh")
-        assert rollout is not None
-        return rollout
-
-    def _collect(
-        self, version: int, problems: Sequence[Problem], prompts: Sequence[Prompt], sampling: Sampling
-    ) -> Rollout:
-        return replace(collect(self.engine, self.reward, problems, prompts, sampling), version=version)
-
-    def _start_ahead(self, trainer: Trainer, pl_module: PolicyModule, index: int) -> None:
-        """Begin the next rollout with the weights as they are."""
-        problems, prompts = _datamodule(trainer).rollout_prompts(index)
-        if self._sync.refresh(trainer, pl_module, prompts, self.sampling):
-            step, device = trainer.global_step, pl_module.device
-
-            def collect_there() -> Rollout:
-                if device.type == "cuda":
-                    torch.cuda.set_device(device)  # every thread starts with the first
-                return self._collect(step, problems, prompts, self.sampling)
-
-            self._ahead = index, self._thread.submit(collect_there)
-        else:
-            self._sync.restart()  # sampled when its epoch begins
-
-    def _take_ahead(self, trainer: Trainer, index: int) -> Rollout | None:
-        """The rollout that was begun an epoch ago; None when there is none, or the engine of any rank failed."""
-        stored, self._stored_ahead = self._stored_ahead, None
-        if stored is not None and stored["index"] == index:
-            problems, prompts = _datamodule(trainer).rollout_prompts(index)
-            return from_state(stored, problems, prompts, trainer.global_rank, trainer.world_size)
-        if self._ahead is None or self._ahead[0] != index:
-            return None
-        rollout = self._finish_ahead(trainer)
-        self._ahead = None
-        if rollout is None:
-            self._sync.restart()
-        return rollout
-
-    def _finish_ahead(self, trainer: Trainer) -> Rollout | None:
-        """Wait for the rollout that is under way; None when there is none, or the engine of any rank failed."""
-        if self._ahead is None:
-            return None
-        rollout = None
         try:
-            rollout = self._ahead[1].result()
+            return self.sampler.sample(order, pl_module.weights(), ranks)
         except EngineError as error:
-            logger.warning("%s", error)
-        return rollout if trainer.strategy.reduce_boolean_decision(rollout is not None) else None
+            raise EngineError(f"{error}; {_save_checkpoint(trainer)}") from error
 
-    def _close(self) -> None:
-        """Close the engine, once the thread that samples ahead has let go of it."""
-        if self._ahead is not None:
-            self._ahead[1].exception()
-            self._ahead = None
-        self._sync.restart()
+    def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
+        """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
+        self.sampler.current = rollout
+        _datamodule(trainer).buffers["fit"].fill(rollout, index, num_done)
+        self._age = trainer.global_step - num_done - rollout.version
+        if module.old is not None:
+            module.old.begin(rollout, self._age)
 
-    def _log_once(self, trainer: Trainer, pl_module: PolicyModule, num_done: int) -> None:
-        """Log the current rollout, of which `num_done` steps have been made, unless this process has done so."""
-        if self._logged_epoch == trainer.current_epoch:
+    def _log_once(self, trainer: Trainer, pl_module: PolicyModule) -> None:
+        """Log the current rollout unless this process has done so."""
+        rollout = self.sampler.current
+        if self._logged_epoch == trainer.current_epoch or rollout is None:
             return
         self._logged_epoch = trainer.current_epoch
         self._training_since = self._training_until = time.perf_counter()
-        rollout = _datamodule(trainer).buffers["fit"].rollout
-        pl_module.log_rollout(rollout)
-        num_tokens = sum(len(completion.token_ids) for completion in rollout.completions)
+        pl_module.log_samples(rollout.samples)
         values = {
-            "rollout/age": float(trainer.global_step - num_done - rollout.version),
-            "rollout/logprob_gap": self._sync.gap,
-            "time/sync_s": self._sync.seconds,
+            "rollout/age": float(self._age),
+            "rollout/logprob_gap": rollout.logprob_gap,
+            "time/sync_s": rollout.sync_s,
             "time/generate_s": rollout.generate_s,
             "time/score_s": rollout.score_s,
-            "time/generated_tokens_per_s": num_tokens / rollout.generate_s,
+            "time/generated_tokens_per_s": rollout.samples.num_tokens / rollout.generate_s,
         }
         for tag, value in values.items():
             pl_module.log(tag, value, sync_dist=True, **ONCE)
+
+
+def rollout_callback(trainer: Trainer) -> RolloutCallback | None:
+    """The rollout callback of a Trainer, for callbacks that tell about its rollouts; None: it has none."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)), None)  # type: ignore[attr-defined]
 
 
 def _check_trainer(trainer: Trainer) -> None:
@@ -293,6 +257,10 @@ def _check_trainer(trainer: Trainer) -> None:
             f"trainer.precision is {trainer.precision}, must be 32-true or bf16-mixed: weights and optimizer stay in "
             "float32, because half precision rounds away updates as small as a learning rate of 5e-6 makes them"
         )
+
+
+def _ranks(trainer: Trainer) -> Ranks:
+    return Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 
 
 def _datamodule(trainer: Trainer) -> PromptDataModule:

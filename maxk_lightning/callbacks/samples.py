@@ -9,8 +9,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
+from maxk_lightning.callbacks.rollouts import rollout_callback
 from maxk_lightning.callbacks.tensorboard import tensorboard_writers
-from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.rollouts.rollout import Group
 
 
@@ -27,10 +27,10 @@ class SampleWriter(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rollout that was just trained on."""
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.current_epoch % self.every_n_rollouts or not isinstance(datamodule, PromptDataModule):
+        callback = rollout_callback(trainer)
+        if trainer.current_epoch % self.every_n_rollouts or callback is None or callback.sampler.current is None:
             return
-        groups = datamodule.buffers["fit"].rollout.groups[: self.num_groups]
+        groups = callback.sampler.current.samples.groups[: self.num_groups]
         text = "\n\n---\n\n".join(_as_markdown(group, self.samples_per_group) for group in groups)
         for writer in tensorboard_writers(trainer):
             writer.add_text("train/samples", text, trainer.global_step)

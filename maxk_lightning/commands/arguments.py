@@ -1,11 +1,16 @@
 """The command line of a plain command is its function's signature."""
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
+
+from maxk_lightning.records import check_regular_file
 
 RUN_KEYS = ("data", "rollout", "seed_everything")
 "Top-level keys of a run's YAML that commands with `overrides` let the command line change."
@@ -37,6 +42,30 @@ def call(function: Callable[..., None], args: Sequence[str]) -> None:
     if "overrides" in parameters:
         parsed["overrides"] = overrides
     function(*values, **parsed)
+
+
+def check_config_files(args: Sequence[str]) -> None:
+    """ValueError with file and reason for a `--config` that cannot be one: jsonargparse often names neither.
+
+    >>> check_config_files(["--out", "x"])
+    """
+    following = [value for word, value in itertools.pairwise(args) if word == "--config"]
+    for path in (*following, *(word.removeprefix("--config=") for word in args if word.startswith("--config="))):
+        try:
+            check_regular_file(Path(path))
+            config = yaml.safe_load(Path(path).read_bytes().decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--config: {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        except yaml.YAMLError as error:
+            raise ValueError(f"--config: {path}: not YAML ({' '.join(str(error).split())})") from error
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, ValueError) else f"{path}: nested too deep"
+            raise ValueError(f"--config: {reason}") from error
+        except OSError as error:
+            raise ValueError(f"--config: {path}: {error.strerror}") from error
+        if not isinstance(config, dict):
+            what = "empty" if config is None else f"a {type(config).__name__}"
+            raise ValueError(f"--config: {path} is {what}, must hold keys and their values")
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -9,20 +9,18 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.policy.memory import GIB, EngineMemory, Workload, describe, kv_bytes_per_token, tensor_bytes
-from maxk_lightning.rollouts import TransformersEngine, VLLMEngine, VLLMServerEngine
+from maxk_lightning.policy.memory import GIB, EngineMemory, Workload
+from maxk_lightning.rollouts import EngineLoad, MeasuredEngine
 
 CUDA_OVERHEAD_BYTES = 3 * GIB
 "An assumption: context, NCCL and cuBLAS workspaces, vLLM's CUDA graphs, fragmentation."
-DEFAULT_UTILIZATION = 0.9
-"What vLLM takes of a GPU when nobody says how much."
 COMPUTE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 "Types of matrix products by `trainer.precision`; otherwise that of the weights."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What the Trainer says."""
+    """Machine and strategy of a run, as its Trainer says."""
 
     num_ranks: int = 1
     "GPUs, or processes."
@@ -39,7 +37,7 @@ class Machine:
 
 
 def machine_of(trainer: Trainer) -> Machine:
-    """What the ranks of a Trainer run on."""
+    """Describe what the ranks of a Trainer run on."""
     strategy = trainer.strategy
     has_gpu = strategy.root_device.type == "cuda"
     return Machine(
@@ -52,8 +50,8 @@ def machine_of(trainer: Trainer) -> Machine:
     )
 
 
-def plan_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallback, machine: Machine) -> Workload:
-    """What the memory of a run depends on.
+def workload_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallback, machine: Machine) -> Workload:
+    """Collect what the memory of a run depends on.
 
     Raises:
         ValueError: the policy cannot be described.
@@ -66,7 +64,7 @@ def plan_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallba
         lora=module.lora,
         weights_dtype=weights_dtype,
         compute_dtype=COMPUTE.get(machine.precision, weights_dtype),
-        optimizer=module.make_optimizer,
+        optimizer=module.optimizer_from,
         has_reference=module.kl_target == "reference",
         is_checkpointing=module.gradient_checkpointing,
         num_groups=num_groups,
@@ -84,32 +82,19 @@ def plan_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallba
 
 def _engine_memory(data: PromptDataModule, rollout: RolloutCallback, machine: Machine) -> EngineMemory | None:
     """None for an engine whose memory is elsewhere, or its own affair."""
-    engine = rollout.engine
-    if isinstance(engine, TransformersEngine):
-        sampling = rollout.sampling
-        num_rows = min(engine.max_batch_rows, data.prompts_per_rollout * sampling.num_completions)
-        width = data.max_prompt_tokens + sampling.max_new_tokens
-        kv_cache_bytes = num_rows * width * kv_bytes_per_token(engine.policy, torch.float32)
-        return EngineMemory(weights_dtype=torch.float32, kv_cache_bytes=kv_cache_bytes)
-    if not isinstance(engine, VLLMEngine):
+    if not isinstance(rollout.engine, MeasuredEngine):
         return None
-    auto = "bfloat16" if machine.has_gpu else "float32"
-    dtype = getattr(torch, auto if engine.dtype == "auto" else engine.dtype)
-    if engine.kv_cache_gib is not None:
-        kv_cache_bytes = int(engine.kv_cache_gib * GIB)
-    else:
-        share = engine.gpu_memory_utilization or DEFAULT_UTILIZATION
-        weights = tensor_bytes(describe(engine.policy, dtype).parameters())
-        kv_cache_bytes = max(0, int(share * (machine.capacity_bytes or 0)) - weights)
-    return EngineMemory(
-        weights_dtype=dtype, kv_cache_bytes=kv_cache_bytes, is_asleep_in_training=engine.sleep_while_training
+    load = EngineLoad(
+        num_completions=data.prompts_per_rollout * rollout.sampling.num_completions,
+        max_tokens=data.max_prompt_tokens + rollout.sampling.max_new_tokens,
+        gpu_bytes=(machine.capacity_bytes or 0) if machine.has_gpu else None,
     )
+    return rollout.engine.memory(load)
 
 
-def remark_on(rollout: RolloutCallback) -> str:
-    """What the table leaves out."""
-    engine = rollout.engine
-    if isinstance(engine, TransformersEngine | VLLMEngine):
+def remark_on(rollout: RolloutCallback, workload: Workload) -> str:
+    """Say what the table leaves out."""
+    if workload.engine is not None:
         return ""
-    where = "on GPUs of its own" if isinstance(engine, VLLMServerEngine) else "unknown, and not counted"
-    return f"memory of rollout.engine ({type(engine).__name__}): {where}"
+    where = "on GPUs of its own" if isinstance(rollout.engine, MeasuredEngine) else "unknown, and not counted"
+    return f"memory of rollout.engine ({type(rollout.engine).__name__}): {where}"

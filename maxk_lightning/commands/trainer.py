@@ -20,10 +20,12 @@ from maxk_lightning.callbacks import (
     RolloutProgressBar,
     SampleWriter,
 )
-from maxk_lightning.commands.memory_plan import machine_of, plan_of, remark_on
+from maxk_lightning.checkpoints import check_checkpoint
+from maxk_lightning.commands.memory_plan import machine_of, remark_on, workload_of
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy.memory import items_of, table
+from maxk_lightning.rewards import CheckableReward
 from maxk_lightning.strategy import register
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -137,7 +139,11 @@ class MaxKCLI(LightningCLI):
     def _check(self, stage: str) -> None:
         try:
             self.datamodule.setup(stage)
-            self._get(self.config_init, "rollout").setup(self.trainer, self.model, stage)
+            rollout = self._get(self.config_init, "rollout")
+            rollout.check(self.trainer, self.model, stage)
+            if isinstance(rollout.reward, CheckableReward):
+                rollout.reward.check()
+            check_checkpoint(self._get(self.config_init, "ckpt_path"))
             if self._get(self.config_init, "dry_run") and stage == "fit":
                 self._print_memory()
         except ValueError as error:
@@ -147,12 +153,26 @@ class MaxKCLI(LightningCLI):
 
     def _print_memory(self) -> None:
         machine, rollout = machine_of(self.trainer), self._get(self.config_init, "rollout")
-        items = items_of(plan_of(self.model, self.datamodule, rollout, machine))
+        workload = workload_of(self.model, self.datamodule, rollout, machine)
         if self.trainer.is_global_zero:
-            print(table(items, machine.capacity_bytes), remark_on(rollout), sep="\n")
+            print(table(items_of(workload), machine.capacity_bytes), remark_on(rollout, workload), sep="\n")
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let hyper-parameters of the checkpoint replace what the user asked for."""
+
+
+class PartsCLI(MaxKCLI):
+    """Builds the parts of a run for other commands, but no Trainer."""
+
+    def __init__(self, args: list[str]) -> None:
+        """Parse the arguments of `fit`."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().__init__(args, run=False)
+
+    def instantiate_classes(self) -> None:
+        """Build what the YAML describes."""
+        self.config_init: Any = self.parser.instantiate_classes(self.config)
 
 
 def _builtin(split: str) -> dict[str, Any]:

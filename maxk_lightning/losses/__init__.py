@@ -9,8 +9,8 @@ from maxk_lightning.losses.engine_correction import (
 )
 from maxk_lightning.losses.kl import kl_k1, kl_k2, kl_k3
 from maxk_lightning.losses.normalisation import (
-    BatchCounts,
     Normalisation,
+    StepCounts,
     token_weights,
     weights_by_constant,
     weights_by_sequence,
@@ -28,7 +28,6 @@ from maxk_lightning.losses.policy_loss import (
 
 __all__ = [
     "CISPO",
-    "BatchCounts",
     "ClippedSurrogate",
     "EngineCorrection",
     "LossTerms",
@@ -37,6 +36,7 @@ __all__ = [
     "PolicyLoss",
     "ScoreFunction",
     "SequenceClippedSurrogate",
+    "StepCounts",
     "TruncatedWeights",
     "check_loss_fits",
     "kl_k1",

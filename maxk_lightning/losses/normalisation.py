@@ -16,7 +16,7 @@ Normalisation = Literal["sequence", "token", "constant"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchCounts:
+class StepCounts:
     """Global counts of the optimizer batch."""
 
     num_prompts: int
@@ -45,26 +45,26 @@ def weights_by_constant(mask_BT: Tensor, num_prompts: int, max_tokens: int) -> T
     return mask_BT.float() / (num_prompts * max_tokens)
 
 
-def token_weights(normalisation: Normalisation) -> Callable[[Tensor, BatchCounts], Tensor]:
+def token_weights(normalisation: Normalisation) -> Callable[[Tensor, StepCounts], Tensor]:
     """Return the weights that a config names: a function of mask_BT and the counts. ValueError for an unknown name."""
     if normalisation not in _BY_NAME:
         raise ValueError(f"`normalisation` is {normalisation!r}, must be one of {', '.join(_BY_NAME)}")
     return _BY_NAME[normalisation]
 
 
-def _by_sequence(mask_BT: Tensor, counts: BatchCounts) -> Tensor:
+def _by_sequence(mask_BT: Tensor, counts: StepCounts) -> Tensor:
     return weights_by_sequence(mask_BT, counts.num_prompts)
 
 
-def _by_token(mask_BT: Tensor, counts: BatchCounts) -> Tensor:
+def _by_token(mask_BT: Tensor, counts: StepCounts) -> Tensor:
     return weights_by_token(mask_BT, counts.total_tokens, counts.num_completions)
 
 
-def _by_constant(mask_BT: Tensor, counts: BatchCounts) -> Tensor:
+def _by_constant(mask_BT: Tensor, counts: StepCounts) -> Tensor:
     return weights_by_constant(mask_BT, counts.num_prompts, counts.max_tokens)
 
 
-_BY_NAME: dict[str, Callable[[Tensor, BatchCounts], Tensor]] = {
+_BY_NAME: dict[str, Callable[[Tensor, StepCounts], Tensor]] = {
     "sequence": _by_sequence,
     "token": _by_token,
     "constant": _by_constant,

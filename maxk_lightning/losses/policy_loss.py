@@ -114,11 +114,11 @@ class SequenceClippedSurrogate(PolicyLoss):
 
     accepts_ratio_credits: ClassVar[bool] = False
     clip_low: float = 3e-4
-    "Lower clip as in `ClippedSurrogate`, for the mean over tokens."
+    "Lower clip of the mean over tokens; see `ClippedSurrogate`."
     clip_high: float | None = 4e-4
-    "Upper clip as in `ClippedSurrogate`, for the mean over tokens; None: the same as clip_low."
+    "Upper clip of the mean over tokens; None: the same as clip_low."
     dual_clip: float | None = None
-    "Bound as in `ClippedSurrogate`."
+    "Bound of the loss of negative credits; see `ClippedSurrogate`."
 
     def __post_init__(self) -> None:
         check_clips(self.clip_low, self.clip_high, self.dual_clip)

@@ -58,7 +58,7 @@ from maxk_lightning.objectives.group_size import check_group_size
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
-from maxk_lightning.objectives.schedule import Mixture, Staged, WeightedObjectives, objective_at
+from maxk_lightning.objectives.schedule import Mixture, Staged, WeightedObjectives, largest_k, objective_at
 
 __all__ = [
     "GRPO",
@@ -80,5 +80,6 @@ __all__ = [
     "WeightedObjectives",
     "check_group_size",
     "group_diagnostics",
+    "largest_k",
     "objective_at",
 ]

@@ -103,6 +103,13 @@ def objective_at(objective: Objective, progress: float) -> Objective:
     return objective.at(progress) if isinstance(objective, Staged) else objective
 
 
+def largest_k(objective: Objective) -> int:
+    """The largest k among the parts of an objective; 1 where none has a k."""
+    if isinstance(objective, WeightedObjectives | Staged):
+        return max(largest_k(part) for part in objective.objectives)
+    return int(getattr(objective, "k", 1))
+
+
 def check_alike(objectives: list[Objective]) -> None:
     """Refuse an empty list, and one that mixes credits with and without the ratio: no loss could take both."""
     if not objectives:

@@ -2,6 +2,7 @@
 
 from maxk_lightning.policy.loading import (
     BUILTIN,
+    build_policy,
     find_policy,
     load_model,
     load_stop_tokens,
@@ -15,6 +16,7 @@ __all__ = [
     "BUILTIN",
     "Policy",
     "TokenStats",
+    "build_policy",
     "find_policy",
     "load_model",
     "load_stop_tokens",

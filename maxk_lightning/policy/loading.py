@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from maxk_lightning.policy.lora import LoRA, add_adapters
+from maxk_lightning.policy.policy import Policy
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -96,6 +99,30 @@ def load_model(policy: str, dtype: torch.dtype = torch.float32, *, has_weights: 
     except OSError as error:
         raise ValueError(f"model.policy: cannot load {policy}: {_first_line(error)}") from error
     return model
+
+
+def build_policy(
+    policy: str,
+    dtype: torch.dtype = torch.float32,
+    lora: LoRA | None = None,
+    gradient_checkpointing: bool = False,
+    has_weights: bool = True,
+) -> Policy:
+    """Load a policy to train.
+
+    Args:
+        policy: Directory, hub name or `builtin`.
+        dtype: Type of the weights.
+        lora: Adapters to train instead of the weights.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        has_weights: False: only describe it; see `load_model`.
+    """
+    model = load_model(policy, dtype, has_weights=has_weights)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora is not None:
+        add_adapters(model, lora)
+    return Policy(model)
 
 
 def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":

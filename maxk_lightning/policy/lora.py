@@ -3,8 +3,8 @@
 import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -94,6 +94,27 @@ def merged(named_tensors: Iterable[tuple[str, Tensor]], scaling: float) -> Itera
         else:
             yield name.replace(BASE, "."), tensor
     assert base is None, f"{base and base[0]} has no adapter"
+
+
+def keep_adapters(checkpoint: dict[str, Any], lora: LoRA, *, has_frozen_weights: bool) -> None:
+    """Note in a checkpoint which adapters it holds, and drop the frozen weights unless it is to have them, in place."""
+    checkpoint["lora"] = asdict(lora)
+    if not has_frozen_weights:
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weights[name] for name in weights if is_adapter(name)}
+
+
+def check_adapters(checkpoint: dict[str, Any], lora: LoRA | None, policy: str) -> None:
+    """Refuse a checkpoint that was written with other adapters, or none, or for another policy.
+
+    Raises:
+        ValueError: what differs.
+    """
+    wanted = None if lora is None else asdict(lora)
+    if checkpoint.get("lora") != wanted:
+        raise ValueError(f"model.lora is {wanted}, but the checkpoint was written with {checkpoint.get('lora')}")
+    if lora is not None and checkpoint["policy"] != policy:
+        raise ValueError(f"model.policy is {policy}, the checkpoint has adapters of {checkpoint['policy']}")
 
 
 @contextmanager

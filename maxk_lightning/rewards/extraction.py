@@ -19,7 +19,7 @@ def extract_code(text: str, *, allow_unclosed: bool = False) -> str | None:
     >>> extract_code("print(1)") is None
     True
     """
-    text = text.replace("\r\n", "\n")
+    text = _normal(text)
     code: str | None = None
     opening: re.Match[str] | None = None
     for fence in _FENCE.finditer(text):
@@ -42,7 +42,14 @@ def with_prefix(code: str, prefix: str | None) -> str:
     >>> with_prefix("x = 1\nprint(x)", "x = 1")
     'x = 1\nprint(x)'
     """
-    return code if prefix is None or code.startswith(prefix) else f"{prefix}\n{code}"
+    if prefix is None:
+        return code
+    prefix = _normal(prefix)  # as the completion's line ends were
+    return code if code.startswith(prefix) else f"{prefix}\n{code}"
+
+
+def _normal(text: str) -> str:
+    return text.replace("\r\n", "\n")
 
 
 def _language(opening: re.Match[str]) -> str:

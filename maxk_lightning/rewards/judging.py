@@ -1,26 +1,31 @@
 """Run one program on a prepared problem's tests: standard input and output, function calls, checkers."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from maxk_lightning.rewards.comparison import same_output, same_value
+from maxk_lightning.rewards.futures import then
 from maxk_lightning.rewards.preparation import PreparedProblem, encode
 from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
-from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
-from maxk_lightning.rewards.verdicts import failure_of
-from maxk_lightning.types import Verdict
+from maxk_lightning.rewards.sandbox.protocol import MAX_RUNS_PER_REQUEST, Limits, Outcome
+from maxk_lightning.rewards.verdicts import Judgement, failure_of
+from maxk_lightning.types import MissingCause, Verdict
 
 CHECKER_LIMITS = Limits(cpu_s=10.0, wall_s=100.0, memory_bytes=1 << 30, output_bytes=1 << 16)
 CHECKER_APPROVALS = (b"1", b"100")
 "What a checker prints for a right answer; anything else is wrong (open-r1's convention for its Codeforces set)."
-Verdicts = tuple[Verdict, ...]
+MAX_REPLY_BYTES, MAX_REPLY_FACTOR = 64 << 10, 16
+"A call's result is looked at up to so many bytes and so many times the expected one: parsing it takes time and memory."
+MAX_CHECKED_BYTES, MAX_CHECKED_FACTOR = 2 << 20, 4
+"An output goes to a checker up to so many bytes and so many times the expected one: it is kept until then."
 
 
 def judge_program(
     pool: SandboxPool, prepared: PreparedProblem, program: bytes, max_limit_hits: int
-) -> "Future[Verdicts]":
-    """Start a program on all selected tests; the future gets one verdict per test."""
+) -> "Future[Judgement]":
+    """Start a program on all selected tests."""
     if prepared.problem.checker is not None:
-        return _Checking(pool, prepared, program, max_limit_hits).verdicts
+        return _Checking(pool, prepared, program, max_limit_hits).judgement
     is_call = prepared.problem.function is not None
 
     def judge(index: int, outcome: Outcome, output: bytes) -> Verdict:
@@ -28,6 +33,8 @@ def judge_program(
         if failure is not None:
             return failure
         expected = prepared.expected[index]
+        if is_call and len(output) > MAX_REPLY_BYTES + MAX_REPLY_FACTOR * len(expected):
+            return "wrong_answer"
         is_same = same_value(output, expected) if is_call else same_output(output, expected, prepared.problem.compare)
         return "passed" if is_same else "wrong_answer"
 
@@ -40,70 +47,106 @@ def judge_program(
         function=prepared.problem.function or "",
         max_limit_hits=max_limit_hits,
     )
-    return pool.submit(job)
+    return then(pool.submit(job), lambda verdicts: Judgement(verdicts=verdicts, missing_cause=job.missing_cause))
 
 
 class _Checking:
-    """Two jobs in a row: the program, then the checker on the outputs of runs that ended well."""
+    """Two jobs by turns: the program on a slice of the tests, then the checker on the outputs of runs that ended well.
+
+    Few outputs are held that way, and each for a short time: all jobs but the first go to the head of the queue.
+    Runs of the program and of the checker that end at a limit count together against `max_limit_hits`.
+    """
 
     def __init__(self, pool: SandboxPool, prepared: PreparedProblem, program: bytes, max_limit_hits: int) -> None:
-        self.verdicts: Future[Verdicts] = Future()
+        self.judgement: Future[Judgement] = Future()
         self._pool = pool
         self._prepared = prepared
+        self._program = program
+        self._max_limit_hits = max_limit_hits
+        self._num_limit_hits = 0
+        self._verdict_of_rest: Verdict = "time_limit"
+        self._missing_cause: MissingCause | None = None
+        self._verdicts: list[Verdict] = []
         self._outputs: dict[int, bytes] = {}
+        self._run_program()
+
+    def _run_program(self) -> None:
+        inputs = self._prepared.inputs[len(self._verdicts) :][:MAX_RUNS_PER_REQUEST]
         job = Job(
-            source=program,
-            runs=[RunFiles(stdin=stdin) for stdin in prepared.inputs],
+            source=self._program,
+            runs=[RunFiles(stdin=stdin) for stdin in inputs],
             judge=self._keep_output,
-            limits=prepared.limits,
-            max_limit_hits=max_limit_hits,
+            limits=self._prepared.limits,
+            max_limit_hits=self._num_hits_left,
         )
-        pool.submit(job).add_done_callback(self._start_checker)
+        self._start(job, self._run_checker, is_next=bool(self._verdicts))
 
     def _keep_output(self, index: int, outcome: Outcome, output: bytes) -> Verdict:
         failure = failure_of(outcome, len(output), self._prepared.limits.output_bytes)
-        if failure is None:
-            self._outputs[index] = output
-        return failure or "wrong_answer"  # until the checker approves
+        if failure is not None:
+            return failure
+        test = len(self._verdicts) + index
+        if len(output) > MAX_CHECKED_BYTES + MAX_CHECKED_FACTOR * len(self._prepared.expected[test]):
+            return "output_limit"
+        self._outputs[test] = output
+        return "wrong_answer"  # until the checker approves
 
-    def _start_checker(self, run: "Future[Verdicts]") -> None:
-        error = run.exception()
-        if error is not None:
-            self.verdicts.set_exception(error)
-            return
+    def _run_checker(self, verdicts: tuple[Verdict, ...]) -> None:
+        self._verdicts += verdicts
         if not self._outputs:
-            self.verdicts.set_result(run.result())
+            self._go_on(())
             return
         prepared = self._prepared
         job = Job(
             source=encode(prepared.problem.checker or ""),
             runs=[
-                RunFiles(stdin=prepared.inputs[index], expected=prepared.expected[index], output=output)
-                for index, output in self._outputs.items()
+                RunFiles(stdin=prepared.inputs[test], expected=prepared.expected[test], output=output)
+                for test, output in self._outputs.items()
             ],
             judge=_checker_verdict,
             limits=CHECKER_LIMITS,
             mode="checker",
+            max_limit_hits=self._num_hits_left,
         )
-        try:
-            checked = self._pool.submit(job)
-        except RuntimeError as closed:
-            self.verdicts.set_exception(closed)
-            return
-        checked.add_done_callback(lambda answer: self._finish(list(run.result()), answer))
+        self._start(job, self._go_on, is_next=True)
 
-    def _finish(self, verdicts: list[Verdict], checked: "Future[Verdicts]") -> None:
-        error = checked.exception()
-        if error is not None:
-            self.verdicts.set_exception(error)
+    def _go_on(self, checked: tuple[Verdict, ...]) -> None:
+        """Take the checker's verdicts; go on with the next slice, or end."""
+        for test, verdict in zip(self._outputs, checked, strict=True):
+            self._verdicts[test] = verdict
+        self._outputs = {}
+        num_left = len(self._prepared.inputs) - len(self._verdicts)
+        if num_left and not self._has_hit_limits:
+            self._run_program()
             return
-        for index, verdict in zip(self._outputs, checked.result(), strict=True):
-            verdicts[index] = verdict
-        self.verdicts.set_result(tuple(verdicts))
+        self._verdicts += [self._verdict_of_rest] * num_left
+        self.judgement.set_result(Judgement(verdicts=tuple(self._verdicts), missing_cause=self._missing_cause))
+
+    @property
+    def _num_hits_left(self) -> int:
+        return self._max_limit_hits and max(1, self._max_limit_hits - self._num_limit_hits)
+
+    @property
+    def _has_hit_limits(self) -> bool:
+        return 0 < self._max_limit_hits <= self._num_limit_hits
+
+    def _start(self, job: Job, turn: Callable[[tuple[Verdict, ...]], None], *, is_next: bool) -> None:
+        def take(done: "Future[tuple[Verdict, ...]]") -> None:
+            try:
+                verdicts = done.result()
+                self._missing_cause = self._missing_cause or job.missing_cause
+                if job.num_limit_hits:
+                    self._num_limit_hits += job.num_limit_hits
+                    self._verdict_of_rest = job.judge(0, Outcome(kind=job.last_limit), b"")
+                turn(verdicts)
+            except Exception as error:  # noqa: BLE001 - raised again where the verdicts are asked for
+                self.judgement.set_exception(error)
+
+        self._pool.submit(job, is_next=is_next).add_done_callback(take)
 
 
 def _checker_verdict(_: int, outcome: Outcome, output: bytes) -> Verdict:
     if outcome.kind == "internal":
         return "infra_error"
     has_ended = outcome.kind == "exited" and outcome.status == 0
-    return "passed" if has_ended and b"".join(output.split()) in CHECKER_APPROVALS else "wrong_answer"
+    return "passed" if has_ended and output.strip() in CHECKER_APPROVALS else "wrong_answer"

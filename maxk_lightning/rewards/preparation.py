@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maxk_lightning.records import check_function
 from maxk_lightning.rewards.sandbox.protocol import Limits
 from maxk_lightning.types import Problem, TestCase
 
@@ -32,11 +33,13 @@ class PreparedProblem:
 
 
 def prepare(problem: Problem, tests: Sequence[TestCase], limits: Limits) -> PreparedProblem:
-    """Encode the tests of a problem; ValueError when it has none or its function has no valid name."""
+    """Encode the tests of a problem; ValueError when it has none or its function cannot be called."""
     if not tests:
         raise ValueError(f"problem {problem.id!r} has no tests")
-    if problem.function is not None and not problem.function.isidentifier():
-        raise ValueError(f"problem {problem.id!r}: `function` is {problem.function!r}, not a Python name")
+    try:
+        check_function(problem.function, problem.checker)
+    except ValueError as error:
+        raise ValueError(f"problem {problem.id!r}: {error}") from error
     inputs = tuple(encode(test.input) for test in tests)
     expected = tuple(encode(test.output) for test in tests)
     return PreparedProblem(

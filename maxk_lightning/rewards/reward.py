@@ -28,6 +28,15 @@ class Reward(Protocol):
 
 
 @runtime_checkable
+class CheckableReward(Protocol):
+    """A reward that can tell before a run whether it will work."""
+
+    def check(self) -> None:
+        """Raise ValueError with one sentence where it will not."""
+        ...
+
+
+@runtime_checkable
 class StreamingReward(Protocol):
     """A reward that can start on a completion while others are still being sampled."""
 

@@ -6,13 +6,18 @@ processes or anything to inherit, with limits on CPU time, memory and output, in
 What is **not** protected:
 
 - against bugs of the kernel and the processor: system calls are filtered, but programs run on the machine's own kernel,
-  and side channels (timing, caches, load) are open;
+  and side channels (timing, caches, load) are open, also from one program to the next; under `bwrap` a program's
+  process number tells how many ran before it on its worker;
 - the machine's memory as a whole: each test may use `memory_limit_mb`, so the workers together may use that many times
-  `num_workers`; there is no cgroup;
+  `num_workers`; inputs and outputs (up to `output_limit_bytes` each) of up to 64 tests per worker lie in memory beside
+  that, and a program may keep its output's size once more in pipes and sockets; there is no cgroup;
 - in backend `plain`: names and metadata of files (whether a path exists, its size) can be seen, not their contents;
-- started as root with an interpreter that only root can read, threads per test are bounded by memory alone;
+- started as root in a container without the right CAP_DAC_READ_SEARCH, with an interpreter that only root can read:
+  programs run as root without any right, and threads per test are bounded by memory alone;
+- a program that sleeps: CPU time decides, and `wall_factor` times as long passes before it is stopped;
 - the tests themselves: a program sees the inputs, and a problem whose outputs can be guessed can be gamed;
-- checkers see expected outputs (in a process of their own) and are trusted not to be fooled by a program's output;
+- checkers see expected outputs (in a process of their own, as isolated as a program's) and are trusted not to be fooled
+  by a program's output: one that evaluates it approves whatever the program wants;
 - `allow_unsafe: true` where a layer is missing: programs act with the user's rights, as far as no layer stops them.
 """
 
@@ -29,16 +34,18 @@ from types import TracebackType
 from typing import Any, Literal
 
 from maxk_lightning.rewards.extraction import extract_code, with_prefix
-from maxk_lightning.rewards.judging import Verdicts, judge_program
+from maxk_lightning.rewards.futures import then
+from maxk_lightning.rewards.judging import judge_program
 from maxk_lightning.rewards.preparation import PreparedProblem, encode, prepare, program_key
 from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits
-from maxk_lightning.rewards.sandbox.selftest import Isolation, choose_isolation
+from maxk_lightning.rewards.sandbox.selftest import Isolation, SandboxUnavailableError, choose_isolation
 from maxk_lightning.rewards.verdict_store import VerdictStore
-from maxk_lightning.rewards.verdicts import reward_of
+from maxk_lightning.rewards.verdicts import RULES_VERSION, Judgement, reward_of
 from maxk_lightning.types import Problem, Score, Verdict
 
 MIN_MEMORY_MB = 64
+MAX_WORKERS = 4096
 NUM_PREPARED = 1024
 MAX_PREPARED_BYTES = 512 << 20
 "Encoded tests that are kept beside `NUM_PREPARED`: those of one problem can be tens of MB."
@@ -48,8 +55,9 @@ class UnitTestReward:
     """Runs each completion's program on the problem's tests in the sandbox; reward = fraction of selected tests passed.
 
     Identical programs of a group run once and results are cached by (program, tests). A completion without a fenced
-    program gets 0 and the verdict `no_code`; one that the sandbox itself failed on gets no reward (None). Thread-safe.
-    Workers start at the first use and end with this process, however it ends.
+    program gets 0 and the verdict `no_code`; one that the sandbox itself failed on gets no reward (None) and a cause.
+    Whatever a program does to itself is its failure: no program can bring a missing reward about. Thread-safe. Workers
+    start at the first use and end with this process, however it ends.
 
     Args:
         backend: `bwrap` (namespaces on top), `plain`, or `auto`: the stronger one that works here.
@@ -61,7 +69,8 @@ class UnitTestReward:
         wall_factor: wall-clock limit in multiples of the CPU limit, a backstop for programs that sleep.
         memory_limit_mb: address space in MiB where the problem gives none; threads with big stacks need 1024.
         output_limit_bytes: a program that prints more is stopped.
-        max_time_limits: after so many time (or output) limits a program fails its other tests without running them.
+        max_time_limits: after so many time (or output) limits, a checker's among them, a program fails its other tests
+            without running them.
         allow_unclosed: accept a last code fence that the end of the completion cut off.
         allow_site_packages: let programs import this interpreter's installed packages, such as numpy.
         allow_unsafe: run even where isolation can not be had. Programs then act with your rights.
@@ -91,6 +100,8 @@ class UnitTestReward:
     ) -> None:
         if backend not in ("auto", "bwrap", "plain"):
             raise ValueError(f"backend is {backend!r}, must be auto, bwrap or plain")
+        if num_workers is not None and num_workers > MAX_WORKERS:
+            raise ValueError(f"num_workers is {num_workers}, must be at most {MAX_WORKERS}")
         for name, count in (("num_workers", num_workers), ("max_tests", max_tests)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} is {count}, must be at least 1 (or null)")
@@ -126,8 +137,8 @@ class UnitTestReward:
         self._pool: SandboxPool | None = None
         self._prepared: collections.OrderedDict[int, PreparedProblem] = collections.OrderedDict()
         self._prepared_bytes = 0
-        self._cache: collections.OrderedDict[bytes, Verdicts] = collections.OrderedDict()
-        self._running: dict[bytes, Future[Verdicts]] = {}
+        self._cache: collections.OrderedDict[bytes, Judgement] = collections.OrderedDict()
+        self._running: dict[bytes, Future[Judgement]] = {}
         self._store = None if cache_file is None else VerdictStore(cache_file)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Score]]:
@@ -144,14 +155,26 @@ class UnitTestReward:
         """Start scoring one completion, as it arrives from the engine; returns at once."""
         prepared = self._prepare(problem)
         code = extract_code(completion, allow_unclosed=self.allow_unclosed)
-        scored: Future[Score] = Future()
         if code is None:
             verdict: Verdict = "no_code"
+            scored: Future[Score] = Future()
             scored.set_result(Score(reward=0.0, verdicts=(verdict,) * len(prepared.inputs)))
             return scored
         code = with_prefix(code, problem.prefix)
-        self._verdicts_of(prepared, encode(code)).add_done_callback(lambda judged: self._score(judged, scored))
-        return scored
+        return then(self._judgement_of(prepared, encode(code)), self._score)
+
+    def check(self) -> None:
+        """Find out before a run whether it can be scored.
+
+        Raises:
+            ValueError: `cache_file` is something else, or programs can not be isolated here.
+        """
+        if self._store is not None:
+            self._store.check()
+        try:
+            self.backend_in_force  # noqa: B018 - for its error
+        except SandboxUnavailableError as error:
+            raise ValueError(str(error)) from error
 
     @property
     def backend_in_force(self) -> Literal["bwrap", "plain", "unsafe"]:
@@ -181,13 +204,10 @@ class UnitTestReward:
     ) -> None:
         self.close()
 
-    def _score(self, judged: "Future[Verdicts]", scored: "Future[Score]") -> None:
-        error = judged.exception()
-        if error is not None:
-            scored.set_exception(error)
-            return
-        verdicts = judged.result()
-        scored.set_result(Score(reward=reward_of(verdicts, is_binary=self.is_binary), verdicts=verdicts))
+    def _score(self, judgement: Judgement) -> Score:
+        reward = reward_of(judgement.verdicts, is_binary=self.is_binary)
+        cause = judgement.missing_cause if reward is None else None
+        return Score(reward=reward, verdicts=judgement.verdicts, missing_cause=cause)
 
     def _prepare(self, problem: Problem) -> PreparedProblem:
         with self._lock:
@@ -210,14 +230,14 @@ class UnitTestReward:
             output_bytes=self.output_limit_bytes,
         )
 
-    def _verdicts_of(self, prepared: PreparedProblem, program: bytes) -> "Future[Verdicts]":
+    def _judgement_of(self, prepared: PreparedProblem, program: bytes) -> "Future[Judgement]":
         """Take the verdicts from the cache, from the same program under way, or from a new run."""
         key = program_key(prepared, program)
         with self._lock:
-            verdicts = self._known(key)
-            if verdicts is not None:
-                known: Future[Verdicts] = Future()
-                known.set_result(verdicts)
+            judgement = self._known(key, len(prepared.inputs))
+            if judgement is not None:
+                known: Future[Judgement] = Future()
+                known.set_result(judgement)
                 return known
             running = self._running.get(key)
             if running is None:
@@ -227,31 +247,33 @@ class UnitTestReward:
                 running.add_done_callback(lambda judged: self._remember(key, judged))
             return running
 
-    def _known(self, key: bytes) -> Verdicts | None:
+    def _known(self, key: bytes, num_tests: int) -> Judgement | None:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        stored = None if self._store is None else self._store.get(self._stored_key(key))
-        if stored is not None:
-            self._keep(key, stored)
-        return stored
+        stored = None if self._store is None else self._store.get(self._stored_key(key), num_tests)
+        if stored is None:
+            return None
+        judgement = Judgement(verdicts=stored)
+        self._keep(key, judgement)
+        return judgement
 
-    def _remember(self, key: bytes, judged: "Future[Verdicts]") -> None:
+    def _remember(self, key: bytes, judged: "Future[Judgement]") -> None:
         with self._lock:
             self._running.pop(key, None)
-            if judged.exception() is None and "infra_error" not in judged.result():
+            if judged.exception() is None and "infra_error" not in judged.result().verdicts:
                 self._keep(key, judged.result())
                 if self._store is not None:
-                    self._store.put(self._stored_key(key), judged.result())
+                    self._store.put(self._stored_key(key), judged.result().verdicts)
 
-    def _keep(self, key: bytes, verdicts: Verdicts) -> None:
-        self._cache[key] = verdicts
+    def _keep(self, key: bytes, judgement: Judgement) -> None:
+        self._cache[key] = judgement
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
 
     def _stored_key(self, key: bytes) -> bytes:
-        """Other runs may have another interpreter, or let programs import more."""
-        return hashlib.sha256(key + f"{sys.version} {self.allow_site_packages}".encode()).digest()
+        """Other runs may have another interpreter, let programs import more, or judge by other rules."""
+        return hashlib.sha256(key + f"{sys.version} {self.allow_site_packages} {RULES_VERSION}".encode()).digest()
 
     def _started_pool(self) -> SandboxPool:
         if self._pool is None or self._pool.owner_pid != os.getpid():  # a fork has no thread that serves the pool

@@ -1,15 +1,17 @@
 """Verdicts on disk, shared by processes and by runs."""
 
 import contextlib
+import logging
 import os
 import sqlite3
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from maxk_lightning.rewards.judging import Verdicts
 from maxk_lightning.types import Verdict
 
-REPEATABLE = frozenset({"passed", "wrong_answer", "runtime_error"})
+logger = logging.getLogger(__name__)
+
+REPEATABLE: frozenset[Verdict] = frozenset({"passed", "wrong_answer", "runtime_error"})
 "Verdicts that another run gives again. Limits depend on the machine and its load: those programs are run again."
 WAIT_S = 60.0
 "How long to wait for another process that is writing."
@@ -22,27 +24,48 @@ class VerdictStore:
         """Name the file; it is made at the first use.
 
         Raises:
-            ValueError: its directory cannot be made.
+            ValueError: it is a directory, or its directory cannot be made.
         """
         self.path = path
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"cache_file is {path}: {error.strerror}") from error
+        if Path(path).is_dir():
+            raise ValueError(f"cache_file is {path}: Is a directory")
         self._connection: sqlite3.Connection | None = None
         self._owner_pid = 0
+        self._is_broken = False
         self._inherited: list[sqlite3.Connection | None] = []  # closed by a fork, they would release its parent's locks
 
-    def get(self, key: bytes) -> Verdicts | None:
-        """The verdicts of a program, None where it is unknown."""
-        row = self._opened().execute("SELECT verdicts FROM verdicts WHERE key = ?", (key,)).fetchone()
-        return None if row is None else cast("tuple[Verdict, ...]", tuple(row[0].split()))
+    def check(self) -> None:
+        """Raise ValueError where a file is there that is no store."""
+        if Path(self.path).exists():
+            self._opened()
 
-    def put(self, key: bytes, verdicts: Verdicts) -> None:
+    def get(self, key: bytes, num_tests: int) -> tuple[Verdict, ...] | None:
+        """The verdicts of a program, None where it is unknown: also where the row is damaged, or another's."""
+        row = self._execute("SELECT verdicts FROM verdicts WHERE key = ?", (key,))
+        words = row[0].split() if row and isinstance(row[0], str) else []
+        verdicts = tuple(verdict for word in words for verdict in REPEATABLE if verdict == word)
+        return verdicts if len(words) == len(verdicts) == num_tests else None
+
+    def put(self, key: bytes, verdicts: tuple[Verdict, ...]) -> None:
         """Keep verdicts, if every run of the program gives them."""
         if REPEATABLE.issuperset(verdicts):
-            row = (key, " ".join(verdicts))
-            self._opened().execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", row)
+            self._execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, " ".join(verdicts)))
+
+    def _execute(self, statement: str, values: tuple[object, ...]) -> Any:
+        """The first row; a file that breaks while it is used costs time only, so it is left alone from there on."""
+        if self._is_broken:
+            return None
+        connection = self._opened()
+        try:
+            return connection.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            self._is_broken = True
+            logger.warning("cache_file is %s: %s; verdicts are no longer read from it or kept in it", self.path, error)
+            return None
 
     def close(self) -> None:
         """Close the file; a later use opens it again."""

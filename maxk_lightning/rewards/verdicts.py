@@ -1,9 +1,23 @@
 """From how a run ended and what it printed to a verdict."""
 
 import signal
+from dataclasses import dataclass
 
 from maxk_lightning.rewards.sandbox.protocol import MEMORY_EXIT_STATUS, Outcome
-from maxk_lightning.types import Verdict
+from maxk_lightning.types import MissingCause, Verdict
+
+RULES_VERSION = 2
+"Raise it with every change of the verdict that a program gets: verdicts kept in files under another number are void."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What came of one program."""
+
+    verdicts: tuple[Verdict, ...]
+    "One per test."
+    missing_cause: MissingCause | None = None
+    "Why the sandbox gave no verdict on some test."
 
 
 def failure_of(outcome: Outcome, num_output_bytes: int, max_output_bytes: int) -> Verdict | None:

@@ -1,13 +1,22 @@
 """Engines that sample completions."""
 
-from maxk_lightning.rollouts.engine import EngineError, ManagedEngine, RolloutEngine, StreamingEngine
+from maxk_lightning.rollouts.engine import (
+    EngineError,
+    EngineLoad,
+    ManagedEngine,
+    MeasuredEngine,
+    RolloutEngine,
+    StreamingEngine,
+)
 from maxk_lightning.rollouts.engines.transformers.engine import TransformersEngine
 from maxk_lightning.rollouts.engines.vllm.engine import VLLMEngine
 from maxk_lightning.rollouts.engines.vllm.server import VLLMServerEngine
 
 __all__ = [
     "EngineError",
+    "EngineLoad",
     "ManagedEngine",
+    "MeasuredEngine",
     "RolloutEngine",
     "StreamingEngine",
     "TransformersEngine",

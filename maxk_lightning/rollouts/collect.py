@@ -1,52 +1,61 @@
-"""Prompts -> completions -> scores."""
+"""An order -> completions -> scores."""
 
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import starmap
 
 from maxk_lightning.rewards import Reward, StreamingReward
 from maxk_lightning.rollouts.engine import RolloutEngine, StreamingEngine, in_groups
-from maxk_lightning.rollouts.rollout import Group, Rollout
-from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
+from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
+from maxk_lightning.types import Completion, Problem, Prompt, Score
 
 
-def collect(
-    engine: RolloutEngine, reward: Reward, problems: Sequence[Problem], prompts: Sequence[Prompt], sampling: Sampling
-) -> Rollout:
-    """Sample a group per prompt and score it: as completions end where both can, else at the end."""
+def collect(engine: RolloutEngine, reward: Reward, order: Order, version: int = 0) -> Rollout:
+    """Sample a group per prompt and score it: as completions end where both can, else at the end.
+
+    Args:
+        engine: Samples.
+        reward: Scores.
+        order: What to sample.
+        version: Optimizer step of the engine's weights.
+
+    Raises:
+        ValueError: the reward did not give one score per completion.
+    """
     started = time.perf_counter()
     if isinstance(engine, StreamingEngine) and isinstance(reward, StreamingReward):
-        completions, futures = _stream(engine, reward, problems, prompts, sampling)
+        completions, futures = _stream(engine, reward, order)
         generated = time.perf_counter()
         scores = [[future.result() for future in group] for group in futures]
     else:
-        completions = engine.generate(prompts, sampling)
+        completions = engine.generate(order.prompts, order.sampling)
         generated = time.perf_counter()
-        scores = reward.score(problems, [[completion.text for completion in group] for group in completions])
+        scores = reward.score(order.problems, [[completion.text for completion in group] for group in completions])
     scored = time.perf_counter()
-    groups = [
-        Group(problem=problem, prompt=prompt, completions=group, scores=group_scores)
-        for problem, prompt, group, group_scores in zip(problems, prompts, completions, scores, strict=True)
-    ]
-    for group in groups:
-        if len(group.scores) != len(group.completions):
-            counts = f"{len(group.scores)} scores for {len(group.completions)} completions"
-            raise ValueError(f"the reward gave {counts} of problem {group.problem.id}")
-    return Rollout(groups=groups, sampling=sampling, generate_s=generated - started, score_s=scored - generated)
+    groups = list(starmap(_group, zip(order.problems, order.prompts, completions, scores, strict=True)))
+    return Rollout(
+        samples=Samples(groups=groups, sampling=order.sampling),
+        generate_s=generated - started,
+        score_s=scored - generated,
+        version=version,
+    )
 
 
 def _stream(
-    engine: StreamingEngine,
-    reward: StreamingReward,
-    problems: Sequence[Problem],
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
+    engine: StreamingEngine, reward: StreamingReward, order: Order
 ) -> tuple[list[list[Completion]], list[list["Future[Score]"]]]:
     """Completions, and their scores to come: each was submitted when it ended, while others were being sampled."""
     arrivals = (
-        (index, sample, (completion, reward.submit(problems[index], completion.text)))
-        for index, sample, completion in engine.stream(prompts, sampling)
+        (index, sample, (completion, reward.submit(order.problems[index], completion.text)))
+        for index, sample, completion in engine.stream(order.prompts, order.sampling)
     )
-    groups = in_groups(arrivals, len(prompts), sampling.num_completions)
+    groups = in_groups(arrivals, len(order.prompts), order.sampling.num_completions)
     completions = [[completion for completion, _ in group] for group in groups]
     return completions, [[future for _, future in group] for group in groups]
+
+
+def _group(problem: Problem, prompt: Prompt, completions: list[Completion], scores: list[Score]) -> Group:
+    if len(scores) != len(completions):
+        counts = f"{len(scores)} scores for {len(completions)} completions"
+        raise ValueError(f"the reward gave {counts} of problem {problem.id}")
+    return Group(problem=problem, prompt=prompt, completions=completions, scores=scores)

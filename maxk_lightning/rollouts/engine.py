@@ -1,13 +1,15 @@
 """The seam between training and whatever samples completions."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from maxk_lightning.policy.memory import EngineMemory
 from maxk_lightning.types import Completion, Prompt, Sampling
 
-# jsonargparse wants annotations that a user's class may write in another way or leave out; see `rewards.reward`.
+# See `rewards.reward`.
 if TYPE_CHECKING:
     Prompts = Sequence[Prompt]
     Groups = list[list[Completion]]
@@ -26,7 +28,7 @@ class EngineError(RuntimeError):
 def in_groups(
     arrivals: Iterable[tuple[int, int, Arrival]], num_prompts: int, num_completions: int
 ) -> list[list[Arrival]]:
-    """What a stream told in the order it ended, as groups: one list per prompt, samples in order."""
+    """Sort streamed completions back into groups: one list per prompt, samples in order."""
     arrived = {(index, sample): arrival for index, sample, arrival in arrivals}
     return [[arrived[index, sample] for sample in range(num_completions)] for index in range(num_prompts)]
 
@@ -48,13 +50,37 @@ class StreamingEngine(Protocol):
     """An engine that hands completions out as they end."""
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
-        """What `generate` returns, in the order it ends: (index of the prompt, sample in its group, completion)."""
+        """Yield what `generate` returns as it ends: (index of the prompt, sample in its group, completion)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """What the rollouts of one rank ask of its engine."""
+
+    num_completions: int
+    "Completions of a rollout."
+    max_tokens: int
+    "Tokens of the longest prompt and completion together."
+    gpu_bytes: int | None
+    "Memory of the GPU that it shares with training; None: there is none."
+
+
+@runtime_checkable
+class MeasuredEngine(Protocol):
+    """An engine that can tell what it will need, for `fit --dry_run true`."""
+
+    def memory(self, load: EngineLoad) -> EngineMemory | None:
+        """Tell what it will hold beside the policy; None: it has GPUs of its own."""
         ...
 
 
 @runtime_checkable
 class ManagedEngine(Protocol):
-    """An engine with memory or processes of its own."""
+    """An engine with memory or processes of its own.
+
+    One with a true attribute `sleep_while_training` is not combined with `rollout.rollouts_ahead`.
+    """
 
     def sleep(self) -> bool:
         """Free memory while the policy is trained; True: weights must be loaded before the next sample."""

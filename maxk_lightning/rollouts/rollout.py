@@ -1,9 +1,9 @@
-"""A rollout: groups of samples from one version of the policy.
+"""Orders, groups, and rollouts: groups sampled from one version of the policy.
 
 Legend: P prompts, N completions per prompt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +12,47 @@ from torch import Tensor
 from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
 
 
+def _sample_entropy(completion: Completion, score: Score) -> float:
+    entropies = completion.entropies
+    return sum(entropies) / len(entropies) if entropies else float("nan")
+
+
+SAMPLE_VALUES: dict[str, Callable[[Completion, Score], float]] = {
+    "completion_tokens": lambda completion, score: len(completion.token_ids),
+    "truncated_fraction": lambda completion, score: completion.finish_reason == "length",
+    "no_code_fraction": lambda completion, score: "no_code" in score.verdicts,
+    "missing_fraction": lambda completion, score: score.reward is None,
+    "sample_entropy": _sample_entropy,
+}
+"Tag of the log -> value of one sample; the log shows the mean."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What one rank is to sample for one rollout."""
+
+    index: int
+    "Number of the rollout in the run, from 0."
+    problems: Sequence[Problem]
+    "Problems of this rank."
+    prompts: Sequence[Prompt]
+    "Prompts of these problems, in the same order."
+    sampling: Sampling
+    "Settings of the completions."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """The n samples of one prompt."""
 
     problem: Problem
-    "What was asked."
+    "Problem that was asked."
     prompt: Prompt
-    "As the policy read it."
+    "The problem as the policy read it."
     completions: list[Completion]
     "n answers of the behaviour policy."
     scores: list[Score]
-    "Their scores, in the same order."
+    "Scores of the answers, in the same order."
 
     @property
     def rewards(self) -> list[float]:
@@ -32,19 +61,13 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """Groups collected from one version of the policy."""
+class Samples:
+    """Groups that stand together: what a rank sampled, or its share of an optimizer step."""
 
-    groups: list[Group]
-    "One per prompt; all of the same size."
+    groups: Sequence[Group]
+    "One per prompt."
     sampling: Sampling
-    "How the completions were drawn."
-    generate_s: float
-    "Wall-clock seconds spent sampling."
-    score_s: float
-    "Wall-clock seconds spent scoring after sampling had ended."
-    version: int = 0
-    "Optimizer step of the weights that sampled."
+    "Settings that the completions were drawn with."
 
     @property
     def rewards_PN(self) -> Tensor:
@@ -52,28 +75,44 @@ class Rollout:
         return rewards_of(self.groups, self.sampling.num_completions)
 
     @property
-    def values_of(self) -> dict[str, Tensor]:
-        """One value per completion of every tag of `metrics.RolloutMetrics`."""
-        scores = [score for group in self.groups for score in group.scores]
-        values: dict[str, list[float]] = {
-            "completion_tokens": [len(completion.token_ids) for completion in self.completions],
-            "truncated_fraction": [completion.finish_reason == "length" for completion in self.completions],
-            "sample_entropy": [_mean(completion.entropies) for completion in self.completions],
-            "no_code_fraction": ["no_code" in score.verdicts for score in scores],
-            "missing_fraction": [score.reward is None for score in scores],
+    def values(self) -> dict[str, Tensor]:
+        """Values of every tag of `SAMPLE_VALUES`, float64, one per completion."""
+        pairs = [pair for group in self.groups for pair in zip(group.completions, group.scores, strict=True)]
+        return {
+            tag: torch.tensor([value_of(*pair) for pair in pairs], dtype=torch.float64)
+            for tag, value_of in SAMPLE_VALUES.items()
         }
-        return {tag: torch.tensor(column, dtype=torch.float64) for tag, column in values.items()}
 
     @property
     def completions(self) -> Iterator[Completion]:
         """All completions."""
         return (completion for group in self.groups for completion in group.completions)
 
+    @property
+    def num_tokens(self) -> int:
+        """Completion tokens."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """What one rank sampled from one version of the policy."""
+
+    samples: Samples
+    "Groups, one per prompt of the order."
+    generate_s: float
+    "Wall-clock seconds spent sampling."
+    score_s: float
+    "Wall-clock seconds spent scoring after sampling had ended."
+    version: int = 0
+    "Optimizer step of the weights that sampled."
+    sync_s: float = 0.0
+    "Wall-clock seconds that pushing these weights to the engine took, their proof included."
+    logprob_gap: float = float("nan")
+    "Mean |log-prob of the engine - log-prob of the trainer| in that proof, nats per token, worst rank."
+
 
 def rewards_of(groups: Sequence[Group], num_completions: int) -> Tensor:
+    """Rewards_PN, float64; NaN where a sample could not be scored."""
     rewards_PN = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
     return rewards_PN if groups else rewards_PN.view(0, num_completions)
-
-
-def _mean(values: Sequence[float] | None) -> float:
-    return sum(values) / len(values) if values else float("nan")

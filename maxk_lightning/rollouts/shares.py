@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch.distributed as dist
-
+from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group
 
 
@@ -31,27 +30,23 @@ def training_tokens(group: Group) -> int:
     return len(group.prompt.token_ids) + sum(len(completion.token_ids) for completion in group.completions)
 
 
-def share_out(sampled: Sequence[Sequence[Group]], groups_per_step: int) -> list[list[list[Group]]]:
-    """For each rank its groups of every optimizer step, given those that each sampled: every n-th of the prompt stream.
+def share_out(groups: Sequence[Group], groups_per_step: int, num_ranks: int) -> list[list[list[Group]]]:
+    """For each rank its groups of every optimizer step, given the whole rollout in the order of the prompt stream.
 
     The groups of a step are the same on any number of ranks; who has which is decided by their tokens.
     """
-    num_ranks, num_groups = len(sampled), sum(map(len, sampled))
-    groups = [sampled[position % num_ranks][position // num_ranks] for position in range(num_groups)]
-    shares: list[list[list[Group]]] = [[] for _ in sampled]
-    for start in range(0, num_groups, groups_per_step):
+    shares: list[list[list[Group]]] = [[] for _ in range(num_ranks)]
+    for start in range(0, len(groups), groups_per_step):
         step = groups[start : start + groups_per_step]
         for rank, indices in enumerate(assign([training_tokens(group) for group in step], num_ranks)):
             shares[rank].append([step[index] for index in indices])
     return shares
 
 
-def exchange(groups: Sequence[Group], groups_per_step: int) -> list[list[Group]]:
+def exchange(groups: Sequence[Group], groups_per_step: int, ranks: Ranks) -> list[list[Group]]:
     """This rank's groups of every optimizer step, for the ones that it sampled; all ranks must come here together.
 
     Tests stay behind: they can be large, and nothing asks for them once rewards are known.
     """
     lean = [replace(group, problem=replace(group.problem, tests=())) for group in groups]
-    sampled: list[list[Group]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(sampled, lean)
-    return share_out(sampled, groups_per_step)[dist.get_rank()]
+    return share_out(ranks.gather(lean), groups_per_step, ranks.world_size)[ranks.rank]

@@ -1,69 +1,38 @@
-"""Rollouts as plain lists and tensors, for checkpoints that are saved amid the PPO iterations of one."""
+"""Rollouts as plain lists and tensors, for checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from maxk_lightning.rollouts.rollout import Group, Rollout
-from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
+from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
+from maxk_lightning.types import Completion, Sampling, Score
 
 Record = dict[str, Any]
+FACTS = ("version", "generate_s", "score_s", "sync_s", "logprob_gap")
+"Fields of a `Rollout` that are the same on all ranks, or those of the first."
 
 
-def to_state(rollout: Rollout) -> Record:
-    """A rollout as plain lists and tensors, gathered on rank 0 from all ranks, which must come here together."""
+def to_state(rollout: Rollout, ranks: Ranks) -> Record:
+    """The whole rollout as plain lists and tensors; all ranks must come here together, with what each sampled."""
     return {
-        "sampling": asdict(rollout.sampling),
-        "version": rollout.version,
-        "generate_s": rollout.generate_s,
-        "score_s": rollout.score_s,
-        "groups": gather_records(rollout.groups),
+        "sampling": asdict(rollout.samples.sampling),
+        "groups": ranks.gather([_as_record(group) for group in rollout.samples.groups]),
+        **{name: getattr(rollout, name) for name in FACTS},
     }
 
 
-def from_state(
-    state: Record, problems: Sequence[Problem], prompts: Sequence[Prompt], rank: int, world_size: int
-) -> Rollout:
-    """A rank's share of a stored rollout, of which it holds every `world_size`-th group.
+def from_state(state: Record, order: Order, ranks: Ranks) -> Rollout:
+    """This rank's groups of a stored rollout, on as many ranks as there are now.
 
     Raises:
-        ValueError: it belongs to other problems than those given.
-    """
-    return Rollout(
-        groups=groups_of(state["groups"][rank::world_size], problems, prompts),
-        sampling=Sampling(**state["sampling"]),
-        version=state["version"],
-        generate_s=state["generate_s"],
-        score_s=state["score_s"],
-    )
-
-
-def gather_records(groups: Sequence[Group]) -> list[Record] | None:
-    """Records of all ranks in the order of the prompt stream, of which ranks hold every n-th; None but on rank 0."""
-    records = [_as_record(group) for group in groups]
-    if not dist.is_initialized():
-        return records
-    is_first = dist.get_rank() == 0
-    gathered: list[list[Record]] = [[] for _ in range(dist.get_world_size())]
-    dist.gather_object(records, gathered if is_first else None)
-    if not is_first:
-        return None
-    num_groups = sum(map(len, gathered))
-    return [gathered[position % len(gathered)][position // len(gathered)] for position in range(num_groups)]
-
-
-def groups_of(records: Sequence[Record], problems: Sequence[Problem], prompts: Sequence[Prompt]) -> list[Group]:
-    """The groups that were stored.
-
-    Raises:
-        ValueError: they belong to other problems than those given.
+        ValueError: the rollout belongs to other prompts than those of the order.
     """
     groups = []
-    for record, problem, prompt in zip(records, problems, prompts, strict=True):
+    for record, problem, prompt in zip(ranks.own(state["groups"]), order.problems, order.prompts, strict=True):
         if record["problem"] != problem.id or record["prompt"].tolist() != list(prompt.token_ids):
             raise ValueError(
                 "data: the checkpoint was saved amid a rollout, whose prompts are not those of this configuration "
@@ -71,7 +40,8 @@ def groups_of(records: Sequence[Record], problems: Sequence[Problem], prompts: S
             )
         completions, scores = _completions(record), _scores(record)
         groups.append(Group(problem=problem, prompt=prompt, completions=completions, scores=scores))
-    return groups
+    samples = Samples(groups=groups, sampling=Sampling(**state["sampling"]))
+    return Rollout(samples=samples, **{name: state[name] for name in FACTS})
 
 
 def _as_record(group: Group) -> Record:

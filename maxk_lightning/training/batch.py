@@ -21,13 +21,13 @@ class Batch:
     rows: PackedRows
     "Prompts and completions for the policy."
     behaviour_logprobs_BT: Tensor
-    "log pi_old of every completion token, float32, nats; 0 where masked."
+    "Log-prob that the engine reported of every completion token, float32, nats; 0 where masked."
     rewards_PN: Tensor
-    "float64; NaN where a sample could not be scored. No rows where credits are given."
+    "Rewards, float64; NaN where a sample could not be scored. No rows where credits are given."
     credits_B: Tensor | None = None
-    "float64; for parts of groups, whose credits depend on completions that are not here."
+    "Credits, float64, of parts of groups: they depend on completions that are not here."
     completions: Sequence[Completion] = ()
-    "What the B rows were made of."
+    "Completions that the B rows were made of."
 
     @property
     def mask_BT(self) -> Tensor:

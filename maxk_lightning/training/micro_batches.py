@@ -13,29 +13,33 @@ from maxk_lightning.rollouts.rollout import Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class MicroBatches:
     """The micro-batches of one rank in one optimizer step."""
 
     whole: Sequence[Sequence[Group]]
     "Micro-batches of whole groups."
     split: list[Group]
-    "Groups that are too large for one."
+    "Groups larger than the token budget."
     parts: list[Group]
-    "Their parts, which have some of the completions, group by group and in order: a micro-batch each."
+    "Those groups cut into parts, in order; each part is a micro-batch."
     num_parts: list[int]
-    "Parts of each split group."
+    "Number of parts of each split group."
+
+    def __len__(self) -> int:
+        """Number of micro-batches."""
+        return len(self.whole) + len(self.parts)
 
 
-def plan_by_prompts(groups: Sequence[Group], max_prompts: int | None) -> Plan:
-    """`max_prompts` groups at a time; None: all at once."""
+def cut_by_prompts(groups: Sequence[Group], max_prompts: int | None) -> MicroBatches:
+    """Cut into micro-batches of `max_prompts` groups; None: all groups at once."""
     size = max_prompts or max(1, len(groups))
-    return Plan(
+    return MicroBatches(
         whole=[groups[start : start + size] for start in range(0, len(groups), size)], split=[], parts=[], num_parts=[]
     )
 
 
-def plan_by_tokens(groups: Sequence[Group], max_tokens: int, max_row_tokens: int | None) -> Plan:
-    """At most `max_tokens` at a time, unless a single completion with its prompt is longer.
+def cut_by_tokens(groups: Sequence[Group], max_tokens: int, max_row_tokens: int | None) -> MicroBatches:
+    """Cut into micro-batches of at most `max_tokens`, unless a single completion with its prompt is longer.
 
     Groups with the longest rows come first, so that rows of a similar length, and little padding, stand together.
     """
@@ -55,7 +59,8 @@ def plan_by_tokens(groups: Sequence[Group], max_tokens: int, max_row_tokens: int
         else:
             whole.append([groups[index]])
             num_rows, longest = len(rows[index]), max(rows[index])
-    return Plan(whole=whole, split=split, parts=[part for each in parts for part in each], num_parts=[*map(len, parts)])
+    flat = [part for of_a_group in parts for part in of_a_group]
+    return MicroBatches(whole=whole, split=split, parts=flat, num_parts=[*map(len, parts)])
 
 
 def _parts(group: Group, max_tokens: int, max_row_tokens: int | None) -> Iterator[Group]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from maxk_lightning.commands.memory_plan import Machine, plan_of
+from maxk_lightning.commands.memory_plan import Machine, workload_of
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.objectives import check_group_size
 from maxk_lightning.policy.memory import GIB, describe, items_of, table
@@ -96,7 +96,7 @@ def test_the_model_can_be_built_and_the_objective_fits(path: Path, tmp_path: Pat
     assert model.num_parameters() - num_adapter == SIZES[size]
     assert (num_adapter > 0) == (cli.model.lora is not None)
     check_group_size(cli.model.objective, cli.config_init["rollout"].sampling.num_completions)
-    optimizer = cli.model.make_optimizer([torch.nn.Parameter(torch.zeros(2))])
+    optimizer = cli.model.optimizer_from([torch.nn.Parameter(torch.zeros(2))])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(_raw(path)["model"]["optimizer"]["init_args"]["lr"])
     trainer = _raw(path)["trainer"]
     assert _raw(path)["data"]["prompts_per_rollout"] % (trainer["devices"] * trainer.get("num_nodes", 1)) == 0
@@ -106,7 +106,7 @@ def test_the_model_can_be_built_and_the_objective_fits(path: Path, tmp_path: Pat
 def test_the_memory_table_of_the_header_is_what_is_computed_and_fits(path: Path, tmp_path: Path) -> None:
     cli = _build(path, _policy(_size(path), tmp_path / "policy"))
     machine = _machine(path)
-    items = items_of(plan_of(cli.model, cli.datamodule, cli.config_init["rollout"], machine))
+    items = items_of(workload_of(cli.model, cli.datamodule, cli.config_init["rollout"], machine))
     expected = table(items, machine.capacity_bytes)
     header = [line.removeprefix("#   ") for line in path.read_text().splitlines() if line.startswith("#   ")]
     assert expected in "\n".join(header), f"put this into {path.name}:\n{expected}"

@@ -17,16 +17,16 @@ def _write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_a_problem_survives_the_round_trip() -> None:
+@pytest.mark.parametrize("judged_by", [{"checker": "print(1)"}, {"function": "f"}])
+def test_a_problem_survives_the_round_trip(judged_by: dict[str, str]) -> None:
     problem = Problem(
         id="x",
         prompt="p",
-        tests=(TestCase(input="é", output=""),),
+        tests=(TestCase(input='"é"', output=""),),
         time_limit_s=1.5,
         memory_limit_mb=64,
         compare="exact",
-        checker="print(1)",
-        function="f",
+        **judged_by,  # type: ignore[arg-type]
         metadata={"level": 3},
     )
     assert problem_from_record(json.loads(json.dumps(problem_to_record(problem)))) == problem

@@ -7,13 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from maxk_lightning.callbacks.rollouts import rollout_callback
 from maxk_lightning.commands.arguments import call
 from maxk_lightning.commands.data import data
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.data import CodeContests
 from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.types import Sampling
 from tests.support import layouts
 from tests.support.paths import ROOT
 
@@ -125,11 +128,12 @@ def test_two_ranks_together_see_what_one_sees(num_problems: int, random_policy: 
     def seen(rank: int, num_ranks: int) -> list[tuple[str, int, int]]:
         source = CodeContests(path, split="all")
         module = PromptDataModule(policy=random_policy, train=source, validation=source, prompts_per_rollout=4)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=num_ranks, strategy=strategy)  # type: ignore[assignment]
         module.setup("fit")
-        module.trainer = SimpleNamespace(global_rank=rank, world_size=num_ranks)  # type: ignore[assignment]
-        rollouts = [module.rollout_prompts(index) for index in range(num_problems)]
-        pairs = [pair for problems, prompts in rollouts for pair in zip(problems, prompts, strict=True)]
-        pairs += list(zip(*module.eval_prompts("validate"), strict=True))
+        orders = [module.order(index, Sampling()) for index in range(num_problems)]
+        orders.append(module.eval_order("validate", Sampling()))
+        pairs = [pair for order in orders for pair in zip(order.problems, order.prompts, strict=True)]
         return [(problem.id, prompt.seed, len(list(problem.tests))) for problem, prompt in pairs]
 
     one = Counter(seen(0, 1))
@@ -161,7 +165,10 @@ def test_fit_runs_on_every_fixture(name: str, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(run))
     cli = MaxKCLI(["fit", "--config", str(config)])
-    groups = cli.datamodule.buffers["fit"].rollout.groups
+    callback = rollout_callback(cli.trainer)
+    assert callback is not None
+    assert callback.sampler.current is not None
+    groups = callback.sampler.current.samples.groups
     assert len(groups) == 2
     assert all(len(score.verdicts) == len(group.problem.tests) for group in groups for score in group.scores)
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

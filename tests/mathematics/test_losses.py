@@ -8,13 +8,13 @@ from torch import Tensor
 
 from maxk_lightning.losses import (
     CISPO,
-    BatchCounts,
     ClippedSurrogate,
     LossTerms,
     MaskedWeights,
     PolicyLoss,
     ScoreFunction,
     SequenceClippedSurrogate,
+    StepCounts,
     TruncatedWeights,
     check_loss_fits,
     kl_k1,
@@ -250,7 +250,7 @@ def test_token_weights_are_their_stated_denominators() -> None:
         "token": weights_by_token(mask_BT, total_tokens, num_completions),
         "constant": weights_by_constant(mask_BT, num_prompts, max_tokens),
     }
-    counts = BatchCounts(
+    counts = StepCounts(
         num_prompts=num_prompts, num_completions=num_completions, total_tokens=total_tokens, max_tokens=max_tokens
     )
     for name, expected_BT in expected.items():
@@ -262,7 +262,7 @@ def test_micro_batches_with_global_denominators_sum_to_the_whole_batch() -> None
     generator = torch.Generator().manual_seed(0)
     mask_BT = torch.rand(8, 5, generator=generator) > 0.3
     loss_BT = torch.randn(8, 5, generator=generator)
-    counts = BatchCounts(num_prompts=4, num_completions=2, total_tokens=int(mask_BT.sum()), max_tokens=5)
+    counts = StepCounts(num_prompts=4, num_completions=2, total_tokens=int(mask_BT.sum()), max_tokens=5)
     for name in ("sequence", "token", "constant"):
         weights = token_weights(name)
         whole = (loss_BT * weights(mask_BT, counts)).sum()

@@ -3,38 +3,29 @@
 import os
 import subprocess
 import sys
-import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from maxk_lightning.callbacks import AtomicCheckpointIO, RolloutCallback
-from maxk_lightning.commands.export import export
 from maxk_lightning.commands.trainer import MaxKCLI
-from maxk_lightning.data import Builtin
-from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.losses import BatchCounts
-from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import GRPO
 from maxk_lightning.policy import Policy, load_model
 from maxk_lightning.policy.lora import LoRA, add_adapters, is_adapter, merged, without_adapters
 from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import TransformersEngine
-from maxk_lightning.rollouts.rollout import Rollout
 from maxk_lightning.training.batch import to_batch
 from maxk_lightning.training.reference import Reference
-from maxk_lightning.types import Sampling
-from tests.support.fakes import LengthReward
 from tests.support.paths import ROOT
+from tests.support.training import SAMPLING, Fit, fit
 
 LORA = LoRA(r=4, alpha=12.0)
-SAMPLING = Sampling(num_completions=4, max_new_tokens=8)
 IDS = torch.arange(3, 40)[None]
 
 
@@ -56,40 +47,17 @@ def _logits(model: Any) -> torch.Tensor:
     return logits
 
 
-def _trainer(policy: str, epochs: int) -> Trainer:
-    return Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[AtomicCheckpointIO()],
-        callbacks=[RolloutCallback(TransformersEngine(policy), LengthReward(), SAMPLING)],
-    )
-
-
-def _fit(policy: str, epochs: int, ckpt: Path | None = None, **options: Any) -> tuple[PolicyModule, Trainer]:
-    torch.manual_seed(0)
-    module = PolicyModule(
-        policy=policy, lora=LORA, objective=GRPO(), optimizer=lambda params: torch.optim.Adam(params, 1e-2), **options
-    )
-    data = PromptDataModule(
-        train=Builtin("train", limit=8), validation=None, policy=policy, prompts_per_rollout=4, num_ppo_iterations=2
-    )
-    trainer = _trainer(policy, epochs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, data, ckpt_path=None if ckpt is None else str(ckpt))
-    return module, trainer
+def _train(policy: str, root: Path, epochs: int, ckpt_path: Path | None = None, **options: Any) -> Fit:
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    module = {"lora": LORA, "objective": GRPO(), "optimizer": adam, **options}
+    return fit(policy, root, epochs=epochs, ckpt_path=ckpt_path, module=module)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(random_policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two rollouts with adapters, written by a Trainer."""
-    _, trainer = _fit(random_policy, 2)
+    """The checkpoint of two rollouts with adapters, written by a Trainer."""
     path = tmp_path_factory.mktemp("lora") / "last.ckpt"
-    trainer.save_checkpoint(path)
+    _train(random_policy, path.parent, 2).trainer.save_checkpoint(path)
     return path
 
 
@@ -152,8 +120,9 @@ def test_merging_holds_one_weight_at_a_time(random_policy: str) -> None:
         assert frozen_seen - index <= 1  # a weight waits for its A and B while its bias passes by
 
 
-def test_only_adapters_train_and_the_engine_gets_what_they_amount_to(random_policy: str) -> None:
-    module, trainer = _fit(random_policy, 1, gradient_checkpointing=True)
+def test_only_adapters_train_and_the_engine_gets_what_they_amount_to(random_policy: str, tmp_path: Path) -> None:
+    trained = _train(random_policy, tmp_path, 1, gradient_checkpointing=True)
+    module, trainer = trained.module, trained.trainer
     base = load_model(random_policy).state_dict()
     model = module.policy.model  # type: ignore[union-attr]
     frozen = {name.replace(".base_layer", ""): w for name, w in model.state_dict().items() if not is_adapter(name)}
@@ -167,8 +136,7 @@ def test_only_adapters_train_and_the_engine_gets_what_they_amount_to(random_poli
     assert any((weight - base[name]).abs().max() > 1e-3 for name, weight in weights.items())
     engine = TransformersEngine(random_policy)
     engine.load_weights(weights.items(), 1)
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    _, prompts = datamodule.rollout_prompts(0)
+    prompts = trained.datamodule.order(0, SAMPLING).prompts
     groups = engine.generate(prompts, SAMPLING)
     rows = pack([p.token_ids for p in prompts], [[c.token_ids for c in group] for group in groups])
     stats = module.policy(rows, 1.0)  # type: ignore[misc]
@@ -176,8 +144,8 @@ def test_only_adapters_train_and_the_engine_gets_what_they_amount_to(random_poli
     torch.testing.assert_close(stats.logprobs_BT[rows.mask_BT], sampled, atol=1e-4, rtol=0)
 
 
-def test_frozen_weights_of_16_bits_with_adapters_of_32(random_policy: str) -> None:
-    module, _ = _fit(random_policy, 1, dtype="bfloat16")
+def test_frozen_weights_of_16_bits_with_adapters_of_32(random_policy: str, tmp_path: Path) -> None:
+    module = _train(random_policy, tmp_path, 1, dtype="bfloat16").module
     types = {is_adapter(name): p.dtype for name, p in module.policy.named_parameters()}  # type: ignore[union-attr]
     assert types == {True: torch.float32, False: torch.bfloat16}
     base = load_model(random_policy, torch.bfloat16).state_dict()
@@ -187,43 +155,37 @@ def test_frozen_weights_of_16_bits_with_adapters_of_32(random_policy: str) -> No
 
 
 def test_resumed_is_undisturbed_and_the_checkpoint_holds_adapters_only(random_policy: str, tmp_path: Path) -> None:
-    undisturbed, _ = _fit(random_policy, 2)
-    _, first = _fit(random_policy, 1)
-    first.save_checkpoint(tmp_path / "first.ckpt")
+    undisturbed = _train(random_policy, tmp_path, 2).module
+    _train(random_policy, tmp_path, 1).trainer.save_checkpoint(tmp_path / "first.ckpt")
     saved = torch.load(tmp_path / "first.ckpt", weights_only=True)
     assert saved["state_dict"]
     assert all(is_adapter(name) for name in saved["state_dict"])
-    resumed, _ = _fit(random_policy, 2, tmp_path / "first.ckpt")
+    resumed = _train(random_policy, tmp_path, 2, tmp_path / "first.ckpt").module
     for (name, ours), (_, theirs) in zip(resumed.hf_weights(), undisturbed.hf_weights(), strict=True):
         assert torch.equal(ours, theirs), name
 
 
-def test_a_checkpoint_of_other_adapters_is_refused(random_policy: str, checkpoint: Path) -> None:
-    module = PolicyModule(policy=random_policy, objective=GRPO())
-    data = PromptDataModule(train=Builtin("train", limit=8), validation=None, policy=random_policy)
+def test_a_checkpoint_of_other_adapters_is_refused(random_policy: str, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model.lora is None, but the checkpoint was written with .*'r': 4"):
-        _trainer(random_policy, 3).fit(module, data, ckpt_path=str(checkpoint))
+        fit(random_policy, tmp_path, epochs=3, ckpt_path=checkpoint, module={"objective": GRPO()})
 
 
-def test_the_reference_is_the_policy_without_adapters(random_policy: str) -> None:
+def test_the_reference_is_the_policy_without_adapters(random_policy: str, tmp_path: Path) -> None:
     """Loss and gradient are those of a penalty against a second model, which needs memory for one."""
-    _, trainer = _fit(random_policy, 1)
-    rollout: Rollout = trainer.datamodule.buffers["fit"].rollout  # type: ignore[attr-defined]
+    trained = _train(random_policy, tmp_path, 1, kl_coef=1.0, kl_target="reference")
+    assert trained.module.reference is not None
+    assert trained.module.reference.policy is trained.module.policy
+    samples = trained.rollout.samples
     results = []
     for is_shared in (True, False):
-        module = PolicyModule(policy=random_policy, lora=LORA, objective=GRPO(), kl_coef=1.0, kl_target="reference")
-        module.configure_model()
-        assert module._reference is not None
-        assert module._reference.policy is module.policy
-        module.policy = Policy(_with_random_adapters(random_policy)).train()
-        second = module.policy if is_shared else Policy(load_model(random_policy)).eval()
-        module._reference = Reference(second, has_adapters=is_shared)
-        module.trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
-        batch = to_batch(rollout.groups)
-        counts = BatchCounts(num_prompts=4, num_completions=4, total_tokens=int(batch.mask_BT.sum()), max_tokens=8)
-        loss, sums = module._loss(batch, counts, 1.0)
+        policy = Policy(_with_random_adapters(random_policy)).train()
+        second = policy if is_shared else Policy(load_model(random_policy)).eval()
+        step_loss = replace(
+            trained.module.step_loss(samples), policy=policy, reference=Reference(second, has_adapters=is_shared)
+        )
+        loss, sums = step_loss(to_batch(samples.groups))
         loss.backward()
-        gradients = {n: p.grad for n, p in module.policy.named_parameters() if p.requires_grad}
+        gradients = {n: p.grad for n, p in policy.named_parameters() if p.requires_grad}
         results.append((loss.detach(), sums["token/kl"], gradients))
     (ours, our_kl, our_gradients), (theirs, their_kl, their_gradients) = results
     assert our_kl > 0.01
@@ -231,35 +193,6 @@ def test_the_reference_is_the_policy_without_adapters(random_policy: str) -> Non
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(our_gradients, their_gradients)
     assert all(is_adapter(name) for name in our_gradients)
-
-
-def test_export_writes_merged_weights_or_the_adapter(checkpoint: Path, random_policy: str, tmp_path: Path) -> None:
-    export(str(checkpoint), str(tmp_path / "merged"))
-    export(str(checkpoint), str(tmp_path / "adapter"), adapter=True)
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    base = AutoModelForCausalLM.from_pretrained(random_policy)
-    difference = (_logits(plain) - _logits(base)).abs().max()
-    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    assert difference > 1e-2
-    torch.testing.assert_close(_logits(plain), _logits(adapted), atol=2e-5, rtol=2e-5)
-    assert not list((tmp_path / "adapter").glob("model*.safetensors"))
-
-
-def test_export_of_an_adapter_that_is_not_there_is_refused(random_policy: str, tmp_path: Path) -> None:
-    torch.save({"policy": random_policy, "state_dict": {}}, tmp_path / "plain.ckpt")
-    with pytest.raises(ValueError, match=r"was trained without model\.lora"):
-        export(str(tmp_path / "plain.ckpt"), str(tmp_path / "out"), adapter=True)
-
-
-def test_bad_values_name_their_key(random_policy: str) -> None:
-    with pytest.raises(ValueError, match=r"model.lora.r is 0"):
-        LoRA(r=0)
-    with pytest.raises(ValueError, match=r"model.lora.alpha is -1"):
-        LoRA(alpha=-1.0)
-    with pytest.raises(ValueError, match=r"model.lora.target_modules is \['no_such_layer'\]"):
-        add_adapters(load_model(random_policy), LoRA(target_modules=["no_such_layer"]))
-    with pytest.raises(ValueError, match="embeddings and the output head take no adapter"):
-        add_adapters(load_model(random_policy), LoRA(target_modules=["q_proj", "embed_tokens"]))
 
 
 def test_the_command_line_sets_adapters() -> None:

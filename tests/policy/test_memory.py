@@ -15,7 +15,7 @@ from torchao.optim import Adam8bit
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from maxk_lightning.callbacks import RolloutCallback
-from maxk_lightning.commands.memory_plan import Machine, plan_of, remark_on
+from maxk_lightning.commands.memory_plan import Machine, remark_on, workload_of
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
@@ -238,32 +238,46 @@ def test_a_dry_run_prints_the_table_of_the_configured_run(
     module = PolicyModule(policy=random_policy)
     kv_cache_bytes = 16 * (512 + 256) * 2 * (2 * 2 * 8) * 4  # rows, tokens, K and V, layers x heads x width, float32
     engine = EngineMemory(weights_dtype=torch.float32, kv_cache_bytes=kv_cache_bytes)
-    workload = _workload(random_policy, optimizer=module.make_optimizer, engine=engine, num_groups=8, num_completions=8)
+    workload = _workload(random_policy, optimizer=module.optimizer_from, engine=engine, num_groups=8, num_completions=8)
     workload = replace(workload, max_prompt_tokens=512, max_new_tokens=256, max_row_tokens=2048)
     assert table(items_of(workload)) in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
-def test_the_plan_follows_the_configuration(small_policy: str) -> None:
+class UnmeasuredEngine:
+    """A user's engine, which does not tell what memory it needs."""
+
+    def generate(self, prompts: Any, sampling: Any) -> Any:
+        raise AssertionError("nothing is sampled here")
+
+    def load_weights(self, named_tensors: Any, version: int) -> None:
+        raise AssertionError("nothing is sampled here")
+
+
+def test_the_workload_follows_the_configuration(small_policy: str) -> None:
     module = PolicyModule(policy=small_policy, lora=LoRA(r=4), dtype="bfloat16", prompts_per_micro_batch=3)
     data = PromptDataModule(policy=small_policy, prompts_per_rollout=64, prompts_per_step=32)
     vllm = VLLMEngine(small_policy, kv_cache_gib=2.0, sleep_while_training=True)
     machine = Machine(num_ranks=4, is_sharded=True, has_gpu=True, capacity_bytes=80 * GIB)
-    workload = plan_of(module, data, RolloutCallback(vllm), machine)
+    workload = workload_of(module, data, RolloutCallback(vllm), machine)
     assert workload.num_groups == 3
     assert workload.has_whole_gradients  # 8 groups per rank are 3 micro-batches
     assert (workload.weights_dtype, workload.compute_dtype) == (torch.bfloat16, torch.bfloat16)
     asleep = EngineMemory(weights_dtype=torch.bfloat16, kv_cache_bytes=2 * GIB, is_asleep_in_training=True)
     assert workload.engine == asleep
-    eager = plan_of(module, data, RolloutCallback(vllm), replace(machine, reduces_every_micro_batch=True))
+    eager = workload_of(module, data, RolloutCallback(vllm), replace(machine, reduces_every_micro_batch=True))
     assert not eager.has_whole_gradients
     share = VLLMEngine(small_policy, gpu_memory_utilization=0.5)
-    mixed = plan_of(
+    mixed = workload_of(
         PolicyModule(policy=small_policy), data, RolloutCallback(share), replace(machine, precision="bf16-mixed")
     )
     assert mixed.compute_dtype == torch.bfloat16
     assert mixed.engine is not None
     assert mixed.engine.kv_cache_bytes + 2 * load_model(small_policy).num_parameters() == 40 * GIB
     server = RolloutCallback(VLLMServerEngine(small_policy, url="http://127.0.0.1:1"))
-    assert plan_of(module, data, server, machine).engine is None
-    assert "VLLMServerEngine): on GPUs of its own" in remark_on(server)
+    elsewhere = workload_of(module, data, server, machine)
+    assert elsewhere.engine is None
+    assert "VLLMServerEngine): on GPUs of its own" in remark_on(server, elsewhere)
+    foreign = RolloutCallback(UnmeasuredEngine())
+    assert "UnmeasuredEngine): unknown, and not counted" in remark_on(foreign, elsewhere)
+    assert remark_on(RolloutCallback(vllm), workload) == ""

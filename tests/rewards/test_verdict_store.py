@@ -44,9 +44,9 @@ def test_verdicts_of_limits_are_not_kept(tmp_path: Path) -> None:
     store.put(b"1", ("passed", "wrong_answer"))
     for limit in ("time_limit", "memory_limit", "output_limit", "infra_error"):
         store.put(limit.encode(), ("passed", limit))  # type: ignore[arg-type]
-        assert store.get(limit.encode()) is None
+        assert store.get(limit.encode(), 2) is None
     store.close()
-    assert store.get(b"1") == ("passed", "wrong_answer")
+    assert store.get(b"1", 2) == ("passed", "wrong_answer")
 
 
 def test_processes_write_at_the_same_time(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_processes_write_at_the_same_time(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", script, path, str(writer)]) for writer in range(3)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     store = VerdictStore(path)
-    assert [store.get(f"{w} {i}".encode()) for w in range(3) for i in range(300)] == [
+    assert [store.get(f"{w} {i}".encode(), i) for w in range(3) for i in range(300)] == [
         ("passed",) * i for i in range(300)
     ] * 3
 
@@ -67,6 +67,6 @@ def test_processes_write_at_the_same_time(tmp_path: Path) -> None:
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no database, but long enough to be taken for one" * 100)
     with pytest.raises(ValueError, match=r"cache_file is .*file is not a database"):
-        VerdictStore(str(tmp_path / "file")).get(b"1")
+        VerdictStore(str(tmp_path / "file")).get(b"1", 1)
     with pytest.raises(ValueError, match=r"cache_file is .*: Not a directory|File exists"):
         VerdictStore(str(tmp_path / "file" / "below"))

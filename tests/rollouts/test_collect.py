@@ -5,12 +5,14 @@ from concurrent.futures import Future
 
 from maxk_lightning.rollouts import TransformersEngine
 from maxk_lightning.rollouts.collect import collect
+from maxk_lightning.rollouts.rollout import Order
 from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score, TestCase
 from tests.support.fakes import LengthReward
 
 PROBLEMS = [Problem(id=str(i), prompt="p", tests=(TestCase(input="", output=""),)) for i in range(3)]
 PROMPTS = [Prompt(problem_id=str(i), token_ids=tuple(range(5, 12 + 4 * i)), seed=100 + i) for i in range(3)]
 SAMPLING = Sampling(num_completions=6, max_new_tokens=40, temperature=0.8)
+ORDER = Order(index=0, problems=PROBLEMS, prompts=PROMPTS, sampling=SAMPLING)
 
 
 class StreamedLengthReward(LengthReward):
@@ -41,10 +43,10 @@ class NotingEngine(TransformersEngine):
 
 def test_a_completion_is_scored_before_the_next_one_ends(random_policy: str) -> None:
     events: list[str] = []
-    streamed = collect(NotingEngine(random_policy, events), StreamedLengthReward(events), PROBLEMS, PROMPTS, SAMPLING)
+    streamed = collect(NotingEngine(random_policy, events), StreamedLengthReward(events), ORDER)
     assert events == ["sampled", "scored"] * 18
-    plain = collect(TransformersEngine(random_policy), LengthReward(), PROBLEMS, PROMPTS, SAMPLING)
-    assert streamed.groups == plain.groups
+    plain = collect(TransformersEngine(random_policy), LengthReward(), ORDER)
+    assert streamed.samples == plain.samples
 
 
 def test_completions_come_in_the_order_they_end(random_policy: str) -> None:

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from maxk_lightning.rollouts.shares import assign, share_out, training_tokens
-from tests.training.test_micro_batches import _groups
+from tests.support.groups import make_groups
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
@@ -39,8 +39,8 @@ def test_the_busiest_rank_has_at_most_four_thirds_of_the_least_possible() -> Non
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("groups_per_step", [1, 3, 6])
 def test_a_step_has_the_same_groups_on_any_number_of_ranks(groups_per_step: int, num_ranks: int) -> None:
-    groups = _groups(0, 6)
-    shares = share_out([groups[rank::num_ranks] for rank in range(num_ranks)], groups_per_step)
+    groups = make_groups(0, 6)
+    shares = share_out(groups, groups_per_step, num_ranks)
     steps = list(zip(*shares, strict=True))
     assert len(steps) == 6 // groups_per_step
     for step, parts in enumerate(steps):

@@ -3,19 +3,19 @@
 import random
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from maxk_lightning.data import Builtin
-from maxk_lightning.datamodule import PromptDataModule
-from maxk_lightning.rollouts.rollout import Group
-from maxk_lightning.rollouts.stored import gather_records, groups_of
-from maxk_lightning.types import Completion, Problem, Prompt, Score
+from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
+from maxk_lightning.rollouts.stored import from_state, to_state
+from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
+
+SAMPLING = Sampling(num_completions=3)
 
 
-def _group(problem: Problem, prompt: Prompt, draw: random.Random) -> Group:
+def _group(number: int, draw: random.Random) -> Group:
     lengths = [draw.randrange(4) for _ in range(3)]
     completions = [
         Completion(
@@ -31,40 +31,42 @@ def _group(problem: Problem, prompt: Prompt, draw: random.Random) -> Group:
         completions = [replace(completion, entropies=None) for completion in completions]
     scores = [Score(reward=draw.random(), verdicts=("passed", "wrong_answer")) for _ in lengths]
     return Group(
-        problem=problem, prompt=prompt, completions=completions, scores=[Score(reward=None, verdicts=()), *scores[1:]]
+        problem=Problem(id=f"p{number}", prompt="p", tests=()),
+        prompt=Prompt(problem_id=f"p{number}", token_ids=tuple(range(number + 1)), seed=number),
+        completions=completions,
+        scores=[Score(reward=None, verdicts=()), *scores[1:]],
     )
 
 
-def _data(rank: int, ranks: int) -> PromptDataModule:
-    data = PromptDataModule(train=Builtin("train", limit=9), prompts_per_rollout=7, num_ppo_iterations=2)
-    data.setup("fit")
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)  # type: ignore[assignment]
-    return data
+def _rollout(groups: list[Group]) -> Rollout:
+    samples = Samples(groups=groups, sampling=SAMPLING)
+    return Rollout(samples=samples, generate_s=1.5, score_s=0.5, version=6, sync_s=0.25, logprob_gap=1e-6)
 
 
-def test_groups_survive_a_file_and_are_dealt_to_any_number_of_ranks(tmp_path: Path) -> None:
+def _order(groups: list[Group], ranks: Ranks) -> Order:
+    own = ranks.own(groups)
+    problems, prompts = [group.problem for group in own], [group.prompt for group in own]
+    return Order(index=3, problems=problems, prompts=prompts, sampling=SAMPLING)
+
+
+def test_rollouts_survive_a_file_and_are_dealt_to_any_number_of_ranks(tmp_path: Path) -> None:
     draw = random.Random(0)
-    groups = [_group(problem, prompt, draw) for problem, prompt in zip(*_data(0, 1).rollout_prompts(3), strict=True)]
+    groups = [_group(number, draw) for number in range(7)]
     assert {completion.entropies is None for group in groups for completion in group.completions} == {True, False}
-    torch.save(gather_records(groups), tmp_path / "records.pt")
-    records = torch.load(tmp_path / "records.pt", weights_only=True)
-    for ranks in (1, 2, 3, 9):
-        dealt = [groups_of(records[rank::ranks], *_data(rank, ranks).rollout_prompts(3)) for rank in range(ranks)]
-        for position, group in enumerate(groups):
-            assert dealt[position % ranks][position // ranks] == group  # floats and all
+    torch.save(to_state(_rollout(groups), Ranks()), tmp_path / "rollout.pt")
+    state = torch.load(tmp_path / "rollout.pt", weights_only=True)
+    for num_ranks in (1, 2, 3, 9):
+        dealt = [
+            from_state(state, _order(groups, ranks), ranks)
+            for ranks in (Ranks(rank, num_ranks) for rank in range(num_ranks))
+        ]
+        for place, group in enumerate(groups):
+            assert dealt[place % num_ranks].samples.groups[place // num_ranks] == group  # floats and all
+        assert all(replace(share, samples=Samples(groups=[], sampling=SAMPLING)) == _rollout([]) for share in dealt)
 
 
 def test_a_rollout_of_other_prompts_is_refused() -> None:
-    problems, prompts = _data(0, 1).rollout_prompts(0)
-    records = gather_records([_group(*pair, random.Random(0)) for pair in zip(problems, prompts, strict=True)])
-    assert records is not None
+    groups = [_group(number, random.Random(0)) for number in range(4)]
+    state = to_state(_rollout(groups), Ranks())
     with pytest.raises(ValueError, match="prompts are not those of this configuration"):
-        groups_of(records, problems[::-1], prompts[::-1])
-
-
-def test_a_rollout_with_other_optimizer_steps_is_refused() -> None:
-    data = _data(0, 1)
-    other = PromptDataModule(train=Builtin("train", limit=9), prompts_per_rollout=7, num_ppo_iterations=3)
-    data.load_state_dict({"schedule": other._schedule})
-    with pytest.raises(ValueError, match="change these at the end of a rollout"):
-        data.train_dataloader()
+        from_state(state, _order(groups[::-1], Ranks()), Ranks())

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from maxk_lightning.callbacks.weight_sync import logprob_gap
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.policy import Policy, load_model
 from maxk_lightning.rollouts import EngineError, VLLMEngine
+from maxk_lightning.rollouts.weight_sync import logprob_gap
 from maxk_lightning.types import Prompt, Sampling
 from tests.support.paths import ROOT
 

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from maxk_lightning.metrics import MaxAtK, PassAtK, RolloutMetrics, WeightedMean
+from maxk_lightning.rollouts.rollout import SAMPLE_VALUES
 
 NAN = math.nan
 KS = [1, 2, 4]
@@ -192,14 +193,14 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
 
 
 def test_rollout_metrics_are_the_sums_of_their_parts_and_start_again_after_reset() -> None:
-    metrics = RolloutMetrics()
-    values_of = {tag: torch.tensor([1.0, NAN, 4.0]) for tag in RolloutMetrics.TAGS}
+    metrics = RolloutMetrics(SAMPLE_VALUES)
+    values = {tag: torch.tensor([1.0, NAN, 4.0]) for tag in SAMPLE_VALUES}
     for _ in range(2):
-        metrics.update(REWARDS_PN[:2], values_of)
+        metrics.update(REWARDS_PN[:2], values)
         found = metrics.compute()
         assert found["reward"] == found["max_at_k/1"] == pytest.approx(REWARDS_PN[:2].mean().item(), abs=1e-12)
         assert found["pass_at_k/4"] == 0.5
-        assert all(found[tag] == 2.5 for tag in RolloutMetrics.TAGS)
+        assert all(found[tag] == 2.5 for tag in SAMPLE_VALUES)
         assert "max_at_k/8" not in found  # no group has 8 samples
         metrics.reset()
 

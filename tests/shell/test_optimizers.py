@@ -148,7 +148,7 @@ def test_bfloat16_weights_on_several_ranks_are_refused(random_policy: str) -> No
 def test_the_command_line_takes_torchao() -> None:
     args = ["--model.optimizer", "torchao.optim.Adam8bit", "--model.optimizer.lr", "3e-6"]
     cli = MaxKCLI(args, run=False)
-    optimizer = cli.model.make_optimizer([torch.nn.Parameter(torch.zeros(2))])
+    optimizer = cli.model.optimizer_from([torch.nn.Parameter(torch.zeros(2))])
     assert isinstance(optimizer, Adam8bit)
     assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(3e-6)
     assert optimizer.param_groups[0]["weight_decay"] == 0

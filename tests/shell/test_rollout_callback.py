@@ -3,8 +3,8 @@
 The engines here are real ones that are made to fail or to lie at a chosen moment.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from torch import Tensor
 
 from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.data import Builtin
-from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy import load_model
 from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.rollouts.collect import collect
-from maxk_lightning.rollouts.rollout import Rollout
+from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.rollout import Order, Rollout
+from maxk_lightning.rollouts.stored import from_state, to_state
 from maxk_lightning.types import Completion, Prompt, Sampling
 from tests.support.fakes import LengthReward
+from tests.support.training import fit
 
 SAMPLING = Sampling(num_completions=4, max_new_tokens=10)
 NUM_ROLLOUTS = 4
@@ -41,7 +43,8 @@ class Recording(RolloutCallback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Note the rollout of the epoch, and its age."""
         super().on_train_epoch_start(trainer, pl_module)
-        self.rollouts.append(trainer.datamodule.buffers["fit"].rollout)  # type: ignore[attr-defined]
+        assert self.sampler.current is not None
+        self.rollouts.append(self.sampler.current)
         self.ages.append(trainer.global_step - self.rollouts[-1].version)
 
 
@@ -94,24 +97,19 @@ class UnreliableEngine:
             raise EngineError(f"call {self.calls} failed")
 
 
-def _fit(policy: str, root: Path, callback: RolloutCallback, ckpt_path: Path | None = None) -> Weights:
-    module = PolicyModule(policy=policy, optimizer=lambda params: torch.optim.Adam(params, lr=1e-2))
-    datamodule = PromptDataModule(
-        train=Builtin("train", limit=12), validation=None, policy=policy, prompts_per_rollout=2, num_ppo_iterations=2
+def _fit(policy: str, root: Path, callback: RolloutCallback, ckpt_path: Path | None = None, **data: Any) -> Weights:
+    """Weights after some rollouts of two prompts, two PPO iterations each."""
+    trained = fit(
+        policy,
+        root,
+        epochs=NUM_ROLLOUTS,
+        rollout=callback,
+        callbacks=[ModelCheckpoint(root, save_top_k=0, every_n_epochs=100)],
+        module={"optimizer": partial(torch.optim.Adam, lr=1e-2)},
+        data={"train": Builtin("train", limit=12), "prompts_per_rollout": 2, **data},
+        ckpt_path=ckpt_path,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = Trainer(
-            max_epochs=NUM_ROLLOUTS,
-            accelerator="cpu",
-            default_root_dir=root,
-            callbacks=[callback, ModelCheckpoint(root, save_top_k=0, every_n_epochs=100)],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, datamodule, ckpt_path=ckpt_path)
-    return {name: tensor.clone() for name, tensor in module.hf_weights()}
+    return trained.weights
 
 
 def _assert_same(ours: Weights, theirs: Weights) -> None:
@@ -146,9 +144,33 @@ def test_an_engine_that_fails_twice_ends_the_run_with_a_checkpoint(
     assert len(resumed.rollouts) == NUM_ROLLOUTS - 2
 
 
-def test_an_engine_with_old_weights_stops_the_run(random_policy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_an_engine_with_old_weights_stops_the_run_however_it_evaluates(
+    random_policy: str, tmp_path: Path, top_p: float
+) -> None:
+    """Validation comes after every rollout, so that its sampling is the one of each push but the first."""
+    callback = Recording(
+        UnreliableEngine(random_policy, stale=True),
+        max_logprob_gap=1e-3,
+        eval_sampling=Sampling(num_completions=2, max_new_tokens=10, top_p=top_p),
+    )
     with pytest.raises(RuntimeError, match=r"differ from the trainer's by .* rollout\.max_logprob_gap allows 0\.001"):
-        _fit(random_policy, tmp_path, Recording(UnreliableEngine(random_policy, stale=True), max_logprob_gap=1e-3))
+        _fit(random_policy, tmp_path, callback, validation=Builtin("validation", limit=2))
+
+
+def test_a_stored_rollout_carries_its_own_proof(random_policy: str, tmp_path: Path) -> None:
+    """The gap of a rollout is that of the push it was sampled from, also where a validation pushed in between."""
+    callback = Recording(TransformersEngine(random_policy))
+    _fit(random_policy, tmp_path, callback, validation=Builtin("validation", limit=2))
+    gaps = [rollout.logprob_gap for rollout in callback.rollouts]
+    assert all(0 <= gap < 1e-5 for gap in gaps)
+    order = Order(
+        index=0,
+        problems=[group.problem for group in callback.rollouts[1].samples.groups],
+        prompts=[group.prompt for group in callback.rollouts[1].samples.groups],
+        sampling=SAMPLING,
+    )
+    assert from_state(to_state(callback.rollouts[1], Ranks()), order, Ranks()) == callback.rollouts[1]
 
 
 def test_rollouts_ahead_come_from_the_weights_before(random_policy: str, tmp_path: Path) -> None:
@@ -159,9 +181,11 @@ def test_rollouts_ahead_come_from_the_weights_before(random_policy: str, tmp_pat
     initial = TransformersEngine(random_policy)
     initial.load_weights(load_model(random_policy).state_dict().items(), 0)
     for rollout in callback.rollouts[:2]:  # both were sampled by the initial policy
-        problems, prompts = [g.problem for g in rollout.groups], [g.prompt for g in rollout.groups]
-        again = collect(initial, LengthReward(), problems, prompts, SAMPLING)
-        assert [g.completions for g in again.groups] == [g.completions for g in rollout.groups]
+        groups = rollout.samples.groups
+        problems, prompts = [group.problem for group in groups], [group.prompt for group in groups]
+        order = Order(index=0, problems=problems, prompts=prompts, sampling=SAMPLING)
+        again = collect(initial, LengthReward(), order)
+        assert [group.completions for group in again.samples.groups] == [group.completions for group in groups]
 
 
 def test_a_run_ahead_resumes_with_the_rollout_that_was_under_way(random_policy: str, tmp_path: Path) -> None:
@@ -174,6 +198,32 @@ def test_a_run_ahead_resumes_with_the_rollout_that_was_under_way(random_policy: 
     _assert_same(_fit(random_policy, tmp_path / "resumed", resumed, tmp_path / "stopped" / "early.ckpt"), weights)
     assert resumed.ages == whole.ages[2:]
     assert [rollout.version for rollout in resumed.rollouts] == [2, 4]
+
+
+class SavingAmid(Recording):
+    """Saves a checkpoint amid the first rollout."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Save after the first step."""
+        super().on_train_batch_end(*args)
+        trainer: Trainer = args[0]
+        if trainer.global_step == 1:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "amid.ckpt")
+
+
+def test_a_rollout_goes_on_with_the_optimizer_steps_it_was_begun_with(random_policy: str, tmp_path: Path) -> None:
+    undisturbed = _fit(random_policy, tmp_path, SavingAmid(TransformersEngine(random_policy)))
+    resumed = Recording(TransformersEngine(random_policy))
+    _assert_same(_fit(random_policy, tmp_path, resumed, tmp_path / "amid.ckpt"), undisturbed)
+    assert len(resumed.rollouts) == NUM_ROLLOUTS - 1
+    with pytest.raises(ValueError, match="change these at the end of a rollout"):
+        _fit(
+            random_policy,
+            tmp_path,
+            Recording(TransformersEngine(random_policy)),
+            tmp_path / "amid.ckpt",
+            num_ppo_iterations=3,
+        )
 
 
 def test_an_engine_that_fails_while_ahead_samples_anew_from_the_current_weights(

@@ -1,4 +1,6 @@
-"""Run the catalogues in `cases/` at once on one pool and print as JSON what went wrong.
+"""Run the catalogues in `cases/` on one pool each and print as JSON what went wrong.
+
+Attacks and benign programs are run by the sandbox alone, those of the red team judged as the reward judges them.
 
 A program of its own, because tests start it as another user and with another interpreter:
 
@@ -13,17 +15,23 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from maxk_lightning.records import problem_from_record
 from maxk_lightning.rewards.comparison import same_output
+from maxk_lightning.rewards.extraction import extract_code, with_prefix
+from maxk_lightning.rewards.judging import judge_program
+from maxk_lightning.rewards.preparation import encode, prepare
 from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
 from maxk_lightning.rewards.sandbox.worker import WorkerSettings
-from maxk_lightning.rewards.verdicts import failure_of
+from maxk_lightning.rewards.verdicts import Judgement, failure_of, reward_of
+from maxk_lightning.types import Problem, Verdict
 
 CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 SHORT = {
@@ -192,6 +200,97 @@ def wrong_with(case: Case, seen: tuple[Seen, ...]) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class RedTeamCase:
+    """One program of the red team with its problem."""
+
+    name: str
+    completion: str
+    problem: Problem
+    rewards: tuple[float, ...]
+    before: str | None
+
+
+def red_team() -> list[RedTeamCase]:
+    folder = CASES / "redteam"
+    return [
+        RedTeamCase(
+            name=entry["file"],
+            completion=_completion_of(folder / entry["file"], is_whole=entry.get("raw", False)),
+            problem=problem_from_record({"id": entry["file"], "prompt": "p", **entry["problem"]}),
+            rewards=tuple(entry["should"]),
+            before=entry.get("before"),
+        )
+        for entry in json.loads((folder / "manifest.json").read_text())
+    ]
+
+
+def _completion_of(path: Path, *, is_whole: bool) -> str:
+    text = path.read_bytes().decode("utf-8", "surrogatepass")
+    return text if is_whole else f"``````python\n{text}\n``````"
+
+
+class ListeningPool(SandboxPool):
+    """Keeps what programs and checkers print of breaking out."""
+
+    def __init__(self, settings: WorkerSettings, num_workers: int) -> None:
+        super().__init__(settings, num_workers)
+        self.breaches: list[str] = []
+
+    def submit(self, job: Job, *, is_next: bool = False) -> "Future[tuple[Any, ...]]":
+        judge = job.judge
+
+        def listen(index: int, outcome: Outcome, output: bytes) -> Any:
+            if b"BREACH" in output:
+                self.breaches.append(f"{job.source[:80]!r}: {output[:80]!r}")
+            return judge(index, outcome, output)
+
+        job.judge = listen
+        return super().submit(job, is_next=is_next)
+
+
+RED_TEAM_LIMITS = Limits(cpu_s=4.0, wall_s=40.0, memory_bytes=1 << 30, output_bytes=8 << 20)
+CONTROL_PROBLEM = problem_from_record({"id": "c", "prompt": "p", "tests": [{"input": "7\n", "output": "49\n"}]})
+CONTROL_COMPLETION = "```\nprint(int(input()) ** 2)\n```"
+
+
+def judge_completion(pool: SandboxPool, problem: Problem, completion: str) -> "Future[Judgement]":
+    cpu_s = problem.time_limit_s or RED_TEAM_LIMITS.cpu_s
+    limits = replace(RED_TEAM_LIMITS, cpu_s=cpu_s, wall_s=10 * cpu_s)
+    if problem.memory_limit_mb is not None:
+        limits = replace(limits, memory_bytes=problem.memory_limit_mb << 20)
+    code = extract_code(completion)
+    if code is None:
+        nothing: Future[Judgement] = Future()
+        verdict: Verdict = "no_code"
+        nothing.set_result(Judgement(verdicts=(verdict,) * len(problem.tests)))
+        return nothing
+    return judge_program(
+        pool, prepare(problem, problem.tests, limits), encode(with_prefix(code, problem.prefix)), max_limit_hits=2
+    )
+
+
+def run_red_team(settings: WorkerSettings) -> tuple[int, list[str]]:
+    """Every program of the red team on one worker, each followed by a harmless control."""
+    pool = ListeningPool(settings, num_workers=1)
+    cases = {case.name: case for case in red_team()}
+    submitted = []
+    for case in cases.values():
+        if case.before is not None:
+            judge_completion(pool, case.problem, cases[case.before].completion)
+        judged = judge_completion(pool, case.problem, case.completion)
+        submitted.append((case, judged, judge_completion(pool, CONTROL_PROBLEM, CONTROL_COMPLETION)))
+    wrong = []
+    for case, judged, control in submitted:
+        verdicts = judged.result(300).verdicts
+        if reward_of(verdicts, is_binary=False) not in case.rewards:
+            wrong.append(f"{case.name}: {verdicts}, not {case.rewards}")
+        if control.result(300).verdicts != ("passed",):
+            wrong.append(f"control after {case.name}: {control.result().verdicts}")
+    pool.close()
+    return len(cases), wrong + pool.breaches
+
+
 def run_all(settings: WorkerSettings, num_workers: int, seed: int) -> dict[str, Any]:
     """Every program of both catalogues, shuffled, each hostile one followed by a harmless control."""
     os.environ["SECRET"] = "a secret of the trainer"
@@ -206,12 +305,13 @@ def run_all(settings: WorkerSettings, num_workers: int, seed: int) -> dict[str, 
     num_idle = num_workers * PROCESSES_PER_WORKER[settings.backend]
     num_left_over = len(descendants(os.getpid())) - num_idle
     pool.close()
+    num_red_team, wrong_red_team = run_red_team(settings)
     time.sleep(0.2)
     for fd in spare:
         os.close(fd)
     return {
-        "num_programs": len(cases),
-        "wrong": wrong,
+        "num_programs": len(cases) + num_red_team,
+        "wrong": wrong + wrong_red_team,
         "num_left_over": num_left_over,
         "num_after_close": len(descendants(os.getpid())),
         "num_visits": canaries.num_visits,

@@ -19,7 +19,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def listen_to_interrupts() -> None:
-    """Undo what a shell does to background jobs, such as a whole test run: they and their children ignore SIGINT."""
+    """Undo what a shell does to background jobs: it makes them, and all their children, ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

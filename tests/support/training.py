@@ -12,11 +12,13 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
 from maxk_lightning.callbacks import AtomicCheckpointIO, RolloutCallback
+from maxk_lightning.callbacks.rollouts import rollout_callback
 from maxk_lightning.data import Builtin
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.rewards import Reward
 from maxk_lightning.rollouts import TransformersEngine
+from maxk_lightning.rollouts.rollout import Rollout
 from maxk_lightning.types import Sampling
 from tests.support.fakes import LengthReward
 
@@ -31,6 +33,14 @@ class Fit:
     module: PolicyModule
     datamodule: PromptDataModule
     trainer: Trainer
+
+    @property
+    def rollout(self) -> Rollout:
+        """The last rollout."""
+        callback = rollout_callback(self.trainer)
+        assert callback is not None
+        assert callback.sampler.current is not None
+        return callback.sampler.current
 
     @property
     def weights(self) -> dict[str, Tensor]:

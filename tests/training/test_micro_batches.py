@@ -1,7 +1,6 @@
 """Micro-batches by tokens: nothing is lost, the limit holds, and neither gradient nor log knows of them."""
 
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -10,52 +9,27 @@ from lightning import Callback, Trainer
 
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import GRPO, ExactMaxAtK, Objective, OffPolicyMaxAtK
-from maxk_lightning.rollouts.rollout import Group
 from maxk_lightning.training.batch import to_batch
-from maxk_lightning.training.micro_batches import plan_by_prompts, plan_by_tokens
-from maxk_lightning.types import Completion, Problem, Prompt, Score
+from maxk_lightning.training.micro_batches import cut_by_prompts, cut_by_tokens
 from tests.support.fakes import LossyReward
-from tests.training.test_step import _fit
-
-
-def _group(name: str, prompt_tokens: int, lengths: list[int]) -> Group:
-    completions = [
-        Completion(
-            token_ids=(7,) * length, logprobs=(0.0,) * length, text=f"{name} {i}", finish_reason="stop", entropies=None
-        )
-        for i, length in enumerate(lengths)
-    ]
-    return Group(
-        problem=Problem(id=name, prompt="p", tests=()),
-        prompt=Prompt(problem_id=name, token_ids=(1,) * prompt_tokens, seed=0),
-        completions=completions,
-        scores=[Score(reward=float(i), verdicts=()) for i in range(len(lengths))],
-    )
-
-
-def _groups(seed: int, num_groups: int) -> list[Group]:
-    random = Random(seed)
-    return [
-        _group(f"g{i}", random.randint(1, 20), [random.randint(0, 30) for _ in range(6)]) for i in range(num_groups)
-    ]
+from tests.support.groups import make_group, make_groups
+from tests.training.test_step import train
 
 
 @pytest.mark.parametrize("max_row_tokens", [None, 1, 40])
 @pytest.mark.parametrize("max_tokens", [1, 50, 120, 400, 10**6])
 @pytest.mark.parametrize("seed", range(4))
-def test_plans_hold_every_completion_once_and_keep_the_limit(
+def test_cuts_hold_every_completion_once_and_keep_the_limit(
     seed: int, max_tokens: int, max_row_tokens: int | None
 ) -> None:
-    groups = _groups(seed, num_groups=7)
-    plan = plan_by_tokens(groups, max_tokens, max_row_tokens)
-    assert sorted(g.problem.id for g in [*plan.split, *(g for m in plan.whole for g in m)]) == [
-        f"g{i}" for i in range(7)
-    ]
-    assert all(group in groups for micro_batch in plan.whole for group in micro_batch)
-    for micro_batch in plan.whole:
+    groups = make_groups(seed, num_groups=7)
+    cut = cut_by_tokens(groups, max_tokens, max_row_tokens)
+    assert sorted(g.problem.id for g in [*cut.split, *(g for m in cut.whole for g in m)]) == [f"g{i}" for i in range(7)]
+    assert all(group in groups for micro_batch in cut.whole for group in micro_batch)
+    for micro_batch in cut.whole:
         assert to_batch(micro_batch, max_row_tokens).rows.input_ids_RL.numel() <= max_tokens
-    parts = iter(plan.parts)
-    for group, num_parts in zip(plan.split, plan.num_parts, strict=True):
+    parts = iter(cut.parts)
+    for group, num_parts in zip(cut.split, cut.num_parts, strict=True):
         assert to_batch([group], max_row_tokens).rows.input_ids_RL.numel() > max_tokens
         own = [next(parts) for _ in range(num_parts)]
         assert [c for part in own for c in part.completions] == group.completions
@@ -68,14 +42,14 @@ def test_plans_hold_every_completion_once_and_keep_the_limit(
 
 
 def test_similar_lengths_stand_together() -> None:
-    groups = [_group(f"g{i}", 10, [length] * 2) for i, length in enumerate([5, 100, 6, 101])]
-    plan = plan_by_tokens(groups, 450, max_row_tokens=1)
-    assert [[group.problem.id for group in micro_batch] for micro_batch in plan.whole] == [["g3", "g1"], ["g2", "g0"]]
+    groups = [make_group(f"g{i}", 10, [length] * 2) for i, length in enumerate([5, 100, 6, 101])]
+    cut = cut_by_tokens(groups, 450, max_row_tokens=1)
+    assert [[group.problem.id for group in micro_batch] for micro_batch in cut.whole] == [["g3", "g1"], ["g2", "g0"]]
 
 
 def test_no_groups_need_no_micro_batch() -> None:
-    for plan in (plan_by_tokens([], 10, None), plan_by_prompts([], None), plan_by_prompts([], 2)):
-        assert list(plan.whole) == plan.parts == []
+    for cut in (cut_by_tokens([], 10, None), cut_by_prompts([], None), cut_by_prompts([], 2)):
+        assert list(cut.whole) == cut.parts == []
 
 
 class Log(Callback):
@@ -104,19 +78,21 @@ def test_gradients_and_logs_are_those_of_one_large_batch(
 ) -> None:
     """Plain SGD, so that weights differ as gradients do; in the second PPO iteration ratios are no longer 1."""
     assert objective.includes_ratio == (not isinstance(objective, GRPO))
-    options = {"objective": objective, "reward": LossyReward(), "epochs": 1, **options}
+    options = {"objective": objective, **options}
     log = Log()
-    whole, rollout = _fit(random_policy, tmp_path, callbacks=[log], **options)
+    whole = train(random_policy, tmp_path, reward=LossyReward(), callbacks=[log], module=options)
     assert log.steps[-1]["train/log_ratio_std"] > 0.01
-    row_tokens = [to_batch([group]).rows.input_ids_RL.numel() for group in rollout.groups]
+    row_tokens = [to_batch([group]).rows.input_ids_RL.numel() for group in whole.rollout.samples.groups]
     # One completion at a time; some groups split and some not; two groups together.
     for max_tokens in (1, sorted(row_tokens)[1], 2 * max(row_tokens)):
-        pieces_log = Log()
-        pieces, _ = _fit(random_policy, tmp_path, callbacks=[pieces_log], tokens_per_micro_batch=max_tokens, **options)
-        for name, weight in whole.items():
-            torch.testing.assert_close(pieces[name], weight, atol=1e-6, rtol=1e-4)  # float32 sums in another order
-        assert len(pieces_log.steps) == len(log.steps) == 2
-        for ours, expected in zip(pieces_log.steps, log.steps, strict=True):
+        cut_log = Log()
+        sizes = {"tokens_per_micro_batch": max_tokens}
+        cut = train(random_policy, tmp_path, reward=LossyReward(), callbacks=[cut_log], module={**options, **sizes})
+        ours_by_name = cut.weights
+        for name, weight in whole.weights.items():
+            torch.testing.assert_close(ours_by_name[name], weight, atol=1e-6, rtol=1e-4)  # sums in another order
+        assert len(cut_log.steps) == len(log.steps) == 2
+        for ours, expected in zip(cut_log.steps, log.steps, strict=True):
             # The same rounding, magnified where a diagnostic is a small difference of large numbers.
             assert ours == pytest.approx(expected, rel=1e-3, abs=1e-5)
 

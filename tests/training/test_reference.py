@@ -10,7 +10,7 @@ from lightning import Callback, Trainer
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import MaxAtK
 from maxk_lightning.policy.lora import LoRA
-from tests.training.test_step import SAMPLING, _fit
+from tests.training.test_step import SAMPLING, train
 
 EPOCHS, PROMPTS = 2, 4
 
@@ -23,13 +23,13 @@ class Passes(Callback):
         self.number = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
-        assert pl_module._reference is not None
-        pl_module._reference.policy.register_forward_hook(self._count)
+        assert pl_module.reference is not None
+        pl_module.reference.policy.register_forward_hook(self._count)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: PolicyModule, *_: Any) -> None:  # type: ignore[override]
         if self.is_forgetful:
-            assert pl_module._reference is not None
-            pl_module._reference.forget()
+            assert pl_module.reference is not None
+            pl_module.reference.forget()
 
     def _count(self, *_: Any) -> None:
         self.number += not torch.is_grad_enabled()
@@ -50,8 +50,8 @@ def test_training_is_bit_for_bit_that_with_a_reference_asked_every_time(
 ) -> None:
     options = {"objective": MaxAtK(k=2, baseline="loo1"), "kl_target": "reference", "kl_coef": 1.0, **options}
     asking, remembering = Passes(is_forgetful=True), Passes(is_forgetful=False)
-    expected, _ = _fit(random_policy, tmp_path, epochs=EPOCHS, callbacks=[asking], **options)
-    weights, _ = _fit(random_policy, tmp_path, epochs=EPOCHS, callbacks=[remembering], **options)
+    expected = train(random_policy, tmp_path, epochs=EPOCHS, callbacks=[asking], module=options).weights
+    weights = train(random_policy, tmp_path, epochs=EPOCHS, callbacks=[remembering], module=options).weights
     for name, weight in expected.items():
         assert torch.equal(weights[name], weight), name
     assert asking.number - remembering.number == EPOCHS * num_passes  # the second of two PPO iterations

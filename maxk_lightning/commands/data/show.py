@@ -1,11 +1,9 @@
 """Text about the data of a run, for people."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
 
-from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import PromptStream
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.types import Problem
@@ -18,9 +16,7 @@ MAX_SHOWN = 400
 
 def show_data(args: Sequence[str], split: str, num_prompts: int, num_tests: int) -> None:
     """Print reports and prompts; `args` are those of `fit`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        datamodule: PromptDataModule = _DataCLI(list(args), run=False).config_init["data"]
+    datamodule: PromptDataModule = PartsCLI(list(args)).config_init["data"]
     names = [name for name, stage in STAGES.items() if split in ("all", name) and datamodule.sources[stage] is not None]
     if not names:
         raise ValueError(f"data.{split} is null in the YAML")
@@ -29,13 +25,6 @@ def show_data(args: Sequence[str], split: str, num_prompts: int, num_tests: int)
         print(f"=== {name}: {datamodule.reports[STAGES[name]].text()}")
         for problem in islice(_in_order(datamodule, STAGES[name]), num_prompts):
             print(describe(problem, datamodule, num_tests))
-
-
-class _DataCLI(MaxKCLI):
-    """Builds the parts of a run, but no Trainer."""
-
-    def instantiate_classes(self) -> None:
-        self.config_init: Any = self.parser.instantiate_classes(self.config)
 
 
 def _in_order(datamodule: PromptDataModule, stage: str) -> Iterator[Problem]:

@@ -26,9 +26,9 @@ class Task:
     """What to evaluate."""
 
     problems: Sequence[Problem]
-    "In the order of the output."
+    "Problems in the order of the output."
     prompts: Sequence[Prompt]
-    "One per problem."
+    "Prompts, one per problem."
     sampling: Sampling
     "num_completions is the number of samples per problem."
     problems_per_chunk: int
@@ -47,7 +47,7 @@ class _Scoring:
     """A sampled chunk on its way through the reward."""
 
     scored: Future[tuple[list[Sample], float]]
-    "Its samples, and the seconds that scoring them took."
+    "Samples to come, and the seconds that scoring them took."
     generating_s: float
     "Seconds that sampling took."
 

@@ -1,35 +1,30 @@
 """From a policy and the YAML of a run to samples.jsonl, summary.json and curves.png."""
 
 import hashlib
-import logging
 import shutil
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.commands.evaluate.collect_samples import Task, collect_samples, read_seconds
 from maxk_lightning.commands.evaluate.shards import Shard, join_shards
 from maxk_lightning.commands.evaluate.summary_table import print_summary
 from maxk_lightning.commands.export import export
-from maxk_lightning.commands.trainer import MaxKCLI
+from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.evaluation import curves
 from maxk_lightning.evaluation.runs import Run, write_statements
 from maxk_lightning.evaluation.samples import Sample
 from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
-from maxk_lightning.policy import load_tokenizer, resolve_policy
-from maxk_lightning.rollouts import ManagedEngine
+from maxk_lightning.policy import resolve_policy
+from maxk_lightning.rewards import Reward
+from maxk_lightning.rollouts import ManagedEngine, RolloutEngine
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.types import Problem, Prompt
-
-logger = logging.getLogger(__name__)
+from maxk_lightning.types import Sampling
 
 
 def evaluate_policy(
@@ -55,11 +50,13 @@ def evaluate_policy(
     try:
         for benchmark, source in (benchmarks or _test_source(settings.data)).items():
             directory = out / benchmark if benchmarks else out
-            problems, prompts = render_problems(settings.data, source, policy)
+            problems = settings.data.read(source, benchmark)
+            # Seeds depend on run seed and problem alone, so policies are compared in pairs.
+            seeds = [derive_seed(settings.data.seed, "evaluate", problem.id) for problem in problems]
             task = Task(
                 problems=problems,
-                prompts=prompts,
-                sampling=replace(settings.rollout.eval_sampling, num_completions=num_samples),
+                prompts=settings.data.render(problems, seeds),
+                sampling=replace(settings.sampling, num_completions=num_samples),
                 problems_per_chunk=problems_per_chunk,
             )
             samples = _collect(task, settings, policy, directory, shard, benchmark)
@@ -70,8 +67,8 @@ def evaluate_policy(
             print_summary(_summarise(samples, directory, name, benchmark), console)
             console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
     finally:
-        if isinstance(settings.rollout.engine, ManagedEngine):
-            settings.rollout.engine.close()
+        if isinstance(settings.engine, ManagedEngine):
+            settings.engine.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,51 +76,28 @@ class RunSettings:
     """What evaluation takes from the YAML of a run."""
 
     data: PromptDataModule
-    "Its template, test problems and seed."
-    rollout: RolloutCallback
-    "Its engine, reward and evaluation sampling."
+    "Data module, for template, test problems and seed."
+    engine: RolloutEngine
+    "Rollout engine."
+    reward: Reward
+    "Reward."
+    sampling: Sampling
+    "Evaluation sampling."
     reward_config: str
-    "How the reward was configured."
+    "Configuration of the reward."
 
 
 def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> RunSettings:
     """Read a run's YAML under the very schema that `fit` reads it with, for another policy."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        cli = _SettingsCLI(["--config", config, "--model.policy", policy, *overrides], run=False)
+    cli = PartsCLI(["--config", config, "--model.policy", policy, *overrides])
+    rollout = cli.config_init["rollout"]
     return RunSettings(
         data=cli.config_init["data"],
-        rollout=cli.config_init["rollout"],
+        engine=rollout.engine,
+        reward=rollout.reward,
+        sampling=rollout.eval_sampling,
         reward_config=str(cli.config["rollout"]["reward"].as_dict()),
     )
-
-
-class _SettingsCLI(MaxKCLI):
-    """Builds the parts of a run, but no Trainer."""
-
-    def instantiate_classes(self) -> None:
-        self.config_init: Any = self.parser.instantiate_classes(self.config)
-
-
-def render_problems(data: PromptDataModule, source: ProblemSource, policy: str) -> tuple[list[Problem], list[Prompt]]:
-    """Problems and their prompts. Seeds depend on run seed and problem alone, so policies are compared in pairs.
-
-    Raises:
-        ValueError: no prompt is short enough.
-    """
-    tokenizer = load_tokenizer(policy)
-    problems = list(source.load())
-    seeds = [derive_seed(data.seed, "evaluate", problem.id) for problem in problems]
-    prompts = [data.template.render(problem, tokenizer, seed) for problem, seed in zip(problems, seeds, strict=True)]
-    kept = [i for i, prompt in enumerate(prompts) if len(prompt.token_ids) <= data.max_prompt_tokens]
-    if len(kept) < len(problems):
-        logger.warning(
-            "left out %s of %s problems: prompt longer than data.max_prompt_tokens (%s)",
-            len(problems) - len(kept), len(problems), data.max_prompt_tokens,
-        )  # fmt: skip
-    if not kept:
-        raise ValueError(f"no problem has a prompt of at most data.max_prompt_tokens ({data.max_prompt_tokens}) tokens")
-    return [problems[i] for i in kept], [prompts[i] for i in kept]
 
 
 def _collect(
@@ -134,12 +108,12 @@ def _collect(
         "benchmark": benchmark,
         "policy": policy_digest(policy),
         "prompts": _digest(repr(task.prompts).encode()),
-        "engine": type(settings.rollout.engine).__name__,
+        "engine": type(settings.engine).__name__,
         "reward": settings.reward_config,
         "problems_per_chunk": task.problems_per_chunk,
         **asdict(task.sampling),
     }
-    engine, reward = settings.rollout.engine, settings.rollout.reward
+    engine, reward = settings.engine, settings.reward
     if shard is None:
         return collect_samples(task, engine, reward, out, fixed)
     collect_samples(shard.share(task), engine, reward, shard.directory(out), fixed)

@@ -14,9 +14,9 @@ class Shard:
     """Share `index` of `count`; processes need a common file system and nothing else."""
 
     index: int
-    "From 0."
+    "Number of this share, from 0."
     count: int
-    "Shares in all."
+    "Number of shares."
 
     def share(self, task: Task) -> Task:
         """The problems of this shard: every count-th, so that easy and hard ones are spread evenly."""

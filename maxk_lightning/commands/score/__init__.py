@@ -1,7 +1,6 @@
 """`score`: problems and completions -> rewards and verdicts per test. Streams: memory does not grow with the file."""
 
 import collections
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -10,8 +9,10 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from maxk_lightning.commands.score.files import Group, RecordReader, Resumption, read_groups, read_problems
+from maxk_lightning.commands.score.files import CompletionsRecord, Refusals, ScoresFile, read_completions
+from maxk_lightning.records import read_problems
 from maxk_lightning.rewards import SandboxUnavailableError, UnitTestReward
+from maxk_lightning.rewards.verdicts import RULES_VERSION
 from maxk_lightning.types import Problem, Score
 
 MAX_IN_FLIGHT = 2048
@@ -70,10 +71,8 @@ def score(
         allow_site_packages=allow_site_packages,
         allow_unsafe=allow_unsafe,
     )
-    reader = RecordReader(skip_invalid=skip_invalid)
-    known = read_problems(reader, Path(problems))
-    num_completions = sum(len(group.completions) for group in read_groups(reader, Path(completions), known))
     settings = {
+        "rules_version": RULES_VERSION,
         "max_tests": max_tests,
         "is_binary": is_binary,
         "time_limit_s": time_limit_s,
@@ -82,16 +81,19 @@ def score(
         "allow_unclosed": allow_unclosed,
         "allow_site_packages": allow_site_packages,
     }
-    done = Resumption(Path(out), settings).records_done()
-    groups = read_groups(RecordReader(skip_invalid=skip_invalid), Path(completions), known)
-    summary = Summary()
-    with reward, Path(out).open("a", encoding="utf-8") as file:
+    scores_file = ScoresFile(out, settings, inputs=(problems, completions))
+    refusals = Refusals(skip_invalid=skip_invalid)
+    known = {problem.id: problem for problem in read_problems(Path(problems), refusals)}
+    num_completions = sum(len(record.completions) for record in read_completions(Path(completions), known, refusals))
+    done = scores_file.records_done()
+    records = read_completions(Path(completions), known, Refusals(skip_invalid=skip_invalid))
+    totals = ScoreTotals()
+    with reward, scores_file.open() as file:
         print(f"sandbox backend: {_backend_of(reward)}")
-        for group, scores in _scored(groups, reward, known, done, tqdm(total=num_completions, unit="completion")):
-            summary.add(scores)
-            file.write(json.dumps(_to_record(group, scores)) + "\n")
-            file.flush()
-        summary.show(reward.backend_in_force, Path(out), reader.skipped)
+        for record, scores in _scored(records, reward, known, done, tqdm(total=num_completions, unit="completion")):
+            totals.add(scores)
+            scores_file.append(file, _to_record(record, scores))
+        totals.show(reward.backend_in_force, scores_file.path, refusals.skipped)
 
 
 def _backend_of(reward: UnitTestReward) -> str:
@@ -102,26 +104,26 @@ def _backend_of(reward: UnitTestReward) -> str:
 
 
 def _scored(
-    groups: Iterator[Group],
+    records: Iterator[CompletionsRecord],
     reward: UnitTestReward,
     known: dict[str, Problem],
     done: dict[str, int],
     bar: "tqdm[Any]",
-) -> Iterator[tuple[Group, list[Score]]]:
-    """Keep the sandbox busy with a window of completions; yield groups in the order of the file."""
-    window: collections.deque[tuple[Group, list[Future[Score]]]] = collections.deque()
+) -> Iterator[tuple[CompletionsRecord, list[Score]]]:
+    """Keep the sandbox busy with a window of completions; yield records in the order of the file."""
+    window: collections.deque[tuple[CompletionsRecord, list[Future[Score]]]] = collections.deque()
     num_in_flight = 0
     with bar:
-        for group in groups:
-            if group.id in done:
-                if done[group.id] != len(group.completions):
+        for record in records:
+            if record.id in done:
+                if done[record.id] != len(record.completions):
                     raise ValueError(
-                        f"id {group.id!r} was scored with {done[group.id]} completions; choose another --out"
+                        f"id {record.id!r} was scored with {done[record.id]} completions; choose another --out"
                     )
-                bar.update(len(group.completions))
+                bar.update(len(record.completions))
                 continue
-            window.append((group, [reward.submit(known[group.id], text) for text in group.completions]))
-            num_in_flight += len(group.completions)
+            window.append((record, [reward.submit(known[record.id], text) for text in record.completions]))
+            num_in_flight += len(record.completions)
             while num_in_flight > MAX_IN_FLIGHT:
                 num_in_flight -= len(window[0][0].completions)
                 yield _take_first(window, bar)
@@ -130,29 +132,29 @@ def _scored(
 
 
 def _take_first(
-    window: "collections.deque[tuple[Group, list[Future[Score]]]]", bar: "tqdm[Any]"
-) -> tuple[Group, list[Score]]:
-    group, futures = window.popleft()
+    window: "collections.deque[tuple[CompletionsRecord, list[Future[Score]]]]", bar: "tqdm[Any]"
+) -> tuple[CompletionsRecord, list[Score]]:
+    record, futures = window.popleft()
     scores = []
     for future in futures:
         scores.append(future.result())
         bar.update()
-    return group, scores
+    return record, scores
 
 
-def _to_record(group: Group, scores: Sequence[Score]) -> dict[str, Any]:
+def _to_record(record: CompletionsRecord, scores: Sequence[Score]) -> dict[str, Any]:
     return {
-        "id": group.id,
+        "id": record.id,
         "rewards": [score.reward for score in scores],
         "verdicts": [list(score.verdicts) for score in scores],
     }
 
 
 @dataclass(slots=True)
-class Summary:
+class ScoreTotals:
     """Totals of this run."""
 
-    num_groups: int = 0
+    num_records: int = 0
     "Records written."
     num_completions: int = 0
     "Completions scored."
@@ -160,20 +162,26 @@ class Summary:
     "Over completions that could be scored."
     verdicts: "collections.Counter[str]" = field(default_factory=collections.Counter)
     "Tests by verdict."
+    missing: "collections.Counter[str]" = field(default_factory=collections.Counter)
+    "Completions that could not be scored, by cause."
 
     def add(self, scores: Sequence[Score]) -> None:
         """Count one record."""
-        self.num_groups += 1
+        self.num_records += 1
         self.num_completions += len(scores)
         self.rewards_sum += sum(score.reward for score in scores if score.reward is not None)
         for score in scores:
             self.verdicts.update(score.verdicts)
+        self.missing.update(score.missing_cause or "unknown" for score in scores if score.reward is None)
 
     def show(self, backend: str, out: Path, skipped: Sequence[str]) -> None:
         """Print the totals and what was skipped."""
-        mean = self.rewards_sum / self.num_completions if self.num_completions else 0.0
-        print(f"{self.num_groups} records, {self.num_completions} completions, mean reward {mean:.4f} -> {out}")
+        num_scored = self.num_completions - self.missing.total()
+        mean = self.rewards_sum / num_scored if num_scored else 0.0
+        print(f"{self.num_records} records, {self.num_completions} completions, mean reward {mean:.4f} -> {out}")
         print(f"verdicts per test: {dict(self.verdicts.most_common())}; sandbox backend: {backend}")
+        if self.missing:
+            print(f"{self.missing.total()} completions without a reward, by cause: {dict(self.missing.most_common())}")
         if skipped:
             print(f"skipped {len(skipped)} malformed records:")
             for line in skipped[:NUM_LISTED]:

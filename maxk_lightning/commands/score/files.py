@@ -1,20 +1,18 @@
-"""Files of the `score` command: reading problems and completions as streams, and going on after a stop."""
+"""Files of the `score` command: completions as a stream, and going on after a stop."""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any
 
-from maxk_lightning.records import check_keys, problem_from_record, take
+from maxk_lightning.records import Refuse, check_keys, check_regular_file, read_records, take
 from maxk_lightning.types import Problem
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class CompletionsRecord:
     """One record of the completions file."""
 
     id: str
@@ -23,119 +21,145 @@ class Group:
     "In order."
 
 
-class RecordReader:
-    """Reads JSON Lines; refuses malformed records with file, line and reason, or skips and lists them."""
+class Refusals:
+    """Refuses malformed records with file, line and reason, or lists them as skipped."""
 
     def __init__(self, *, skip_invalid: bool) -> None:
         self.skipped: list[str] = []
         self._skip_invalid = skip_invalid
 
-    def read(self, path: Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[tuple[int, T]]:
-        """Yield (line number, parsed record); blank lines are skipped."""
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file")
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    parsed = _parse(line, parse) if line.strip() else None
-                except ValueError as error:
-                    self.refuse(path, number, str(error))
-                else:
-                    if parsed is not None:
-                        yield number, parsed
-
-    def refuse(self, path: Path, number: int, reason: str) -> None:
+    def __call__(self, path: Path, line_number: int, reason: str) -> None:
         """Raise ValueError, or note the record as skipped."""
-        message = f"{path}:{number}: {reason}"
+        message = f"{path}:{line_number}: {reason}"
         if not self._skip_invalid:
             raise ValueError(message)
         self.skipped.append(message)
 
 
-def _parse(line: bytes, parse: Callable[[dict[str, Any]], T]) -> T:
-    try:
-        record = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
-    except RecursionError as error:
-        raise ValueError("not JSON that can be read: nested too deep") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"a record must be a JSON object, not {type(record).__name__}")
-    return parse(record)
-
-
-def read_problems(reader: RecordReader, path: Path) -> dict[str, Problem]:
-    """Problems by id; ValueError when there is none."""
-    known: dict[str, Problem] = {}
-    for number, problem in reader.read(path, problem_from_record):
-        if problem.id in known:
-            reader.refuse(path, number, f"id {problem.id!r} was used on an earlier line")
-        else:
-            known[problem.id] = problem
-    if not known:
-        raise ValueError(f"{path}: no problem in this file")
-    return known
-
-
-def read_groups(reader: RecordReader, path: Path, known: dict[str, Problem]) -> Iterator[Group]:
+def read_completions(path: Path, known: dict[str, Problem], refuse: Refuse) -> Iterator[CompletionsRecord]:
     """Stream the completions file; an id must belong to a problem and stand on one line only."""
     first_line_of: dict[str, int] = {}
-    for number, group in reader.read(path, group_from_record):
-        if group.id not in known:
-            reader.refuse(path, number, f"id {group.id!r} is not among the problems")
-        elif group.id in first_line_of:
-            reader.refuse(path, number, f"id {group.id!r} was used on line {first_line_of[group.id]}")
+    for line_number, record in read_records(path, completions_from_record, refuse):
+        if record.id not in known:
+            refuse(path, line_number, f"id {record.id!r} is not among the problems")
+        elif record.id in first_line_of:
+            refuse(path, line_number, f"id {record.id!r} was used on line {first_line_of[record.id]}")
         else:
-            first_line_of[group.id] = number
-            yield group
+            first_line_of[record.id] = line_number
+            yield record
 
 
-def group_from_record(record: dict[str, Any]) -> Group:
-    """Turn one JSON object into a `Group`; ValueError says which field is wrong and why."""
+def completions_from_record(record: dict[str, Any]) -> CompletionsRecord:
+    """Turn one JSON object into a `CompletionsRecord`; ValueError says which field is wrong and why."""
     check_keys(record, required=("id", "completions"), allowed=("id", "completions"))
     completions = take(record, "completions", list)
     for index, completion in enumerate(completions):
         if not isinstance(completion, str):
             raise ValueError(f"`completions[{index}]` must be str, not {type(completion).__name__}")
-    return Group(id=take(record, "id", str), completions=tuple(completions))
+    return CompletionsRecord(id=take(record, "id", str), completions=tuple(completions))
 
 
-class Resumption:
-    """What an earlier run left in the output file, and the settings it ran with."""
+RECORD_START = b'{"id": '
+"How every line of scores begins."
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self._out = out
-        self._settings_path = out.with_name(out.name + ".settings.json")
+
+class ScoresFile:
+    """The file that scores are appended to, with what an earlier run left in it and the settings it ran with."""
+
+    def __init__(self, out: str, settings: dict[str, Any], *, inputs: tuple[str, str]) -> None:
+        """Name the file.
+
+        Raises:
+            ValueError: it is one of the inputs, or no file.
+        """
+        self.path = Path(out)
+        self._settings_path = self.path.with_name(self.path.name + ".settings.json")
         self._settings = settings
+        for path in inputs:
+            if os.path.realpath(path) == os.path.realpath(out) or _is_same_file(path, out):
+                raise ValueError(f"--out is {out}, the file that is read: choose another one")
+        if os.path.lexists(out):
+            check_regular_file(self.path)
+        above = next(path for path in self.path.absolute().parents if path.exists())
+        if not above.is_dir():
+            raise ValueError(f"--out is {out}, but {above} is no directory")
+
+    def open(self) -> IO[str]:
+        """Open it for more records; makes its directory."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write_settings()
+            return self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"--out is {self.path}: {error.strerror}") from error
+
+    def append(self, file: IO[str], record: dict[str, Any]) -> None:
+        """Write one record, at once."""
+        try:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+        except OSError as error:
+            raise ValueError(f"--out is {self.path}: {error.strerror}; run again to go on from here") from error
 
     def records_done(self) -> dict[str, int]:
-        """Number of rewards by id; cuts off a last line that was not finished, and remembers the settings."""
-        done = self._read() if self._out.is_file() else {}
-        if done and self._settings_path.is_file():
-            earlier = json.loads(self._settings_path.read_text(encoding="utf-8"))
-            differing = [key for key, value in self._settings.items() if earlier.get(key) != value]
-            if differing:
+        """Number of rewards by id; cuts off a last line of scores that was not finished.
+
+        Raises:
+            ValueError: it holds something else, or scores with other settings.
+        """
+        try:
+            done, end, rest = self._read() if self.path.exists() else ({}, 0, b"")
+            earlier = self._earlier_settings()
+            if rest and earlier is None:
+                raise ValueError(f"{self.path}: its last line has no end; choose another --out")
+            differing = [key for key, value in self._settings.items() if earlier and earlier.get(key) != value]
+            if differing and (done or rest):
                 raise ValueError(
-                    f"{self._out} holds scores with other settings ({', '.join(differing)}); choose another --out"
+                    f"{self.path} holds scores with other settings ({', '.join(differing)}); choose another --out"
                 )
-        self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._settings_path.write_text(json.dumps(self._settings) + "\n", encoding="utf-8")
+            if rest:
+                os.truncate(self.path, end)
+        except OSError as error:
+            raise ValueError(f"--out is {self.path}: {error.strerror}") from error
         return done
 
-    def _read(self) -> dict[str, int]:
+    def _read(self) -> tuple[dict[str, int], int, bytes]:
+        """Number of rewards by id, the bytes of all finished lines, and what stands after them."""
         done: dict[str, int] = {}
         end = 0
-        with self._out.open("rb") as file:
+        with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    break
+                if not line.endswith(b"\n") and line.startswith(RECORD_START[: len(line)]):
+                    return done, end, line
                 try:
                     record = json.loads(line)
-                    done[record["id"]] = len(record["rewards"])
-                except (ValueError, TypeError, KeyError) as error:
-                    raise ValueError(f"{self._out}:{number}: not a record of scores; choose another --out") from error
+                    done[take(record, "id", str)] = len(take(record, "rewards", list))
+                except (ValueError, TypeError, RecursionError) as error:
+                    raise ValueError(f"{self.path}:{number}: not a record of scores; choose another --out") from error
                 end += len(line)
-        os.truncate(self._out, end)
-        return done
+        return done, end, b""
+
+    def _earlier_settings(self) -> dict[str, Any] | None:
+        if not os.path.lexists(self._settings_path):
+            return None
+        check_regular_file(self._settings_path)
+        try:
+            earlier = json.loads(self._settings_path.read_bytes())
+        except (ValueError, RecursionError):
+            earlier = None
+        if not isinstance(earlier, dict) or not earlier.keys() & self._settings.keys():
+            raise ValueError(f"{self._settings_path}: not the settings of an earlier run; choose another --out")
+        return earlier
+
+    def _write_settings(self) -> None:
+        """At once or not at all."""
+        unfinished = self._settings_path.with_name(self._settings_path.name + ".part")
+        unfinished.write_text(json.dumps(self._settings) + "\n", encoding="utf-8")
+        unfinished.replace(self._settings_path)
+
+
+def _is_same_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False

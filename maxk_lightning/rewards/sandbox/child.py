@@ -6,6 +6,7 @@ marks is closed before the program's first instruction, so it can not pretend th
 
 import atexit
 import builtins
+import contextlib
 import gc
 import json
 import marshal
@@ -13,10 +14,11 @@ import os
 import resource
 import struct
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from maxk_lightning.rewards.sandbox import lockdown
 from maxk_lightning.rewards.sandbox.protocol import MEMORY_EXIT_STATUS, Limits, Request
@@ -30,8 +32,16 @@ MAX_FDS_SERVER = 256
 MAX_FDS_PROGRAM = 64
 MAX_THREADS = 256
 CHECKER_FDS = (3, 4, 5)
-FINALISER = b"__del__"
-"A program without this name has no finalisers to run at its end."
+LAST_WORDS = (b"open", b"IO", b"Buffered", b"detach", b"__del__", b"yield", b"async", b"exec", b"eval", b"coding")
+"""A program without these words leaves no buffer, generator or finaliser that could still print at its end.
+
+It is spared the finalisation of its globals, which costs a quarter of a short run."""
+PLAIN, WITH_LAST_WORDS = b"-", b"+"
+"First byte of a program's compiled code."
+NOT_FLUSHED_STATUS = 120
+"What the interpreter returns when it can not flush its standard streams."
+_exit = os._exit
+"Kept, because a program may put something else in its place."
 _PID_PLACEHOLDER = 0x7EADBEEF
 _PID_BYTES = struct.pack("=I", _PID_PLACEHOLDER)
 STAR_IMPORTS = (
@@ -47,7 +57,7 @@ class InnerFilter:
     def __init__(self) -> None:
         template = inner_filter(MACHINE, _PID_PLACEHOLDER)
         self._places = [at for at in range(0, len(template), 4) if template[at : at + 4] == _PID_BYTES]
-        assert len(self._places) == 3
+        assert len(self._places) == 5  # kill, tgkill, prlimit64, calls about processes, getpriority
         self._filter = lockdown.SeccompFilter(template)
 
     def install(self) -> None:
@@ -74,29 +84,28 @@ class Cell:
     "RLIMIT_NPROC; None where the kernel does not count this process alone."
     call_names: dict[str, Any]
     "Names that function-call programs find imported."
+    builtins: dict[str, Any]
+    "The built-in names as they are before a program changes them."
 
 
-def run_child(cell: Cell, request: Request, source_fd: int, code_fd: int, run_fds: Sequence[int]) -> None:
+def run_child(cell: Cell, request: Request, source_fd: int, code_fd: int, run_fds: Sequence[int]) -> NoReturn:
     """Run one program in the calling (freshly forked) process; never returns."""
     try:
         _lock_down(cell, request.limits, run_fds)
         os.write(cell.marks_fd, MARK_LOCKED)
-    except (OSError, ValueError):
-        os._exit(1)  # without a mark: the sandbox failed, not the program
-    code, has_finalisers = _load_code(cell, request, source_fd, code_fd)
-    try:
+        code, has_last_words = _load_code(cell, request, source_fd, code_fd)
         _close_everything(request, run_fds)
-    except OSError:
-        os._exit(1)
-    output_bytes = request.limits.output_bytes
-    resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
-    gc.enable()
-    if request.mode == "call":
-        status = _exit_status_of(lambda: _call(cell, code, request.function))
-    else:
-        main = _fresh_main()
-        status = _exit_status_of(lambda: exec(code, main.__dict__))
-    _finish(status, has_finalisers)
+        output_bytes = request.limits.output_bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
+        gc.enable()
+        _fresh_main()
+        if request.mode == "call":
+            status = _exit_status_of(lambda: _call(cell, code, request.function))
+        else:
+            status = _exit_status_of(lambda: exec(code, sys.modules["__main__"].__dict__))
+        _end(status, cell.builtins if has_last_words else None)
+    finally:
+        _exit(1)  # no exception runs on into the server's code; before the mark it tells that the sandbox failed
 
 
 def _lock_down(cell: Cell, limits: Limits, run_fds: Sequence[int]) -> None:
@@ -118,19 +127,24 @@ def _lock_down(cell: Cell, limits: Limits, run_fds: Sequence[int]) -> None:
 
 
 def _load_code(cell: Cell, request: Request, source_fd: int, code_fd: int) -> tuple[CodeType, bool]:
-    """Compile the program, or take what an earlier run of it compiled; what does not compile ends here."""
+    """Compile the program, or take what an earlier run of it compiled; what does not compile ends here.
+
+    Returns the code, and whether its globals must be finalised.
+    """
     try:
         compiled = _read_all(code_fd)
         if compiled:
-            return marshal.loads(compiled), FINALISER in compiled
+            return marshal.loads(memoryview(compiled)[1:]), compiled.startswith(WITH_LAST_WORDS)
         source = _read_all(source_fd)
         code = compile(source, "main.py", "exec", dont_inherit=True)
     except BaseException:  # noqa: BLE001 - the parser meets hostile text: any failure is the program's
         os.write(cell.marks_fd, MARK_NOT_COMPILED)
-        os._exit(1)
+        _exit(1)
+    has_last_words = any(word in source for word in LAST_WORDS)
     if request.num_runs > 1:
-        os.pwrite(code_fd, marshal.dumps(code), 0)
-    return code, FINALISER in source
+        with contextlib.suppress(ValueError):  # nested too deep to be stored: the other runs compile it again
+            os.pwrite(code_fd, (WITH_LAST_WORDS if has_last_words else PLAIN) + marshal.dumps(code), 0)
+    return code, has_last_words
 
 
 def _read_all(fd: int) -> bytes:
@@ -147,11 +161,10 @@ def _close_everything(request: Request, run_fds: Sequence[int]) -> None:
     lockdown.close_from(CHECKER_FDS[-1] + 1 if request.mode == "checker" else 3)
 
 
-def _fresh_main() -> ModuleType:
+def _fresh_main() -> None:
     main = ModuleType("__main__")
     main.__dict__.update(__file__="main.py", __builtins__=builtins)
     sys.modules["__main__"] = main
-    return main
 
 
 def _call(cell: Cell, code: CodeType, function: str) -> None:
@@ -186,21 +199,64 @@ def _exit_status_of(run: Callable[[], None]) -> int:
 def _status_of_system_exit(code: object) -> int:
     if code is None:
         return 0
-    return code & 0xFF if isinstance(code, int) else 1
+    if not isinstance(code, int):
+        return 1
+    return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF  # as the interpreter, which makes it a C long
 
 
-def _finish(status: int, has_finalisers: bool) -> None:
-    """End as the interpreter would (threads, exit handlers, finalisers, flushed output), without its clean-up."""
+def _end(status: int, original_builtins: dict[str, Any] | None) -> NoReturn:
+    """End as the interpreter does: streams, threads, exit handlers, streams, finalisers (None: none), streams."""
+    for step in (_flush_streams, _join_threads, atexit._run_exitfuncs):
+        with contextlib.suppress(BaseException):  # the interpreter reports it and goes on
+            step()
+    is_flushed = _flush_streams()
+    with contextlib.suppress(BaseException):
+        sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+        if original_builtins is not None:
+            _finalise_main(original_builtins)
+    is_flushed = _flush_streams() and is_flushed
+    _exit(status if is_flushed else NOT_FLUSHED_STATUS)
+
+
+def _join_threads() -> None:
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+
+
+def _flush_streams() -> bool:
+    """Flush the standard streams as they are called at this moment; whether what was printed got out."""
+    is_flushed = _flush(getattr(sys, "stdout", None))
+    _flush(getattr(sys, "stderr", None))
+    return is_flushed
+
+
+def _flush(stream: Any) -> bool:
+    is_closed = False
+    with contextlib.suppress(BaseException):  # streams are the program's, and may lack the attribute
+        is_closed = stream is None or bool(stream.closed)
     try:
-        threading = sys.modules.get("threading")
-        if threading is not None:
-            threading._shutdown()
-        atexit._run_exitfuncs()
-        if has_finalisers:
-            sys.modules["__main__"].__dict__.clear()
-        sys.stdout.flush()
-    except MemoryError:
-        status = status or MEMORY_EXIT_STATUS
-    except BaseException:  # noqa: BLE001 - handlers and replaced streams are the program's
-        status = status or 120  # what the interpreter returns when it can not flush
-    os._exit(status)
+        if not is_closed:
+            stream.flush()
+    except BaseException:  # noqa: BLE001 - whatever the stream raises
+        return False
+    return True
+
+
+def _finalise_main(original_builtins: dict[str, Any]) -> None:
+    """Let go of the program's globals: objects that buffer output, generators and `__del__` write their last words.
+
+    In the interpreter's order: the original built-in names come back, the module goes, cycles are collected while
+    finalisers still see the globals, and a module that something else holds is emptied. The collection before all that
+    brings objects into an order in which the second one closes a buffer before the file below it.
+    """
+    if gc.isenabled():
+        gc.collect()
+    builtins.__dict__.clear()
+    builtins.__dict__.update(original_builtins)
+    survivor = weakref.ref(sys.modules.pop("__main__"))
+    gc.collect()
+    main = survivor()
+    if main is not None:
+        names = sorted(main.__dict__, key=lambda name: not name.startswith("_"))
+        main.__dict__.update(dict.fromkeys(name for name in names if name != "__builtins__"))

@@ -5,15 +5,17 @@ import errno
 import os
 import resource
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from maxk_lightning.rewards.sandbox.syscalls import MACHINE, numbers_of
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAPBSET_DROP = 1, 4, 8, 24
+PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 38, 47
 SIGKILL = 9
 SECCOMP_SET_MODE_FILTER = 1
 CAPABILITY_VERSION_3 = 0x20080522
 LAST_CAPABILITY = 63
+CAP_DAC_READ_SEARCH = 2
 LAST_FD = 0x7FFFFFFF
 
 # Landlock: rights per ABI version, from the kernel's include/uapi/linux/landlock.h.
@@ -120,13 +122,24 @@ def landlock_restrict(ruleset: int) -> None:
     _checked(_syscall(_numbers["landlock_restrict_self"], ruleset, 0), "landlock_restrict_self")
 
 
-def drop_all_capabilities() -> None:
-    """Empty the bounding, ambient, permitted, effective and inheritable sets."""
+def has_capabilities(wanted: Iterable[int]) -> bool:
+    """Whether they are permitted to this process; those with numbers below 32."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION_3, 0))
+    sets = ctypes.create_string_buffer(24)
+    _checked(_libc.capget(header, sets), "capget")
+    _, permitted, *_ = struct.unpack("=6I", sets.raw)
+    return all(permitted >> capability & 1 for capability in wanted)
+
+
+def drop_capabilities(*, keep: Sequence[int] = ()) -> None:
+    """Empty every set but for what is kept (numbers below 32); the bounding set only as root."""
     for capability in range(LAST_CAPABILITY + 1):
         _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)  # fails past the kernel's last one
     _libc.prctl(PR_CAP_AMBIENT, ctypes.c_ulong(4), 0, 0, 0)  # PR_CAP_AMBIENT_CLEAR_ALL
     header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION_3, 0))
-    _checked(_libc.capset(header, ctypes.create_string_buffer(24)), "capset")
+    kept = sum(1 << capability for capability in keep)
+    sets = struct.pack("=6I", kept, kept, 0, 0, 0, 0)  # effective, permitted, inheritable: low words, then high words
+    _checked(_libc.capset(header, ctypes.create_string_buffer(sets, 24)), "capset")
 
 
 def set_hard_limit(which: int, value: int) -> None:

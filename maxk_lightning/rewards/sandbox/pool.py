@@ -2,14 +2,16 @@
 
 import collections
 import errno
+import fcntl
 import logging
 import os
 import selectors
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maxk_lightning.rewards.sandbox.protocol import (
@@ -22,6 +24,7 @@ from maxk_lightning.rewards.sandbox.protocol import (
     Request,
 )
 from maxk_lightning.rewards.sandbox.worker import Worker, WorkerLostError, WorkerSettings
+from maxk_lightning.types import MissingCause
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,8 @@ class Job:
     "The limit that ended the latest of them; runs that are skipped count as ended by it too."
     num_attempts: int = 0
     "Requests of this job that met a failing sandbox."
+    missing_cause: MissingCause | None = None
+    "Why runs were given up as `internal`; set before the future."
     pending: list[int] = field(default_factory=list)
     "Runs without a result, in order."
 
@@ -86,10 +91,25 @@ class Job:
 
     def conclude(self, index: int, outcome: Outcome, output: bytes = b"") -> None:
         """Judge one run."""
+        if outcome.kind == "internal":
+            self.missing_cause = self.missing_cause or "lock_down_failed"
         self.results[index] = self.judge(index, outcome, output)
         if outcome.kind in LIMIT_HITS:
             self.num_limit_hits += 1
             self.last_limit = outcome.kind
+
+    def conclude_rest(self, outcome: Outcome) -> None:
+        """Judge the runs without a result as if they had ended so."""
+        for index in self.pending:
+            self.conclude(index, outcome)
+        self.pending = []
+
+    def fail(self, error: Exception) -> None:
+        """End with one sentence about what nobody expected; runs after it have no result."""
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        failure = RuntimeError(f"a program could not be judged, which is a bug in the sandbox ({what})")
+        failure.__cause__ = error
+        self.future.set_exception(failure)
 
 
 @dataclass(slots=True, eq=False)
@@ -123,12 +143,15 @@ class SandboxPool:
         self._thread = threading.Thread(target=self._run, name="sandbox-pool", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> "Future[tuple[Any, ...]]":
-        """Queue a job; its future gets one result per run."""
+    def submit(self, job: Job, *, is_next: bool = False) -> "Future[tuple[Any, ...]]":
+        """Queue a job, with `is_next` before all others; its future gets one result per run."""
         with self._lock:
             if self._is_closing:
                 raise RuntimeError("the sandbox pool is closed")
-            self._queue.append(job)
+            if is_next:
+                self._queue.appendleft(job)
+            else:
+                self._queue.append(job)
             job.future.set_running_or_notify_cancel()
         self._wake()
         return job.future
@@ -155,26 +178,43 @@ class SandboxPool:
         self._selector.register(self._wake_fd, selectors.EVENT_READ)
         try:
             while not self._is_closing:
-                self._dispatch()
-                for key, _ in self._selector.select(self._time_left()):
-                    if key.data is None:
-                        os.eventfd_read(self._wake_fd)
-                    elif key.data in self._workers:
-                        self._receive(key.data)
-                self._replace_hung_workers()
+                try:
+                    self._step()
+                except Exception as error:  # a bug: the jobs at hand fail, the pool lives on
+                    logger.exception("the sandbox pool met the unexpected; its jobs fail")
+                    for job in self._take_all_jobs():
+                        job.fail(error)
         finally:
             self._shut_down()
+
+    def _step(self) -> None:
+        self._dispatch()
+        for key, _ in self._selector.select(self._time_left()):
+            if key.data is None:
+                os.eventfd_read(self._wake_fd)
+            elif key.data in self._workers:
+                self._receive(key.data)
+        self._replace_hung_workers()
 
     def _shut_down(self) -> None:
         with self._lock:
             self._is_closing = True
-        jobs = [flight.job for flights in self._workers.values() for flight in flights] + list(self._queue)
-        for worker in list(self._workers):
-            self._remove(worker)
-        for job in jobs:
+        for job in self._take_all_jobs():
             job.future.set_exception(RuntimeError("the sandbox pool was closed"))
         self._selector.close()
         os.close(self._wake_fd)
+
+    def _take_all_jobs(self) -> list[Job]:
+        """Stop the workers; what they and the queue held, and nobody has answered."""
+        flights = [flight for flights in self._workers.values() for flight in flights]
+        jobs = [flight.job for flight in flights]
+        for flight in flights:
+            _close_all(flight.output_fds)
+        while self._queue:
+            jobs.append(self._queue.popleft())
+        for worker in list(self._workers):
+            self._remove(worker)
+        return [job for job in jobs if not job.future.done()]
 
     def _dispatch(self) -> None:
         """Start missing workers and give every free one a job, and a second one while many wait."""
@@ -206,7 +246,7 @@ class SandboxPool:
         logger.error("%d sandbox workers in a row failed to start; waiting jobs are given up", MAX_FAILED_STARTS)
         self._num_failed_starts = 0
         while self._queue:
-            self._finish_as_internal(self._queue.popleft())
+            self._continue(self._queue.popleft(), "no_worker")
 
     def _send(self, worker: Worker, job: Job) -> None:
         indexes = job.pending[:MAX_RUNS_PER_REQUEST]
@@ -222,14 +262,14 @@ class SandboxPool:
         sent_fds: list[int] = []
         output_fds: list[int] = []
         try:
-            sent_fds += [_memory_file(job.source), _memory_file(b"")]
+            sent_fds += [_input_file(job.source), _memory_file()]
             for index in indexes:
                 files = job.runs[index]
-                sent_fds.append(_memory_file(files.stdin))
-                output_fds.append(_memory_file(b""))
+                sent_fds.append(_input_file(files.stdin))
+                output_fds.append(_memory_file())
                 sent_fds.append(output_fds[-1])
                 if job.mode == "checker":
-                    sent_fds += [_memory_file(files.expected), _memory_file(files.output)]
+                    sent_fds += [_input_file(files.expected), _input_file(files.output)]
             worker.send(request, sent_fds)
         except WorkerLostError as error:
             self._queue.appendleft(job)
@@ -238,6 +278,9 @@ class SandboxPool:
         except OSError as error:
             _close_all(output_fds)
             self._postpone(job, error)
+        except Exception as error:  # noqa: BLE001 - a request that cannot be written is a bug; its job fails
+            _close_all(output_fds)
+            job.fail(error)
         else:
             allowance_s = len(indexes) * job.limits.wall_s + REPLY_GRACE_S
             deadline = time.monotonic() + allowance_s
@@ -252,7 +295,7 @@ class SandboxPool:
             self._queue.appendleft(job)
             return
         logger.error("cannot hand a program to the sandbox: %s", error)
-        self._finish_as_internal(job)
+        self._continue(job, "no_memory_file")
 
     def _receive(self, worker: Worker) -> None:
         try:
@@ -281,31 +324,31 @@ class SandboxPool:
                 if outcome.kind == "internal" and job.num_attempts + 1 < MAX_ATTEMPTS:
                     has_internal = True
                 else:
-                    job.conclude(index, outcome, _read_output(fd, job.limits.output_bytes))
+                    job.conclude(index, _final(outcome), _read_output(fd, job.limits.output_bytes))
         except Exception as error:  # noqa: BLE001 - a judge that raises is a bug; its job fails, the pool lives on
-            job.future.set_exception(error)
+            job.fail(error)
             return
         finally:
             _close_all(flight.output_fds)
         job.num_attempts += has_internal
         self._continue(job)
 
-    def _continue(self, job: Job) -> None:
-        """Queue what is left of a job, or finish it."""
+    def _continue(self, job: Job, cause: MissingCause | None = None) -> None:
+        """Queue what is left of a job, or finish it; with a cause, what is left is given up."""
         job.pending = [index for index in job.pending if index not in job.results]
-        if job.max_limit_hits and job.num_limit_hits >= job.max_limit_hits:
-            for index in job.pending:
-                job.conclude(index, Outcome(kind=job.last_limit))
-            job.pending = []
+        try:
+            if job.max_limit_hits and job.num_limit_hits >= job.max_limit_hits:
+                job.conclude_rest(Outcome(kind=job.last_limit))
+            elif cause is not None:
+                job.missing_cause = cause
+                job.conclude_rest(Outcome(kind="internal"))
+        except Exception as error:  # noqa: BLE001 - as above
+            job.fail(error)
+            return
         if job.pending:
             self._queue.appendleft(job)
         else:
             job.future.set_result(tuple(job.results[index] for index in range(len(job.runs))))
-
-    def _finish_as_internal(self, job: Job) -> None:
-        for index in job.pending:
-            job.conclude(index, Outcome(kind="internal"))
-        self._continue(job)
 
     def _lose(self, worker: Worker, error: WorkerLostError) -> None:
         """Run the jobs of a dead worker again; only the one it was running counts an attempt."""
@@ -319,7 +362,7 @@ class SandboxPool:
             _close_all(flight.output_fds)
             flight.job.num_attempts += position == 0
             if flight.job.num_attempts >= MAX_ATTEMPTS:
-                self._finish_as_internal(flight.job)
+                self._continue(flight.job, "worker_lost")
             else:
                 self._queue.appendleft(flight.job)
 
@@ -342,12 +385,24 @@ class SandboxPool:
         return REPLY_GRACE_S if any(self._workers.values()) or self._queue else None
 
 
-def _memory_file(content: bytes) -> int:
-    fd = os.memfd_create("run", os.MFD_CLOEXEC)
+def _final(outcome: Outcome) -> Outcome:
+    """How a run counts that is not tried again: what was killed until the last attempt has brought it about itself."""
+    is_killed = outcome.kind == "internal" and outcome.status == signal.SIGKILL
+    return replace(outcome, kind="signalled") if is_killed else outcome
+
+
+def _memory_file() -> int:
+    return os.memfd_create("run", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def _input_file(content: bytes) -> int:
+    """A memory file that whoever reads it can not make larger or smaller."""
+    fd = _memory_file()
     try:
         written = 0
         while written < len(content):
             written += os.pwrite(fd, content[written:] if written else content, written)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     except OSError:
         os.close(fd)
         raise

@@ -31,13 +31,20 @@ LIMIT_HITS: tuple[OutcomeKind, ...] = ("cpu_limit", "wall_limit", "output_limit"
 MEMORY_EXIT_STATUS = 86
 "Exit status for an uncaught MemoryError. A program may forge it: it earns a failed test either way."
 
+MAX_SECONDS = 1e8
+MAX_BYTES = 1 << 50
+MAX_COUNT = (1 << 32) - 1
+"Limits above these are no limits, and go over the wire as these."
+
 READY = b"ready"
 "A server's first message."
 
-_REQUEST = struct.Struct("=QBBBddQQ")
+_REQUEST = struct.Struct("=QBBIddQQ")
 _OUTCOME = struct.Struct("=BiddQ")
 _REPLY = struct.Struct("=Q")
-MAX_REQUEST_BYTES = 4096
+MAX_FUNCTION_BYTES = 1 << 16
+"Longest name of a function, in UTF-8."
+MAX_REQUEST_BYTES = _REQUEST.size + MAX_FUNCTION_BYTES
 MAX_REPLY_BYTES = _REPLY.size + MAX_RUNS_PER_REQUEST * _OUTCOME.size
 
 
@@ -73,10 +80,12 @@ class Request:
     "Name of the function in mode `call`."
 
     def pack(self) -> bytes:
-        """Encode for the wire."""
+        """Encode for the wire; limits that no machine can reach become the largest that the kernel can count."""
         limits = self.limits
-        numbers = (limits.cpu_s, limits.wall_s, limits.memory_bytes, limits.output_bytes)
-        head = _REQUEST.pack(self.id, MODES.index(self.mode), self.num_runs, self.max_limit_hits, *numbers)
+        seconds = (min(limits.cpu_s, MAX_SECONDS), min(limits.wall_s, MAX_SECONDS))
+        sizes = (min(limits.memory_bytes, MAX_BYTES), min(limits.output_bytes, MAX_BYTES))
+        max_limit_hits = min(self.max_limit_hits, MAX_COUNT)
+        head = _REQUEST.pack(self.id, MODES.index(self.mode), self.num_runs, max_limit_hits, *seconds, *sizes)
         return head + self.function.encode("utf-8", "surrogatepass")
 
     @classmethod
@@ -103,7 +112,7 @@ class Outcome:
     """How one run ended, as the fork server saw it."""
 
     kind: OutcomeKind
-    "`internal`: the sandbox failed before the program ran, or something outside killed it."
+    "`internal`: the sandbox failed before the program ran, or something outside killed it (status SIGKILL)."
     status: int = 0
     "Exit status or signal number."
     cpu_s: float = 0.0

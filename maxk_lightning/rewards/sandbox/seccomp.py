@@ -27,7 +27,7 @@ def _high(arg: int) -> int:
     return 20 + 8 * arg
 
 
-LOAD, JUMP_EQUAL, JUMP_ANY_BIT, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
+LOAD, JUMP_EQUAL, JUMP_GREATER, JUMP_ANY_BIT, AND, RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
 OPEN_WRITES = 0o3 | 0o100 | 0o1000 | 0o20000000
@@ -43,6 +43,14 @@ FCNTLS = (0, 1, 2, 3, 4, 1030, 1032, 1034)
 PRCTLS = (3, 15, 16, 23, 39, 0x53564D41)
 "Get dumpable, set and get the thread's name, read the bounding set, get no_new_privs, name a mapping."
 SIGKILL = 9
+RLIMIT_CPU = 0
+LAST_CLOCK = 15
+"Clocks with higher (as the kernel sees it, negative) numbers are those of processes, anybody's."
+CLOCK_CALLS = ("clock_gettime", "clock_getres", "clock_nanosleep")
+PROCESS_CALLS = (
+    *("getpgid", "getsid", "sched_getparam", "sched_getscheduler", "sched_rr_get_interval", "sched_getaffinity"),
+)
+"Calls that tell something of the process whose number is the first argument."
 
 
 def _return(action: int) -> Instruction:
@@ -56,6 +64,13 @@ def _fail(code: int) -> Instruction:
 def _section(number: int, body: Sequence[Instruction]) -> list[Instruction]:
     """Run `body`, which must return, for one system call; its number is in the accumulator before and after."""
     return [(JUMP_EQUAL, 0, len(body), number), *body]
+
+
+def _shared_section(numbers: Sequence[int], body: Sequence[Instruction]) -> list[Instruction]:
+    """Run `body`, which must return, for any of several system calls."""
+    last = len(numbers) - 1
+    tests: list[Instruction] = [(JUMP_EQUAL, last - i, 0, number) for i, number in enumerate(numbers[:-1])]
+    return [*tests, (JUMP_EQUAL, 0, len(body), numbers[-1]), *body]
 
 
 def _allow_if_clear(arg: int, bits: int, otherwise: int) -> list[Instruction]:
@@ -120,7 +135,8 @@ def _stream_pairs_only() -> list[Instruction]:
 def inner_filter(machine: str, pid: int) -> bytes:
     """What a child gives up on top: processes (threads stay), signals to others, others' limits, undoing the hardening.
 
-    SIGKILL is refused even to itself: a child that dies by it was killed from outside, which no program can forge.
+    SIGKILL is refused even to itself, and so is a limit of CPU time, at which the kernel would send it: a child that
+    dies by it was killed from outside, which no program can forge.
     """
     nr = numbers_of(machine)
     instructions: list[Instruction] = [(LOAD, 0, 0, _NR)]
@@ -128,7 +144,11 @@ def inner_filter(machine: str, pid: int) -> bytes:
     for name, signal_arg in (("kill", 1), ("tgkill", 2)):
         instructions += _section(nr[name], _signals_to(pid, signal_arg))
     instructions += _section(nr["prctl"], _allow_if_one_of(0, PRCTLS, errno.EPERM))
-    instructions += _section(nr["prlimit64"], _allow_if_one_of(0, (0, pid), errno.EPERM))
+    instructions += _section(nr["prlimit64"], _own_limits_but_cpu(pid))
+    instructions += _section(nr["setrlimit"], [(LOAD, 0, 0, _low(0)), *_refuse_if(RLIMIT_CPU, errno.EPERM)])
+    instructions += _shared_section([nr[name] for name in CLOCK_CALLS], _clocks_of_nobody())
+    instructions += _shared_section([nr[name] for name in PROCESS_CALLS], _allow_if_one_of(0, (0, pid), errno.ESRCH))
+    instructions += _section(nr["getpriority"], _own_priority(pid))
     for name in ("seccomp", "landlock_restrict_self", "pidfd_open"):
         instructions += _section(nr[name], [_fail(errno.EPERM)])
     return _assemble([*instructions, _return(ALLOW)])
@@ -140,6 +160,45 @@ def _threads_only() -> list[Instruction]:
         (JUMP_ANY_BIT, 0, 1, CLONE_THREAD),
         (JUMP_ANY_BIT, 0, 1, CLONE_FORBIDDEN),
         _fail(errno.EPERM),
+        _return(ALLOW),
+    ]
+
+
+def _refuse_if(value: int, error: int) -> list[Instruction]:
+    return [(JUMP_EQUAL, 0, 1, value), _fail(error), _return(ALLOW)]
+
+
+def _own_limits_but_cpu(pid: int) -> list[Instruction]:
+    """Of this process alone; that of CPU time can be read, which is what a null pointer to a new value means."""
+    return [
+        (LOAD, 0, 0, _low(0)),
+        (JUMP_EQUAL, 2, 0, 0),
+        (JUMP_EQUAL, 1, 0, pid),
+        _fail(errno.EPERM),
+        (LOAD, 0, 0, _low(1)),
+        (JUMP_EQUAL, 0, 5, RLIMIT_CPU),
+        (LOAD, 0, 0, _low(2)),
+        (JUMP_EQUAL, 0, 2, 0),
+        (LOAD, 0, 0, _high(2)),
+        (JUMP_EQUAL, 1, 0, 0),
+        _fail(errno.EPERM),
+        _return(ALLOW),
+    ]
+
+
+def _clocks_of_nobody() -> list[Instruction]:
+    return [(LOAD, 0, 0, _low(0)), (JUMP_GREATER, 0, 1, LAST_CLOCK), _fail(errno.EINVAL), _return(ALLOW)]
+
+
+def _own_priority(pid: int) -> list[Instruction]:
+    """Of this process, not of groups and users."""
+    return [
+        (LOAD, 0, 0, _low(0)),
+        (JUMP_EQUAL, 0, 3, 0),
+        (LOAD, 0, 0, _low(1)),
+        (JUMP_EQUAL, 2, 0, 0),
+        (JUMP_EQUAL, 1, 0, pid),
+        _fail(errno.ESRCH),
         _return(ALLOW),
     ]
 

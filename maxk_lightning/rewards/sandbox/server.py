@@ -104,6 +104,7 @@ class Server:
             marks_fd=marks_write,
             max_processes=child.MAX_THREADS if is_alone and os.getuid() != 0 else None,
             call_names=call_names,
+            builtins=dict(vars(builtins)),
         )
         _limit_server()
         lockdown.prctl(lockdown.PR_SET_NO_NEW_PRIVS, 1)
@@ -149,6 +150,7 @@ class Server:
 
     def _run_one(self, request: Request, source_fd: int, code_fd: int, fds: list[int]) -> tuple[Outcome, bool]:
         start = time.monotonic()
+        fcntl.fcntl(2, fcntl.F_SETFL, 0)  # an earlier program may have left a message in the flags of this shared file
         try:
             pid = os.fork()
         except OSError:
@@ -158,9 +160,11 @@ class Server:
         killed = self._supervise(pid, start, request)
         _, wait_status, usage = os.wait4(pid, 0)
         marks = self._read_marks()
+        if child.MARK_LOCKED not in marks:
+            return Outcome(kind="internal"), True
         cpu_s = usage.ru_utime + usage.ru_stime
         outcome = Outcome(
-            kind=killed or _kind_of(wait_status, marks, cpu_s, usage.ru_maxrss << 10, request),
+            kind=killed or _kind_of(wait_status, cpu_s, usage.ru_maxrss << 10, request),
             status=os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else os.WEXITSTATUS(wait_status),
             cpu_s=cpu_s,
             wall_s=time.monotonic() - start,
@@ -213,10 +217,8 @@ def _num_threads(pid: int) -> int:
         return 0  # hidden or already gone: RLIMIT_AS still bounds the threads
 
 
-def _kind_of(wait_status: int, marks: bytes, cpu_s: float, max_rss_bytes: int, request: Request) -> OutcomeKind:
+def _kind_of(wait_status: int, cpu_s: float, max_rss_bytes: int, request: Request) -> OutcomeKind:
     """Classify an end that the server did not cause."""
-    if child.MARK_LOCKED not in marks:
-        return "internal"
     if cpu_s > request.limits.cpu_s:
         return "cpu_limit"
     if not os.WIFSIGNALED(wait_status):
@@ -224,7 +226,7 @@ def _kind_of(wait_status: int, marks: bytes, cpu_s: float, max_rss_bytes: int, r
     name = os.WTERMSIG(wait_status)
     if name == signal.SIGXFSZ:
         return "output_limit"
-    # A program can not send itself SIGKILL: the kernel did, short of memory, or a person.
+    # A program can not bring SIGKILL on itself: the kernel sent it, short of memory, or a person.
     if name == signal.SIGKILL and max_rss_bytes < request.limits.memory_bytes // 2:
         return "internal"
     return "signalled"
@@ -260,18 +262,24 @@ def _preload_random() -> None:
 
 
 def _leave_root(uid: int) -> bool:
-    """Drop every capability; become an unused user if that user can read the interpreter. Returns whether it did."""
+    """Become an unused user and drop every capability. Returns whether the user could be changed.
+
+    Where only root can read the interpreter, the new user keeps the capability to read (landlock still says what), and
+    where root itself lacks that one, as in many containers, it stays root without capabilities.
+    """
     if os.geteuid() != 0:
         return False
-    can_switch = _can_read_interpreter_as(uid)
-    if can_switch:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-        lockdown.prctl(lockdown.PR_SET_DUMPABLE, 1)  # checkers open /proc/self/fd
-    else:
-        lockdown.drop_all_capabilities()
-    return can_switch
+    kept = () if _can_read_interpreter_as(uid) else (lockdown.CAP_DAC_READ_SEARCH,)
+    if not lockdown.has_capabilities(kept):
+        lockdown.drop_capabilities()
+        return False
+    lockdown.prctl(lockdown.PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    lockdown.drop_capabilities(keep=kept)
+    lockdown.prctl(lockdown.PR_SET_DUMPABLE, 1)  # checkers open /proc/self/fd
+    return True
 
 
 def _can_read_interpreter_as(uid: int) -> bool:
@@ -303,6 +311,7 @@ def _limit_server() -> None:
 def _forget_ourselves() -> None:
     """Hide the server from the programs' view and make what it holds cheap to fork."""
     sys.argv = ["main.py"]
+    sys.orig_argv = ["python3", "main.py"]
     for name in [name for name in sys.modules if name.split(".")[0] == "maxk_lightning"]:
         del sys.modules[name]
     gc.collect()

@@ -7,18 +7,22 @@ import platform
 
 ALWAYS_ALLOWED = """
     read write close fstat newfstatat stat lstat statx poll ppoll lseek mmap mprotect munmap brk rt_sigaction
-    rt_sigprocmask rt_sigreturn sigaltstack pread64 pwrite64 readv writev preadv pwritev preadv2 pwritev2 access
+    rt_sigprocmask rt_sigreturn sigaltstack pread64 pwrite64 readv writev preadv pwritev access
     faccessat faccessat2 pipe pipe2 select pselect6 sched_yield mremap msync madvise dup dup2 dup3 pause nanosleep
     clock_nanosleep getitimer setitimer alarm getpid gettid getppid getpgrp getpgid getsid shutdown getsockname
-    getpeername getsockopt setsockopt exit exit_group wait4 waitid uname fsync fdatasync ftruncate getdents64
+    getpeername getsockopt exit exit_group wait4 waitid uname fsync fdatasync ftruncate getdents64
     getcwd chdir readlink readlinkat umask gettimeofday getrlimit setrlimit getrusage sysinfo times getuid geteuid
-    getgid getegid getresuid getresgid getgroups capget rt_sigpending rt_sigtimedwait rt_sigsuspend statfs fstatfs
+    getgid getegid getresuid getresgid getgroups rt_sigpending rt_sigtimedwait rt_sigsuspend statfs fstatfs
     getpriority sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min
-    sched_rr_get_interval sched_getaffinity arch_prctl time futex futex_waitv set_robust_list get_robust_list
+    sched_rr_get_interval sched_getaffinity arch_prctl time futex futex_waitv set_robust_list
     set_tid_address epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait eventfd eventfd2 clock_gettime
-    clock_getres restart_syscall getrandom rseq sendfile fadvise64 close_range getcpu
+    clock_getres restart_syscall getrandom rseq sendfile close_range getcpu
 """
-"Calls that reach nothing but the process itself and what it already holds, whatever their arguments."
+"""Calls that reach nothing but the process itself and what it already holds, whatever their arguments.
+
+Not those that tell which pages of a file are in memory, or throw them out (`preadv2`, `fadvise64`): they would make a
+library's pages a notice board between programs. Nor `setsockopt`, which loads filter programs, nor `capget` and
+`get_robust_list`, which take any process's number."""
 
 X86_64 = {
     "read": 0,
@@ -46,8 +50,6 @@ X86_64 = {
     "writev": 20,
     "preadv": 295,
     "pwritev": 296,
-    "preadv2": 327,
-    "pwritev2": 328,
     "access": 21,
     "faccessat": 269,
     "faccessat2": 439,
@@ -78,7 +80,6 @@ X86_64 = {
     "getsockname": 51,
     "getpeername": 52,
     "getsockopt": 55,
-    "setsockopt": 54,
     "exit": 60,
     "exit_group": 231,
     "wait4": 61,
@@ -107,7 +108,6 @@ X86_64 = {
     "getresuid": 118,
     "getresgid": 120,
     "getgroups": 115,
-    "capget": 125,
     "rt_sigpending": 127,
     "rt_sigtimedwait": 128,
     "rt_sigsuspend": 130,
@@ -125,7 +125,6 @@ X86_64 = {
     "futex": 202,
     "futex_waitv": 449,
     "set_robust_list": 273,
-    "get_robust_list": 274,
     "set_tid_address": 218,
     "epoll_create": 213,
     "epoll_create1": 291,
@@ -140,7 +139,6 @@ X86_64 = {
     "getrandom": 318,
     "rseq": 334,
     "sendfile": 40,
-    "fadvise64": 221,
     "close_range": 436,
     "getcpu": 309,
     "open": 2,
@@ -189,8 +187,6 @@ AARCH64 = {
     "writev": 66,
     "preadv": 69,
     "pwritev": 70,
-    "preadv2": 286,
-    "pwritev2": 287,
     "faccessat": 48,
     "faccessat2": 439,
     "pipe2": 59,
@@ -214,7 +210,6 @@ AARCH64 = {
     "getsockname": 204,
     "getpeername": 205,
     "getsockopt": 209,
-    "setsockopt": 208,
     "exit": 93,
     "exit_group": 94,
     "wait4": 260,
@@ -242,7 +237,6 @@ AARCH64 = {
     "getresuid": 148,
     "getresgid": 150,
     "getgroups": 158,
-    "capget": 90,
     "rt_sigpending": 136,
     "rt_sigtimedwait": 137,
     "rt_sigsuspend": 133,
@@ -258,7 +252,6 @@ AARCH64 = {
     "futex": 98,
     "futex_waitv": 449,
     "set_robust_list": 99,
-    "get_robust_list": 100,
     "set_tid_address": 96,
     "epoll_create1": 20,
     "epoll_ctl": 21,
@@ -270,7 +263,6 @@ AARCH64 = {
     "getrandom": 278,
     "rseq": 293,
     "sendfile": 71,
-    "fadvise64": 223,
     "close_range": 436,
     "getcpu": 168,
     "openat": 56,

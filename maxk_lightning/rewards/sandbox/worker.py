@@ -27,8 +27,8 @@ Backend = Literal["bwrap", "plain"]
 
 PACKAGE = Path(__file__).resolve().parents[2]
 BOOTSTRAP = """
-import sys, types
-package = sys.argv.pop()
+import os, sys, types
+package = "/proc/self/fd/%d" % os.open(sys.argv.pop(), os.O_PATH)
 for name in ("maxk_lightning", "maxk_lightning.rewards"):
     module = types.ModuleType(name)
     module.__path__ = [package + name.removeprefix("maxk_lightning").replace(".", "/")]
@@ -36,7 +36,9 @@ for name in ("maxk_lightning", "maxk_lightning.rewards"):
 from maxk_lightning.rewards.sandbox.server import main
 main()
 """
-"Imports the server alone: empty stand-ins keep the packages above it from being executed."
+"""Imports the server alone: empty stand-ins keep the packages above it from being executed.
+
+The package's own path, which a program could read from the frames below it, gives way to a descriptor's."""
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from maxk_lightning.callbacks.weight_sync import logprob_gap
 from maxk_lightning.policy import Policy, load_model, load_tokenizer, resolve_policy
 from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import EngineError, VLLMEngine
+from maxk_lightning.rollouts.weight_sync import logprob_gap
 from maxk_lightning.types import Completion, Prompt, Sampling
 
 pytestmark = pytest.mark.vllm

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import Cache
 
 from maxk_lightning.policy import load_model, load_stop_tokens, load_tokenizer
-from maxk_lightning.rollouts.engine import in_groups
+from maxk_lightning.policy.memory import EngineMemory, kv_bytes_per_token
+from maxk_lightning.rollouts.engine import EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.transformers import grouped_query_attention
 from maxk_lightning.rollouts.engines.transformers.kv_cache import ReservedLayer
 from maxk_lightning.rollouts.engines.weights import complete
@@ -73,7 +74,7 @@ class TransformersEngine:
         return in_groups(self.stream(prompts, sampling), len(prompts), sampling.num_completions)
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
-        """The same completions as they end: (index of the prompt, sample in its group, completion)."""
+        """Yield the same completions as they end: (index of the prompt, sample in its group, completion)."""
         model, tokenizer = self._load()
         decoder = _Decoder(model, tokenizer, self._stop_tokens, sampling)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
@@ -83,6 +84,12 @@ class TransformersEngine:
             for row, completion in decoder.stream([prompts[index] for index in indices]):
                 place, sample = divmod(row, sampling.num_completions)
                 yield indices[place], sample, completion
+
+    def memory(self, load: EngineLoad) -> EngineMemory:
+        """Tell what it will hold: a float32 copy of the weights, and the KV cache of its largest batch."""
+        num_rows = min(self.max_batch_rows, load.num_completions)
+        kv_cache_bytes = num_rows * load.max_tokens * kv_bytes_per_token(self.policy, torch.float32)
+        return EngineMemory(weights_dtype=torch.float32, kv_cache_bytes=kv_cache_bytes)
 
     def _load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         if self._model is None or self._tokenizer is None:

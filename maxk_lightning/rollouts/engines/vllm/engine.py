@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
-from maxk_lightning.rollouts.engine import EngineError, in_groups
+from maxk_lightning.policy.memory import GIB, EngineMemory, describe, tensor_bytes
+from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.vllm.entropy import entropy_recorder
 from maxk_lightning.rollouts.engines.vllm.errors import as_engine_error, finish_reason
 from maxk_lightning.rollouts.engines.weights import checked
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+DEFAULT_UTILIZATION = 0.9
+"Share of a GPU that vLLM takes where nobody says how much."
 MISSING = "rollout.engine: VLLMEngine needs vLLM: pip install vllm (on a CPU: scripts/test.sh --all shows how)"
 
 
@@ -128,7 +131,7 @@ class VLLMEngine:
         return in_groups(self.stream(prompts, sampling), len(prompts), sampling.num_completions)
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
-        """The same completions as they end: (index of the prompt, sample in its group, completion).
+        """Yield the same completions as they end: (index of the prompt, sample in its group, completion).
 
         Raises:
             ValueError: a prompt leaves no room for a completion.
@@ -158,6 +161,19 @@ class VLLMEngine:
             self._entropies.clear()
             if places and self.llm is not None:  # stopped early
                 engine.abort_request(list(places))
+
+    def memory(self, load: EngineLoad) -> EngineMemory:
+        """Tell what it will hold: its copy of the weights, and a KV cache of the configured size."""
+        dtype = self._torch_dtype(on_gpu=load.gpu_bytes is not None)
+        if self.kv_cache_gib is not None:
+            kv_cache_bytes = int(self.kv_cache_gib * GIB)
+        else:
+            share = self.gpu_memory_utilization or DEFAULT_UTILIZATION
+            weights = tensor_bytes(describe(self.policy, dtype).parameters())
+            kv_cache_bytes = max(0, int(share * (load.gpu_bytes or 0)) - weights)
+        return EngineMemory(
+            weights_dtype=dtype, kv_cache_bytes=kv_cache_bytes, is_asleep_in_training=self.sleep_while_training
+        )
 
     def sleep(self) -> bool:
         """Drop weights and KV cache, where `sleep_while_training` says so."""
@@ -208,9 +224,6 @@ class VLLMEngine:
             from vllm import LLM
         except ImportError as error:
             raise ValueError(f"{MISSING} ({error})") from error
-        dtype = self.dtype
-        if dtype == "auto":
-            dtype = "bfloat16" if on_gpu else "float32"
         options = {
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "kv_cache_memory_bytes": None if self.kv_cache_gib is None else int(self.kv_cache_gib * 2**30),
@@ -228,7 +241,7 @@ class VLLMEngine:
                 load_format=load_format,
                 generation_config="vllm",
                 logprobs_mode="processed_logprobs",
-                dtype=dtype,
+                dtype=self._torch_dtype(on_gpu=on_gpu),
                 max_num_seqs=self.max_num_seqs,
                 enforce_eager=self.enforce_eager,
                 enable_prefix_caching=True,
@@ -237,6 +250,11 @@ class VLLMEngine:
             )
         self._tokenizer = load_tokenizer(self.policy)
         self.stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
+
+    def _torch_dtype(self, *, on_gpu: bool) -> torch.dtype:
+        auto = "bfloat16" if on_gpu else "float32"
+        dtype: torch.dtype = getattr(torch, auto if self.dtype == "auto" else self.dtype)
+        return dtype
 
     def _parameters(self, name: str, prompt: Prompt, sample: int, sampling: Sampling) -> Any:
         from vllm import SamplingParams

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
-from maxk_lightning.rollouts.engine import EngineError, in_groups
+from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.vllm.errors import finish_reason
 from maxk_lightning.rollouts.engines.vllm.nccl import NCCLSender
 from maxk_lightning.rollouts.engines.weights import checked, save_shards
@@ -141,7 +141,7 @@ class VLLMServerEngine:
         return in_groups(self.stream(prompts, sampling), len(prompts), sampling.num_completions)
 
     def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int, Completion]]:
-        """The same completions as they end: (index of the prompt, sample in its group, completion).
+        """Yield the same completions as they end: (index of the prompt, sample in its group, completion).
 
         Raises:
             ValueError: the server refuses a request.
@@ -175,6 +175,9 @@ class VLLMServerEngine:
                 yield *places[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def memory(self, load: EngineLoad) -> None:
+        """Nothing: the server has GPUs of its own."""
 
     def sleep(self) -> bool:
         """Do nothing: the server has memory of its own."""
@@ -333,7 +336,7 @@ def _rank() -> int:
 
 
 def _told_by_first_rank(word: str | None) -> str | None:
-    """What rank 0 says, on all ranks, which wait for it."""
+    """Hand what rank 0 says to all ranks, which wait for it."""
     if not torch.distributed.is_initialized():
         return word
     told = [word]

@@ -2,22 +2,34 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from lightning import Trainer
+from torch import Tensor
 
-from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy import Policy
 from maxk_lightning.policy.packing import pack
-from maxk_lightning.rollouts import EngineError, ManagedEngine, RolloutEngine
+from maxk_lightning.rollouts.engine import EngineError, ManagedEngine, RolloutEngine
+from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.types import Completion, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 NUM_TEST_PROMPTS = 2
 NUM_TEST_TOKENS = 16
-"Sampled after every push, to compare log-probs."
+"Tokens sampled per prompt after every push, to compare log-probs."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The policy at one optimizer step, for an engine to take over."""
+
+    policy: Policy
+    "The policy itself, which the engine must agree with."
+    named_tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    "Source of its weights under their Hugging Face names; all ranks must iterate together, to gather sharded ones."
+    step: int
+    "Optimizer steps made so far."
 
 
 class WeightSync:
@@ -31,34 +43,34 @@ class WeightSync:
         self.gap = float("nan")
         "Mean |log-prob of the engine - log-prob of the trainer| after the last push, nats per token, worst rank."
         self.seconds = 0.0
-        "What the last push and its test took."
+        "Seconds that the last push and its proof took."
 
-    def refresh(self, trainer: Trainer, module: PolicyModule, prompts: Sequence[Prompt], sampling: Sampling) -> bool:
+    def refresh(self, weights: Weights, prompts: Sequence[Prompt], sampling: Sampling, ranks: Ranks) -> bool:
         """Give the engine the current weights unless it has them; False when the engine of any rank failed.
+
+        The proof samples with top_p 1 whatever `sampling` says: log-probs of a truncated distribution are not those of
+        the policy, and the next rollout, which may not be truncated, relies on the proof too.
 
         Raises:
             RuntimeError: the engine's log-probs are not the trainer's.
         """
-        if self.version == trainer.global_step:
+        if self.version == weights.step:
             return True
         started = time.perf_counter()
         tested = list(prompts[:NUM_TEST_PROMPTS]) or [Prompt(problem_id="", token_ids=(0,), seed=0)]
-        short = replace(sampling, num_completions=1, max_new_tokens=min(NUM_TEST_TOKENS, sampling.max_new_tokens))
-        samples = self._push(trainer, module, tested, short)
-        if not trainer.strategy.reduce_boolean_decision(samples is not None):
+        num_tokens = min(NUM_TEST_TOKENS, sampling.max_new_tokens)
+        short = replace(sampling, num_completions=1, max_new_tokens=num_tokens, top_p=1.0)
+        samples = self._push(weights, tested, short)
+        if not ranks.all_true(samples is not None):
             return False
         assert samples is not None
-        assert module.policy is not None
-        mean, largest = logprob_gap(module.policy, tested, samples, sampling.temperature)
-        # top_p changes the engine's log-probs, and evaluation may use it; training refuses it.
-        if sampling.top_p == 1.0:
-            self._judge(trainer, module, mean, largest)
-        self.version = trainer.global_step
+        self._judge(*logprob_gap(weights.policy, tested, samples, sampling.temperature), ranks)
+        self.version = weights.step
         self.seconds = time.perf_counter() - started
         return True
 
-    def restart(self) -> None:
-        """Start afresh at the next push."""
+    def close(self) -> None:
+        """Close the engine; the next push starts a new one."""
         self.version = None
         if isinstance(self.engine, ManagedEngine):
             self.engine.close()
@@ -68,26 +80,23 @@ class WeightSync:
         if isinstance(self.engine, ManagedEngine) and self.engine.sleep():
             self.version = None
 
-    def _push(
-        self, trainer: Trainer, module: PolicyModule, prompts: Sequence[Prompt], sampling: Sampling
-    ) -> list[list[Completion]] | None:
-        weights = iter(module.hf_weights())
+    def _push(self, weights: Weights, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]] | None:
+        named_tensors = weights.named_tensors()
         try:
-            self.engine.load_weights(weights, trainer.global_step)
+            self.engine.load_weights(named_tensors, weights.step)
             return self.engine.generate(prompts, sampling)
         except EngineError as error:
             logger.warning("%s", error)
-            for _ in weights:  # gathering a sharded weight takes all ranks, also those whose engine failed
+            for _ in named_tensors:  # gathering a sharded weight takes all ranks, also those whose engine failed
                 pass
             return None
 
-    def _judge(self, trainer: Trainer, module: PolicyModule, mean: float, largest: float) -> None:
-        gaps = torch.tensor([mean, largest], device=module.device).nan_to_num(nan=torch.inf)  # a maximum may lose NaN
-        mean, largest = trainer.strategy.reduce(gaps, reduce_op="max").tolist()
-        self.gap = mean
-        if not mean <= self.max_logprob_gap:
+    def _judge(self, mean: float, largest: float, ranks: Ranks) -> None:
+        gaps = torch.tensor([mean, largest]).nan_to_num(nan=torch.inf)  # a maximum may lose NaN
+        self.gap, largest = ranks.largest(gaps.tolist())
+        if not self.gap <= self.max_logprob_gap:
             raise RuntimeError(
-                f"the rollout engine's log-probs differ from the trainer's by {mean:.2g} nats per token on average "
+                f"the rollout engine's log-probs differ from the trainer's by {self.gap:.2g} nats per token on average "
                 f"(at most {largest:.2g}) right after a weight sync; rollout.max_logprob_gap allows "
                 f"{self.max_logprob_gap:g}. The engine runs other weights, another temperature or another precision"
             )

@@ -1,0 +1,86 @@
+"""The current rollout as the training loop reads it: one item per optimizer step."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from random import Random
+
+from torch.utils.data import Dataset
+
+from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.rollout import Group, Rollout, Samples
+from maxk_lightning.rollouts.shares import exchange
+from maxk_lightning.seeds import derive_seed
+
+
+class RolloutBuffer(Dataset[Samples]):
+    """This rank's samples of every optimizer step of a rollout, once for every PPO iteration.
+
+    Each iteration visits the steps in an order of its own. A step always has the same groups, neighbours in the prompt
+    stream, and the order is the same on all ranks: an optimizer step sees the same groups however many ranks share it.
+    All ranks have equally many steps; a rank's share of one may be empty.
+    The length is known before the buffer is filled, so that a DataLoader can be built on it once.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        groups_per_step: int,
+        num_iterations: int = 1,
+        *,
+        ranks: Ranks = Ranks(),  # noqa: B008  (frozen)
+        seed: int | None = None,
+    ) -> None:
+        """Prepare for rollouts of `num_groups` groups over all ranks.
+
+        Args:
+            num_groups: Groups of a rollout.
+            groups_per_step: Groups of an optimizer step.
+            num_iterations: PPO iterations.
+            ranks: Those that share the rollout.
+            seed: Of the run, for training: steps are shuffled, and ranks exchange groups until each has about as many
+                tokens of every step. None, for evaluation: steps come in order, each with what this rank sampled.
+        """
+        super().__init__()
+        self.groups_per_step = groups_per_step
+        self.num_iterations = num_iterations
+        self.ranks = ranks
+        self.seed = seed
+        bounds = [ranks.num_own(start) for start in (*range(0, num_groups, groups_per_step), num_groups)]
+        self._steps = [slice(start, end) for start, end in pairwise(bounds)]
+        self._shares: Sequence[Samples] = []
+        self._order: list[int] = []
+        self.steps: list[Samples] = []
+        "This rank's samples of every optimizer step, in the order of the first PPO iteration."
+
+    def fill(self, rollout: Rollout, index: int = 0, num_done: int = 0) -> None:
+        """Replace the rollout; all ranks must come here together.
+
+        Args:
+            rollout: What this rank sampled.
+            index: Number of the rollout in the run.
+            num_done: Steps already trained on before a resume (Lightning restarts the DataLoader at index 0).
+        """
+        sampling = rollout.samples.sampling
+        self._shares = [Samples(groups=groups, sampling=sampling) for groups in self._share(rollout.samples.groups)]
+        self._order = []
+        for iteration in range(self.num_iterations):
+            order = list(range(len(self._steps)))
+            if self.seed is not None:
+                Random(derive_seed(derive_seed(self.seed, "buffer", index), "iteration", iteration)).shuffle(order)
+            self._order += order
+        self.steps = [self._shares[step] for step in self._order[: len(self._steps)]]
+        self._order = self._order[num_done:]
+
+    def __len__(self) -> int:
+        """Optimizer steps in all PPO iterations."""
+        return len(self._steps) * self.num_iterations
+
+    def __getitem__(self, index: int) -> Samples:
+        """The samples of the step that stands at this place of the order."""
+        assert self._order, "the rollout callback has not filled this buffer"
+        return self._shares[self._order[index]]
+
+    def _share(self, groups: Sequence[Group]) -> Sequence[Sequence[Group]]:
+        if self.seed is None or self.ranks.world_size == 1:
+            return [groups[step] for step in self._steps]
+        return exchange(groups, self.groups_per_step, self.ranks)

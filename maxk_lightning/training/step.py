@@ -1,0 +1,227 @@
+"""The loss of one optimizer step: whole groups in, one loss per micro-batch out. Knows no Lightning.
+
+Legend: P prompts, N completions per prompt, B completions, T completion tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maxk_lightning.losses import EngineCorrection, PolicyLoss, StepCounts, kl_k3
+from maxk_lightning.objectives import Objective, group_diagnostics, largest_k
+from maxk_lightning.policy import Policy, TokenStats
+from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.rollout import Group, Samples
+from maxk_lightning.training.batch import Batch, to_batch
+from maxk_lightning.training.micro_batches import MicroBatches, cut_by_prompts, cut_by_tokens
+from maxk_lightning.training.old_policy import OldPolicy
+from maxk_lightning.training.reference import Reference
+
+CUT = 1e-5
+"A weight that differs from the ratio of its token, and of its completion, by more than this share was cut."
+ZERO_CREDIT = 1e-12
+"A group whose credits are all smaller than this gives no gradient."
+Sums = dict[str, Tensor]
+"Sums for the log, by unit and tag: `token/kl` is summed over tokens, `group/...` over groups, `loss` over nothing."
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """Objective and losses at one optimizer step.
+
+    `cut` makes the micro-batches of this rank; calling the step loss on one of them gives its share of the loss. The
+    shares of all micro-batches of all ranks add up to the loss of the step, however it is cut.
+    """
+
+    policy: Policy
+    "The policy being trained."
+    objective: Objective
+    "Rewards -> credits; of a `Staged` one the stage in force."
+    policy_loss: PolicyLoss
+    "Credits -> loss per token."
+    token_weights: Callable[[Tensor, StepCounts], Tensor]
+    "mask_BT and counts -> weights_BT of the token losses; see `losses.normalisation`."
+    counts: StepCounts
+    "Denominators, over all micro-batches and ranks."
+    temperature: float = 1.0
+    "Temperature of the policy, as in sampling."
+    kl_coef: float = 0.0
+    "beta of the KL penalty (eq. 4)."
+    reference: Reference | None = None
+    "Target of the KL penalty; None: the old policy."
+    has_reference_answered: bool = False
+    "Whether the reference has been asked about all completions of the step, on every rank."
+    old: OldPolicy | None = None
+    "pi_old; None: the engine's log-probs are its."
+    is_old_known: bool = False
+    "Whether its log-probs are known on every rank. If not, this is the first step: the policy is pi_old, and is noted."
+    max_row_tokens: int | None = None
+    "Longest row in which completions share their prompt; see `packing.pack`."
+    max_prompts: int | None = None
+    "Groups per micro-batch; None: all of them."
+    max_tokens: int | None = None
+    "Instead: tokens of packed rows per micro-batch."
+
+    def cut(self, groups: Sequence[Group], ranks: Ranks) -> tuple[list[Batch], Sums]:
+        """The micro-batches of this rank, and sums over its split groups for the log.
+
+        All ranks communicate in every pass of a sharded policy, so all get equally many micro-batches, some of them
+        empty. The groups that are split come with their credits, which know the whole group.
+        """
+        cut = self._cut(groups)
+        num_ratio_passes, num_passes = (int(number) for number in ranks.largest([len(cut.parts), len(cut)]))
+        credits_of_parts, sums = self._credits_of_parts(cut, num_ratio_passes, ranks)
+        batches = [self._to_batch(whole) for whole in cut.whole]
+        for part, credits_B in zip(cut.parts, credits_of_parts, strict=True):
+            batches.append(self._to_batch([part], credits_B))
+        return self._padded(batches, num_passes), sums
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Sums]:
+        """Loss of one micro-batch, and sums over its tokens and groups for the log."""
+        stats = self.policy(batch.rows, self.temperature)
+        credits_B = batch.credits_B
+        sums: Sums = {}
+        old_BT = self._old_logprobs(stats, batch)
+        if credits_B is None:
+            log_ratios_PN = _log_ratios(stats, old_BT).view_as(batch.rewards_PN)
+            credits_PN, sums = self._credits(batch.rewards_PN, log_ratios_PN)
+            credits_B = credits_PN.flatten()
+        terms = self.policy_loss(stats.logprobs_BT, old_BT, credits_B, batch.mask_BT)
+        weights_BT = self.token_weights(batch.mask_BT, self.counts)
+        target_BT = old_BT
+        if self.reference is not None:
+            target_BT = self.reference.logprobs(batch, self.temperature, is_known=self.has_reference_answered)
+        kl_BT = kl_k3(stats.logprobs_BT, target_BT) * batch.mask_BT
+        loss_BT = terms.loss_BT
+        if self.old is not None:
+            corrections_BT, engine_sums = _corrections(self.old.correction, old_BT, batch)
+            loss_BT = loss_BT * corrections_BT
+            sums |= engine_sums
+        loss = (loss_BT * weights_BT).sum()
+        if self.kl_coef > 0:
+            loss = loss + self.kl_coef * (kl_BT * weights_BT).sum() / self.counts.num_completions
+        sums["token/kl"] = kl_BT.detach().sum()
+        sums["token/entropy"] = stats.entropies_BT.sum()
+        sums["token/clip_fraction"] = terms.is_clipped_BT.sum()
+        return loss, {**sums, "loss": loss.detach()}
+
+    def note_old(self, batch: Batch) -> None:
+        """Note the policy's log-probs of a batch as the old ones."""
+        self._old_logprobs(self.policy(batch.rows, self.temperature), batch)
+
+    def means(self, sums: Sums, ranks: Ranks) -> dict[str, float]:
+        """Values for the log by tag, over all ranks, from the sums over the micro-batches of each."""
+        denominators = {
+            "token": max(1, self.counts.total_tokens),
+            "completion": self.counts.num_prompts * self.counts.num_completions,
+            "group": self.counts.num_prompts,
+            "": 1,
+        }
+        names = sorted(sums)  # the same order on all ranks
+        values = {}
+        for name, total in zip(names, ranks.total([float(sums[name]) for name in names]), strict=True):
+            unit, _, tag = name.rpartition("/")
+            values[tag] = total / denominators[unit]
+        return values
+
+    def _old_logprobs(self, stats: TokenStats, batch: Batch) -> Tensor:
+        """log pi_old of a batch, noted if this is the first step on the rollout."""
+        if self.old is None:
+            return batch.behaviour_logprobs_BT
+        if self.is_old_known:
+            return self.old.logprobs(batch)
+        self.old.note(batch, stats.logprobs_BT)
+        return stats.logprobs_BT.detach()
+
+    def _cut(self, groups: Sequence[Group]) -> MicroBatches:
+        if self.max_tokens is None:
+            return cut_by_prompts(groups, self.max_prompts)
+        return cut_by_tokens(groups, self.max_tokens, self.max_row_tokens)
+
+    def _credits(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> tuple[Tensor, Sums]:
+        """Credits of whole groups, and sums over groups for the log."""
+        credits_PN = self.objective(rewards_PN, log_ratios_PN) if len(rewards_PN) > 0 else rewards_PN
+        diagnostics = group_diagnostics(rewards_PN, log_ratios_PN, largest_k(self.objective))
+        return credits_PN, {
+            "group/log_ratio_std": diagnostics.log_ratio_std_P.nansum(),
+            "group/log_normaliser": diagnostics.log_normaliser_P.nansum(),
+            "group/effective_subsets_fraction": diagnostics.effective_fraction_P.nansum(),
+            "group/zero_credit_fraction": (credits_PN.abs() < ZERO_CREDIT).all(1).sum(),
+            "group/too_small_fraction": diagnostics.is_too_small_P.sum(),
+        }
+
+    def _credits_of_parts(self, cut: MicroBatches, num_passes: int, ranks: Ranks) -> tuple[list[Tensor], Sums]:
+        """Credits of the parts of split groups, and sums over these groups for the log.
+
+        Credits know the ratios of the whole group, from passes without gradients. They carry no gradient anyway, so
+        that of the parts adds up to the group's. At the first step on a rollout all ratios are 1, without a pass.
+        """
+        log_ratios: list[Tensor] = []
+        for batch in self._padded([self._to_batch([part]) for part in cut.parts], num_passes):
+            on_device = batch.to(ranks.device)
+            if self.old is not None and not self.is_old_known:
+                log_ratios.append(torch.zeros(len(batch.completions), dtype=torch.float64, device=ranks.device))
+                continue
+            with torch.no_grad():
+                stats = self.policy(on_device.rows, self.temperature)
+            log_ratios.append(_log_ratios(stats, self._old_logprobs(stats, on_device)))
+        credits_of_parts: list[Tensor] = []
+        sums: Sums = {}
+        start = 0
+        for group, num_parts in zip(cut.split, cut.num_parts, strict=True):
+            rewards_1N = torch.tensor([group.rewards], dtype=torch.float64, device=ranks.device)
+            parts = log_ratios[start : start + num_parts]
+            credits_1N, group_sums = self._credits(rewards_1N, torch.cat(parts)[None])
+            credits_of_parts += torch.split(credits_1N[0], [len(part) for part in parts])
+            add(sums, group_sums)
+            start += num_parts
+        return credits_of_parts, sums
+
+    def _to_batch(self, groups: Sequence[Group], credits_B: Tensor | None = None) -> Batch:
+        return to_batch(groups, self.max_row_tokens, self.counts.num_completions, credits_B)
+
+    def _padded(self, batches: list[Batch], number: int) -> list[Batch]:
+        return batches + [self._to_batch([])] * (number - len(batches))
+
+
+def count(samples: Samples, ranks: Ranks) -> StepCounts:
+    """Denominators of the optimizer step of which each rank has a share; all ranks must come here together."""
+    num_prompts, total_tokens = ranks.total([len(samples.groups), samples.num_tokens])
+    return StepCounts(
+        num_prompts=int(num_prompts),
+        num_completions=samples.sampling.num_completions,
+        total_tokens=int(total_tokens),
+        max_tokens=samples.sampling.max_new_tokens,
+    )
+
+
+def add(totals: Sums, sums: Sums) -> None:
+    """Add sums to totals, in place."""
+    for name, value in sums.items():
+        totals[name] = totals.get(name, 0) + value
+
+
+def _corrections(correction: EngineCorrection | None, old_BT: Tensor, batch: Batch) -> tuple[Tensor, Sums]:
+    """Weights of the token losses for what engine and pi_old disagree on, and sums for the log."""
+    gaps_BT = (old_BT - batch.behaviour_logprobs_BT) * batch.mask_BT
+    ratios_BT = gaps_BT.exp()
+    weights_BT, is_cut_BT = torch.ones_like(ratios_BT), torch.zeros_like(batch.mask_BT)
+    if correction is not None:
+        weights_BT = correction(old_BT, batch.behaviour_logprobs_BT, batch.mask_BT)
+        is_cut_BT = _differ(weights_BT, ratios_BT) & _differ(weights_BT, gaps_BT.sum(1, keepdim=True).exp())
+    return weights_BT, {
+        "token/engine_gap": gaps_BT.abs().sum(),
+        "completion/engine_log_ratio": gaps_BT.sum(1).abs().sum(),
+        "token/engine_cut_fraction": (is_cut_BT & batch.mask_BT).sum(),
+    }
+
+
+def _differ(weights_BT: Tensor, ratios_BT: Tensor) -> Tensor:
+    return (weights_BT - ratios_BT).abs() > CUT * ratios_BT
+
+
+def _log_ratios(stats: TokenStats, old_BT: Tensor) -> Tensor:
+    """log pi - log pi_old of whole completions [B], float64, without gradient."""
+    return (stats.logprobs_BT - old_BT).detach().double().sum(1)

@@ -27,6 +27,7 @@ from maxk_lightning.policy.sharding import load_sharded, whole
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Samples
 from maxk_lightning.rollouts.weight_sync import Weights
+from maxk_lightning.training.guard import StepGuard
 from maxk_lightning.training.old_policy import OldPolicy
 from maxk_lightning.training.reference import Reference
 from maxk_lightning.training.step import StepLoss, Sums, add, count
@@ -141,6 +142,7 @@ class PolicyModule(LightningModule):
         self.lr_scheduler_from = lr_scheduler
         if self.has_bf16_weights and not _rounds_stochastically(optimizer):
             raise ValueError(f"model.dtype: bfloat16 needs a model.optimizer with {STOCHASTIC}: true (torchao.optim)")
+        self.guard = StepGuard(includes_ratio=objective.includes_ratio)
         self.policy: Policy | None = None
         self.reference: Reference | None = None  # no torch module: in no checkpoint and no optimizer
         self.train_metrics = RolloutMetrics(SAMPLE_VALUES)
@@ -318,14 +320,20 @@ class PolicyModule(LightningModule):
         return strategy.block_backward_sync()
 
     def _update(self, optimizer: Any, step_loss: StepLoss, sums: Sums) -> None:
-        """Clip gradients, step optimizer and schedule, and log the step."""
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._policy.parameters() if p.grad is not None])
-        if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._policy.parameters(), self.max_grad_norm, grad_norm)
+        """Clip gradients, step optimizer and schedule, and log the step; one that is not finite changes no weight."""
+        parameters = list(self._policy.parameters())
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        values = step_loss.means(sums, self._ranks)
+        is_allowed = self.guard.allows(values["loss"], float(whole(grad_norm)))
+        self.guard.watch_drift(values)
+        if not is_allowed:
+            optimizer.zero_grad(set_to_none=True)  # what an optimizer leaves out, its moments included
+        elif self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, grad_norm)
         optimizer.step()
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
-        for tag, value in step_loss.means(sums, self._ranks).items():
+        for tag, value in (values | {"skipped_steps": float(not is_allowed)}).items():
             self.log(f"train/{tag}", value, prog_bar=tag == "loss")
         self.log("train/grad_norm", whole(grad_norm))
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])

@@ -141,14 +141,20 @@ class RolloutCallback(Callback):
         _seed_global_generators(seed)
         self._log_once(trainer, pl_module)
 
-    def on_train_batch_end(self, *_: object) -> None:
-        """Remember when the last step ended: a validation may follow in the same epoch."""
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: PolicyModule, *_: object
+    ) -> None:
+        """Remember when the last step ended: a validation may follow in the same epoch. Stop a run that diverged."""
         self._training_until = time.perf_counter()
+        if pl_module.guard.is_exhausted and not trainer.is_last_batch:  # see `RolloutCheckpoint`
+            _stop(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Log how long the PPO iterations took, or those of them that a resumed run has made."""
         self._log_once(trainer, pl_module)
         pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
+        if pl_module.guard.is_exhausted:
+            _stop(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the validation problems."""
@@ -209,7 +215,7 @@ class RolloutCallback(Callback):
         try:
             return self.sampler.sample(order, pl_module.weights(), ranks)
         except EngineError as error:
-            raise EngineError(f"{error}; {_save_checkpoint(trainer)}") from error
+            raise EngineError(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
 
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
@@ -269,13 +275,23 @@ def _datamodule(trainer: Trainer) -> PromptDataModule:
     return datamodule
 
 
-def _save_checkpoint(trainer: Trainer) -> str:
+def _stop(trainer: Trainer, module: PolicyModule) -> None:
+    """End a run whose steps are no longer finite; its weights are those from before."""
+    raise RuntimeError(
+        f"the loss or the gradient of {module.guard.num_skipped} optimizer steps in a row was not finite: training has "
+        f"diverged (see train/log_ratio_std and train/credit_max); {_save_checkpoint(trainer)}, with a smaller "
+        "model.optimizer.lr"
+    )
+
+
+def _save_checkpoint(trainer: Trainer, *, is_epoch_new: bool = False) -> str:
     """Save the run where `--ckpt_path last` finds it; says so, or why not."""
     directory = getattr(trainer.checkpoint_callback, "dirpath", None)
     if not trainer.training or directory is None:
         return "no checkpoint was saved"
     path = Path(directory) / "last.ckpt"
-    trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()  # this epoch's; still those of the epoch before
+    if is_epoch_new:  # its counters are still those of the epoch before
+        trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
     trainer.save_checkpoint(path)
     return f"the run can be continued from {path}"
 

@@ -23,8 +23,10 @@ CUT = 1e-5
 "A weight that differs from the ratio of its token, and of its completion, by more than this share was cut."
 ZERO_CREDIT = 1e-12
 "A group whose credits are all smaller than this gives no gradient."
+MAX_LOG_RATIO_STD = 0.5
+"Spread of log rho in a group up to which products of sequence ratios are healthy; see `group_diagnostics`."
 Sums = dict[str, Tensor]
-"Sums for the log, by unit and tag: `token/kl` is summed over tokens, `group/...` over groups, `loss` over nothing."
+"Sums for the log, by unit and tag: `token/kl` is summed over tokens, `group/...` over groups; `max/...` are maxima."
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,12 @@ class StepLoss:
             "group": self.counts.num_prompts,
             "": 1,
         }
-        names = sorted(sums)  # the same order on all ranks
-        values = {}
+        names = sorted(name for name in sums if not name.startswith("max/"))  # the same order on all ranks
+        maxima = sorted(sums.keys() - names)
+        values = dict(zip(maxima, ranks.largest([float(sums[name]) for name in maxima]), strict=True))
         for name, total in zip(names, ranks.total([float(sums[name]) for name in names]), strict=True):
-            unit, _, tag = name.rpartition("/")
-            values[tag] = total / denominators[unit]
-        return values
+            values[name] = total / denominators[name.rpartition("/")[0]]
+        return {name.rpartition("/")[2]: value for name, value in values.items()}
 
     def _old_logprobs(self, stats: TokenStats, batch: Batch) -> Tensor:
         """log pi_old of a batch, noted if this is the first step on the rollout."""
@@ -148,7 +150,9 @@ class StepLoss:
             "group/log_ratio_std": diagnostics.log_ratio_std_P.nansum(),
             "group/log_normaliser": diagnostics.log_normaliser_P.nansum(),
             "group/effective_subsets_fraction": diagnostics.effective_fraction_P.nansum(),
+            "group/out_of_range_fraction": (diagnostics.log_ratio_std_P > MAX_LOG_RATIO_STD).sum(),
             "group/zero_credit_fraction": (credits_PN.abs() < ZERO_CREDIT).all(1).sum(),
+            "max/credit_max": credits_PN.abs().max() if credits_PN.numel() else credits_PN.sum(),
             "group/too_small_fraction": diagnostics.is_too_small_P.sum(),
         }
 
@@ -198,9 +202,11 @@ def count(samples: Samples, ranks: Ranks) -> StepCounts:
 
 
 def add(totals: Sums, sums: Sums) -> None:
-    """Add sums to totals, in place."""
+    """Add sums to totals, and raise maxima, in place."""
     for name, value in sums.items():
-        totals[name] = totals.get(name, 0) + value
+        if name in totals:
+            value = torch.maximum(totals[name], value) if name.startswith("max/") else totals[name] + value
+        totals[name] = value
 
 
 def _corrections(correction: EngineCorrection | None, old_BT: Tensor, batch: Batch) -> tuple[Tensor, Sums]:

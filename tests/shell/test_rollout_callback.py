@@ -211,10 +211,15 @@ class SavingAmid(Recording):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "amid.ckpt")
 
 
-def test_a_rollout_goes_on_with_the_optimizer_steps_it_was_begun_with(random_policy: str, tmp_path: Path) -> None:
-    undisturbed = _fit(random_policy, tmp_path, SavingAmid(TransformersEngine(random_policy)))
+@pytest.mark.parametrize("prompts_per_step", [1, 2])
+def test_a_rollout_goes_on_with_the_optimizer_steps_it_was_begun_with(
+    random_policy: str, tmp_path: Path, prompts_per_step: int
+) -> None:
+    """The checkpoint holds the old log-probs too, of the steps to come as well."""
+    steps = {"prompts_per_step": prompts_per_step}
+    undisturbed = _fit(random_policy, tmp_path, SavingAmid(TransformersEngine(random_policy)), **steps)
     resumed = Recording(TransformersEngine(random_policy))
-    _assert_same(_fit(random_policy, tmp_path, resumed, tmp_path / "amid.ckpt"), undisturbed)
+    _assert_same(_fit(random_policy, tmp_path, resumed, tmp_path / "amid.ckpt", **steps), undisturbed)
     assert len(resumed.rollouts) == NUM_ROLLOUTS - 1
     with pytest.raises(ValueError, match="change these at the end of a rollout"):
         _fit(
@@ -223,6 +228,7 @@ def test_a_rollout_goes_on_with_the_optimizer_steps_it_was_begun_with(random_pol
             Recording(TransformersEngine(random_policy)),
             tmp_path / "amid.ckpt",
             num_ppo_iterations=3,
+            **steps,
         )
 
 

@@ -1,0 +1,50 @@
+"""Keeps an optimizer step that went wrong away from the weights, and says when drift makes the next ones go wrong."""
+
+import logging
+import math
+from collections.abc import Mapping
+
+from maxk_lightning.training.step import MAX_LOG_RATIO_STD
+
+logger = logging.getLogger(__name__)
+NUM_DRIFTED = 3
+"Steps in a row outside the healthy range before the warning."
+MAX_SKIPPED = 3
+"Skipped steps in a row before the run stops."
+
+
+class StepGuard:
+    """Watches the numbers of every optimizer step."""
+
+    def __init__(self, *, includes_ratio: bool) -> None:
+        """Begin to watch; `includes_ratio` of the objective decides what the warning advises."""
+        self.num_skipped = 0
+        "Steps in a row that were skipped, up to the last one."
+        self._includes_ratio = includes_ratio
+        self._num_drifted = 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether so many steps in a row were skipped that training cannot go on."""
+        return self.num_skipped >= MAX_SKIPPED
+
+    def allows(self, loss: float, grad_norm: float) -> bool:
+        """Whether a step with this loss and gradient may reach the weights: both are finite."""
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        self.num_skipped = 0 if is_finite else self.num_skipped + 1
+        if not is_finite:
+            logger.warning("skipped an optimizer step: its loss is %s, its gradient has the norm %s", loss, grad_norm)
+        return is_finite
+
+    def watch_drift(self, values: Mapping[str, float]) -> None:
+        """Warn once when log rho has spread too far for several steps in a row, and say which key to change."""
+        spread = values["log_ratio_std"]
+        self._num_drifted = self._num_drifted + 1 if spread > MAX_LOG_RATIO_STD else 0
+        if self._num_drifted == NUM_DRIFTED and self._includes_ratio:
+            logger.warning(
+                "log rho has spread by more than %g within groups for %s steps (%.2g now): products of sequence ratios "
+                "say little there. Take an objective without them (model.objective: MaxAtK or SetAdvantage) with "
+                "model.policy_loss: CISPO, or fewer data.num_ppo_iterations, or a smaller model.optimizer.lr",
+                MAX_LOG_RATIO_STD, NUM_DRIFTED, spread,
+            )  # fmt: skip
+            self._includes_ratio = False  # once per run

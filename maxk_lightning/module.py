@@ -20,12 +20,12 @@ from maxk_lightning.losses import (
     token_weights,
 )
 from maxk_lightning.metrics import RolloutMetrics
-from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, objective_at
+from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, is_idle, objective_at
 from maxk_lightning.policy import Policy, build_policy, resolve_policy
 from maxk_lightning.policy.lora import LoRA, check_adapters, keep_adapters, merged
 from maxk_lightning.policy.sharding import load_sharded, whole
 from maxk_lightning.rollouts.ranks import Ranks
-from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Samples
+from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Group, Samples
 from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.training.guard import StepGuard
 from maxk_lightning.training.old_policy import OldPolicy
@@ -116,14 +116,6 @@ class PolicyModule(LightningModule):
             raise ValueError("model.kl_target: reference has no effect with model.kl_coef 0")
         if old_logprobs == "engine" and engine_correction not in ("auto", None):
             raise ValueError("model.engine_correction has no effect with model.old_logprobs: engine")
-        sizes = {
-            "prompts_per_micro_batch": prompts_per_micro_batch,
-            "tokens_per_micro_batch": tokens_per_micro_batch,
-            "max_row_tokens": max_row_tokens,
-        }
-        for name, size in sizes.items():
-            if size is not None and size < 1:
-                raise ValueError(f"model.{name} is {size}, must be at least 1")
         if prompts_per_micro_batch is not None and tokens_per_micro_batch is not None:
             raise ValueError("model.tokens_per_micro_batch excludes model.prompts_per_micro_batch: set one to null")
         self.token_weights = token_weights(normalisation)
@@ -133,6 +125,9 @@ class PolicyModule(LightningModule):
         self.prompts_per_micro_batch = prompts_per_micro_batch
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.max_row_tokens = max_row_tokens
+        for name in ("prompts_per_micro_batch", "tokens_per_micro_batch", "max_row_tokens"):
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise ValueError(f"model.{name} is {size}, must be at least 1")
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
@@ -175,7 +170,7 @@ class PolicyModule(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         step_loss = self.step_loss(samples)
-        micro_batches, sums = step_loss.cut(samples.groups, self._ranks)
+        micro_batches, sums = step_loss.cut(samples, self._ranks)
         for number, micro_batch in enumerate(micro_batches, start=1):
             loss, more = step_loss(micro_batch.to(self.device))
             with self._sync_only_if(number == len(micro_batches)):
@@ -189,7 +184,7 @@ class PolicyModule(LightningModule):
         reference, old, ranks = self.reference, self.old, self._ranks
         return StepLoss(
             policy=self._policy,
-            objective=objective_at(self.objective, self._progress),
+            objective=self._objective,
             policy_loss=self.policy_loss,
             token_weights=self.token_weights,
             counts=count(samples, ranks),
@@ -203,6 +198,13 @@ class PolicyModule(LightningModule):
             max_prompts=self.prompts_per_micro_batch,
             max_tokens=self.tokens_per_micro_batch,
         )
+
+    def idle(self, groups: Sequence[Group]) -> list[bool]:
+        """Whether each group gets no credit and nothing else is to be computed for it: there is no KL penalty."""
+        rewards_PN = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
+        if self.kl_coef > 0 or not groups:
+            return [False] * len(groups)
+        return is_idle(self._objective, rewards_PN).tolist()
 
     def on_train_epoch_end(self) -> None:
         """Let go of what the reference and the old policy said of this rollout."""
@@ -249,7 +251,7 @@ class PolicyModule(LightningModule):
         with self.trainer.precision_plugin.forward_context(), torch.no_grad():
             for samples in steps[1:]:
                 step_loss = self.step_loss(samples)
-                for batch in step_loss.cut(samples.groups, self._ranks)[0]:
+                for batch in step_loss.cut(samples, self._ranks)[0]:
                     step_loss.note_old(batch.to(self.device))
 
     def weights(self) -> Weights:
@@ -282,6 +284,11 @@ class PolicyModule(LightningModule):
             checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
 
     @property
+    def _objective(self) -> Objective:
+        """The objective in force, by the share of the planned rollouts that is done."""
+        return objective_at(self.objective, self.current_epoch / max(1, self.trainer.max_epochs or 1))
+
+    @property
     def _policy(self) -> Policy:
         assert self.policy is not None, "configure_model has not run"
         return self.policy
@@ -294,11 +301,6 @@ class PolicyModule(LightningModule):
     def _restores_in_place(self) -> bool:
         """Whether checkpoints go through torch.distributed.checkpoint, which restores all weights or none."""
         return self.trainer.strategy.restore_checkpoint_after_setup
-
-    @property
-    def _progress(self) -> float:
-        """Share of the planned rollouts that is done, in [0, 1)."""
-        return self.current_epoch / max(1, self.trainer.max_epochs or 1)
 
     def _load_policy(self) -> Policy:
         """The policy as the strategy holds it: whole, or this rank's share of every weight."""

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_args
 
-from maxk_lightning.types import Compare, Problem, TestCase
+from maxk_lightning.types import Compare, Header, Problem, TestCase, ValueFormat
 
 T = TypeVar("T")
 Refuse = Callable[[Path, int, str], None]
@@ -123,24 +123,29 @@ def problem_from_record(record: dict[str, Any]) -> Problem:
     tests = take(record, "tests", list)
     if not tests:
         raise ValueError("`tests` is empty: a problem needs at least one test")
-    compare = record.get("compare", "tokens")
-    if compare not in get_args(Compare):
-        raise ValueError(f"`compare` is {reprlib.repr(compare)}, must be one of {', '.join(get_args(Compare))}")
-    compare = cast(Compare, compare)
     memory_limit_mb = _positive(record, "memory_limit_mb")
     function, checker = _optional_text(record, "function"), _optional_text(record, "checker")
-    check_function(function, checker)
+    values = _choice(record, "values", get_args(ValueFormat), "json")
+    if record.get("atol") is not None and values != "python":
+        raise ValueError("`atol` has no effect unless `values` is 'python'")
+    if record.get("header") is not None and values == "python":
+        raise ValueError("`header` has no effect where `values` is 'python'")
+    check_function(function, checker if values == "json" else None)
     if checker is not None:
         _check_compiles(checker)
+    has_json_arguments = function is not None and values == "json"
     return Problem(
         id=_non_empty(record, "id"),
         prompt=_unicode(_non_empty(record, "prompt"), "prompt"),
-        tests=tuple(_test_from_record(test, index, is_call=function is not None) for index, test in enumerate(tests)),
+        tests=tuple(_test_from_record(test, index, has_json_arguments) for index, test in enumerate(tests)),
         time_limit_s=_positive(record, "time_limit_s"),
         memory_limit_mb=None if memory_limit_mb is None else math.ceil(memory_limit_mb),
-        compare=compare,
+        compare=cast(Compare, _choice(record, "compare", get_args(Compare), "tokens")),
         checker=checker,
         function=function,
+        values=cast(ValueFormat, values),
+        atol=_at_least_0(record, "atol"),
+        header=cast(Header | None, _choice(record, "header", (None, *get_args(Header)), None)),
         prefix=_optional_text(record, "prefix"),
         metadata=take(record, "metadata", dict) if record.get("metadata") is not None else {},
     )
@@ -151,13 +156,15 @@ def problem_to_record(problem: Problem) -> dict[str, Any]:
     record: dict[str, Any] = {
         "id": problem.id,
         "prompt": problem.prompt,
-        "tests": [{"input": test.input, "output": test.output} for test in problem.tests],
+        "tests": [_test_to_record(test) for test in problem.tests],
     }
-    for key in ("time_limit_s", "memory_limit_mb", "checker", "function", "prefix"):
+    for key in ("time_limit_s", "memory_limit_mb", "checker", "function", "atol", "header", "prefix"):
         if getattr(problem, key) is not None:
             record[key] = getattr(problem, key)
     if problem.compare != "tokens":
         record["compare"] = problem.compare
+    if problem.values != "json":
+        record["values"] = problem.values
     if problem.metadata:
         record["metadata"] = problem.metadata
     return record
@@ -211,14 +218,15 @@ def _check_compiles(checker: str) -> None:
         raise ValueError(f"`checker` does not compile ({str(error) or 'nested too deep'})") from error
 
 
-def _test_from_record(test: Any, index: int, *, is_call: bool) -> TestCase:
+def _test_from_record(test: Any, index: int, has_json_arguments: bool) -> TestCase:
     if not isinstance(test, dict):
         raise ValueError(f"`tests[{index}]` must be an object with `input` and `output`")
     try:
-        check_keys(test, required=("input", "output"), allowed=("input", "output"))
-        if is_call:
+        check_keys(test, required=("input", "output"), allowed=("input", "output", "public"))
+        if has_json_arguments:
             _check_arguments(take(test, "input", str))
-        return TestCase(input=take(test, "input", str), output=take(test, "output", str))
+        is_public = take({"public": False} | test, "public", bool)
+        return TestCase(input=take(test, "input", str), output=take(test, "output", str), is_public=is_public)
     except ValueError as error:
         raise ValueError(f"`tests[{index}]`: {error}") from error
 
@@ -231,6 +239,27 @@ def _check_arguments(text: str) -> None:
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", "nested too deep or a number too long")
             raise ValueError(f"argument {number} of the call in `input` is not JSON ({reason})") from error
+
+
+def _test_to_record(test: TestCase) -> dict[str, Any]:
+    shown = {"public": True} if test.is_public else {}
+    return {"input": test.input, "output": test.output, **shown}
+
+
+def _choice(record: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any) -> Any:
+    value = record.get(key, default)
+    if value not in allowed:
+        raise ValueError(f"`{key}` is {reprlib.repr(value)}, must be one of {', '.join(map(str, allowed))}")
+    return value
+
+
+def _at_least_0(record: dict[str, Any], key: str) -> float | None:
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"`{key}` must be a number of at least 0, not {reprlib.repr(value)}")
+    return float(value)
 
 
 def _non_empty(record: dict[str, Any], key: str) -> str:

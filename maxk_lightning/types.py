@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Compare = Literal["tokens", "lines_decimal", "tokens_float", "exact"]
+ValueFormat = Literal["json", "python"]
+Header = Literal["livecodebench"]
 Verdict = Literal[
     "passed",
     "wrong_answer",
@@ -15,9 +17,9 @@ Verdict = Literal[
     "no_code",
     "infra_error",
 ]
-MissingCause = Literal["lock_down_failed", "worker_lost", "no_worker", "no_memory_file"]
-"""Why the sandbox gave no verdict: a program's process was not locked down, its worker died or fell silent, no worker
-could be started, or no memory or descriptors were left to hand the program over."""
+MissingCause = Literal["lock_down_failed", "worker_lost", "no_worker", "hand_over_failed"]
+"""Why the sandbox gave no verdict: the program's process could not be made or locked down, its worker died or fell
+silent, no worker could be started, or the program could not be handed over (no memory or descriptors left)."""
 FinishReason = Literal["stop", "length"]
 
 
@@ -31,6 +33,8 @@ class TestCase:
     "Standard input, or the JSON arguments one per line when the problem names a `function`."
     output: str
     "Expected standard output, or the JSON return value."
+    is_public: bool = False
+    "Whether the statement shows it, so that an answer may be chosen by it."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +54,17 @@ class Problem:
     compare: Compare = "tokens"
     "How program output is compared with the expected output."
     checker: str | None = None
-    "Python source of a checker (Codeforces convention) that replaces the comparison."
+    "Python source of a checker (Codeforces convention) that replaces the comparison, of calls too."
     function: str | None = None
     "Name of the function or method that call tests call; None: stdin/stdout tests."
+    values: ValueFormat = "json"
+    """How a call's arguments (one per line), expected and returned values are written: JSON, or Python literals, which
+    tell tuples from lists and hold sets, None, complex numbers, `inf`, `nan` and `Counter({...})` too. Of a program on
+    standard input, `python` means that its output is one literal, compared as a value instead of by `compare`."""
+    atol: float | None = None
+    "Python values: EvalPlus' rule, floats within this absolute tolerance (0: 1e-6); None: equal as Python compares."
+    header: Header | None = None
+    "Names that programs find imported: those of LiveCodeBench's header; None: none."
     prefix: str | None = None
     "Code that the prompt has begun: a program that does not start with it gets it put in front (LiveBench completion)."
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -220,7 +220,7 @@ class RolloutCallback(Callback):
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
         self.sampler.current = rollout
-        _datamodule(trainer).buffers["fit"].fill(rollout, index, num_done)
+        _datamodule(trainer).buffers["fit"].fill(rollout, index, num_done, module.idle)
         self._age = trainer.global_step - num_done - rollout.version
         if module.old is not None:
             module.old.begin(rollout, self._age)

@@ -32,6 +32,8 @@ def call(function: Callable[..., None], args: Sequence[str]) -> None:
     for name in words:
         described = re.search(rf"^ +{name}: (.*)$", function.__doc__ or "", re.MULTILINE)
         parser.add_argument(name, nargs="+", help=described and described[1])
+    if "policy" in parameters:  # the YAML calls it so
+        args = [re.sub(r"^--model\.policy(?=$|=)", "--policy", arg) for arg in args]
     overrides: list[str] = []
     if "overrides" in parameters:
         parser.epilog = f"Also every --{', --'.join(RUN_KEYS)} key of `fit --help`, over the value in the YAML."

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.report import Facts, LoadReport
-from maxk_lightning.data.rows import Row, load_rows, scan
+from maxk_lightning.data.rows import Address, Row, load_problems
 from maxk_lightning.data.selection import Part, TestSelection, check_share, first, hold_out, pair_tests
 from maxk_lightning.data.sources import check_limit
 from maxk_lightning.records import take
@@ -26,13 +26,12 @@ DIFFICULTIES = (
     *"ABCDEFGHIJKLMNOPQRSTUV",
 )
 "Class labels of `difficulty`. Codeforces problems carry contest letters, from A = 7 on."
+KINDS = ("public_tests", "private_tests", "generated_tests")
 SMALL_COLUMNS = ("name", "source", "difficulty", "input_file", "output_file")
 COLUMNS = (
     *SMALL_COLUMNS,
     "description",
-    "public_tests",
-    "private_tests",
-    "generated_tests",
+    *KINDS,
     "time_limit",
     "memory_limit_bytes",
 )
@@ -65,9 +64,10 @@ class CodeContests:
         """Choose problems.
 
         Args:
-            path: Hub name, or a local directory with the same files.
+            path: Hub name, a local directory with the same files, or one file of rows. Rows whose tests stand together
+                in `tests`, as some copies have them, need no `source`.
             split: `train`, `test` (the held-out share) or `all` of the filtered problems.
-            hub_split: The published split that is read.
+            hub_split: The published split that is read; a file is read whole.
             max_difficulty: Largest class number of `difficulty` that is kept (the paper: 3); None: all.
             test_share: Share of problems held out as `test`.
             split_seed: Of the split.
@@ -91,8 +91,8 @@ class CodeContests:
 
     def load(self) -> Sequence[Problem]:
         """Problems in the order of the files; tests stay on disk."""
-        rows = load_rows(self.path, split=self.hub_split, columns=COLUMNS)
-        problems, report = scan(rows, self.reader, f"{self.path} ({self.hub_split})", skip_invalid=self.skip_invalid)
+        address = Address(self.path, split=self.hub_split, columns=COLUMNS)
+        problems, report = load_problems(address, self.reader, skip_invalid=self.skip_invalid)
         problems = hold_out(problems, report, self.split, self.test_share, self.split_seed)
         self.report = report
         return first(problems, report, self.limit)
@@ -108,7 +108,7 @@ class _Reader:
     columns = SMALL_COLUMNS
 
     def facts(self, row: Row) -> Facts:
-        source = _label(row, "source", SOURCES)
+        source = SOURCES[0] if "tests" in row and "source" not in row else _label(row, "source", SOURCES)
         difficulty = _label(row, "difficulty", DIFFICULTIES)
         return Facts(id=f"{source}/{take(dict(row), 'name', str)}", source=source, difficulty=difficulty)
 
@@ -125,8 +125,8 @@ class _Reader:
         facts = self.facts(row)
         tests = [
             test
-            for kind in ("public_tests", "private_tests", "generated_tests")
-            for test in pair_tests(*_columns_of(record.get(kind), kind), kind)
+            for kind in (("tests",) if "tests" in row else KINDS)
+            for test in pair_tests(*_columns_of(record.get(kind), kind), kind, is_public=kind == "public_tests")
         ]
         statement = take(record, "description", str)
         if not statement.strip():
@@ -164,11 +164,13 @@ def _seconds(limit: Any) -> float | None:
     """Seconds of a duration; null and zero: unknown."""
     if limit is None:
         return None
-    seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9
-    if seconds < 0:
-        raise ValueError(f"`time_limit` is {seconds} s")
-    return float(seconds) or None
+    parts = [limit.get(key) or 0 for key in ("seconds", "nanos")] if isinstance(limit, dict) else [limit]
+    if not all(isinstance(part, int | float) and part >= 0 for part in parts):
+        raise ValueError(f"`time_limit` is {limit!r}, must be seconds and nanos")
+    return float(parts[0] + (parts[1] / 1e9 if len(parts) > 1 else 0)) or None
 
 
 def _mebibytes(limit: Any) -> int | None:
+    if limit is not None and not (isinstance(limit, int | float) and limit >= 0):
+        raise ValueError(f"`memory_limit_bytes` is {limit!r}, must be a number of bytes")
     return math.ceil(limit / (1 << 20)) if limit else None

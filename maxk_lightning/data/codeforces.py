@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from maxk_lightning.data.files import is_data_file, read_once, state_of
 from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.report import Facts, LoadReport
-from maxk_lightning.data.rows import Row, file_of, load_rows, scan
+from maxk_lightning.data.rows import Address, Row, file_of, load_problems, load_rows, rows_of_file, small_columns
 from maxk_lightning.data.selection import TestSelection, first, pair_tests
 from maxk_lightning.data.sources import check_limit
 from maxk_lightning.records import take
@@ -43,9 +44,9 @@ class Codeforces:
         """Choose problems.
 
         Args:
-            path: Hub name, or a local directory with the same files.
+            path: Hub name, a local directory with the same files, or one file of rows (which has no generated tests).
             config: `verifiable` (tests are complete or were generated) or `default`.
-            hub_split: `train` or `test`.
+            hub_split: `train` or `test`; a file is read whole.
             overlap: CodeContests, as hub name or local directory, whose problems are left out; None: keep them.
             use_generated_tests: Where the official tests are incomplete, read generated ones (a large file per
                 contest); false: leave those problems out.
@@ -69,25 +70,36 @@ class Codeforces:
 
     def load(self) -> Sequence[Problem]:
         """Problems in the order of the files; tests stay on disk."""
-        rows = load_rows(self.path, self.config, split=self.hub_split)
+        address = Address(self.path, self.config, self.hub_split)
         known = frozenset() if self.overlap is None else code_contests_ids(self.overlap)
-        generated = _GeneratedTests() if self.use_generated_tests else None
-        reader = _Reader(known, generated, self.tests, self.compare, self.instruction)
-        if generated is not None:
-            reader = replace(reader, generated=_GeneratedTests.read(self.path, _contests_to_complete(rows, reader)))
-        where = f"{self.path} ({self.config}, {self.hub_split})"
-        problems, self.report = scan(rows, reader, where, skip_invalid=self.skip_invalid)
+        has_generated = self.use_generated_tests and not is_data_file(self.path)
+        reader = _Reader(known, has_generated, self.tests, self.compare, self.instruction)
+
+        def complete(rows: Any) -> _Reader:
+            return replace(reader, generated=_GeneratedTests.read(self.path, _contests_to_complete(rows, reader)))
+
+        problems, self.report = load_problems(
+            address, reader, skip_invalid=self.skip_invalid, complete=complete if has_generated else None
+        )
         return first(problems, self.report, self.limit)
 
 
 def code_contests_ids(path: str) -> frozenset[str]:
     """Ids (`contest/index`) of all Codeforces problems in CodeContests, by its own columns and by problem name."""
+    return read_once(("overlap", state_of(path)), lambda: _read_ids(path))
+
+
+def _read_ids(path: str) -> frozenset[str]:
     ids: set[str] = set()
-    for split in load_rows(path, split=None, columns=OVERLAP_COLUMNS).values():
+    if is_data_file(path):
+        splits = [rows_of_file(path, OVERLAP_COLUMNS)]
+    else:
+        splits = list(load_rows(path, split=None, columns=OVERLAP_COLUMNS).values())
+    for split in splits:
         for row in split:
-            if row["cf_contest_id"] and row["cf_index"]:
+            if row.get("cf_contest_id") and row.get("cf_index"):
                 ids.add(f"{row['cf_contest_id']}/{row['cf_index']}")
-            match = _NAME.match(row["name"] or "")
+            match = _NAME.match(row.get("name") or "")
             if match:
                 ids.add(f"{match[1]}/{match[2]}")
     return frozenset(ids)
@@ -96,7 +108,7 @@ def code_contests_ids(path: str) -> frozenset[str]:
 def _contests_to_complete(rows: Any, reader: "_Reader") -> list[int]:
     """Contests with a wanted problem whose official tests are cut short."""
     contests = set()
-    for row in rows.select_columns([column for column in reader.columns if column in rows.column_names]):
+    for row in small_columns(rows, reader):
         is_cut = row.get("generated_tests") and not row.get("official_tests_complete")
         if is_cut and reader.why_left_out(row) is None:
             contests.add(int(row["contest_id"]))
@@ -135,10 +147,11 @@ class _GeneratedTests:
 @dataclass(frozen=True)
 class _Reader:
     known_ids: frozenset[str]
-    generated: _GeneratedTests | None
+    has_generated: bool
     tests: TestSelection
     compare: Compare
     instruction: Instruction
+    generated: _GeneratedTests = field(default=_GeneratedTests(), compare=False)
     columns = (
         "id",
         "aliases",
@@ -165,15 +178,19 @@ class _Reader:
             return "marked as not executable"
         if not self.known_ids.isdisjoint((row["id"], *(row.get("aliases") or ()))):
             return "also in CodeContests"
-        if not row.get("official_tests_complete") and self.generated is None:
+        if not row.get("official_tests_complete") and not self.has_generated:
             return "official tests are incomplete"
         return None
 
     def parse(self, row: Row) -> Problem:
         record = dict(row)
         problem_id = take(record, "id", str)
-        tests = _official(record.get("official_tests"), "official_tests")
-        if self.generated is not None and not record.get("official_tests_complete"):
+        shown = {_key(test) for test in _official(record.get("examples"), "examples")}
+        tests = [
+            replace(test, is_public=_key(test) in shown)
+            for test in _official(record.get("official_tests"), "official_tests")
+        ]
+        if not record.get("official_tests_complete"):
             tests += self.generated.of(problem_id)
         memory_limit = record.get("memory_limit")
         return Problem(
@@ -188,12 +205,26 @@ class _Reader:
         )
 
 
+def _key(test: TestCase) -> tuple[str, str]:
+    """Examples differ from the tests they show in blanks at the end."""
+    return " ".join(test.input.split()), " ".join(test.output.split())
+
+
 def _official(items: Any, name: str) -> list[TestCase]:
-    """Tests of a list of dicts (as published) or a dict of lists (as older copies come out)."""
+    """Tests of a list of dicts (as published) or a dict of lists (as older copies come out), lines ending as here."""
     if isinstance(items, dict):
-        return pair_tests(items.get("input"), items.get("output"), name)
-    items = items or []
-    return pair_tests([item.get("input") for item in items], [item.get("output") for item in items], name)
+        tests = pair_tests(items.get("input"), items.get("output"), name)
+    else:
+        items = items or []
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise ValueError(f"`{name}` must be a list of objects with `input` and `output`")
+        tests = pair_tests([item.get("input") for item in items], [item.get("output") for item in items], name)
+    return [TestCase(input=_unix(test.input), output=_unix(test.output)) for test in tests]
+
+
+def _unix(text: str) -> str:
+    """Some official tests hold carriage returns, which the site's own Windows machines never show a program."""
+    return text.replace("\r\n", "\n")
 
 
 def _statement(record: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.report import Facts, LoadReport
-from maxk_lightning.data.rows import Row, file_of, load_rows, scan
+from maxk_lightning.data.rows import ROW, Address, Row, load_problems
 from maxk_lightning.data.selection import TestSelection, first, pair_tests
 from maxk_lightning.data.sources import check_limit
 from maxk_lightning.records import take
@@ -33,7 +33,7 @@ class Cure:
         """Choose problems.
 
         Args:
-            path: Hub name, or a local directory with the same files.
+            path: Hub name, a local directory with the same files, or the JSON file itself.
             file: The JSON file inside it.
             tests: Which tests judge a problem (CURE: the first 8).
             use_limits: Take the time limit from the data (CURE's own training runs used 1 s whatever it says).
@@ -51,10 +51,8 @@ class Cure:
 
     def load(self) -> Sequence[Problem]:
         """Problems in the order of the file; ids are row numbers, because the published ones differ by file."""
-        file = file_of(self.path, self.file)
-        rows = load_rows("json", split="train", data_files={"train": [file]})
-        rows = rows.add_column("row", list(range(len(rows))))
-        problems, self.report = scan(rows, self.reader, file, skip_invalid=self.skip_invalid)
+        address = Address(self.path, file=self.file)
+        problems, self.report = load_problems(address, self.reader, skip_invalid=self.skip_invalid)
         return first(problems, self.report, self.limit)
 
 
@@ -64,13 +62,13 @@ class _Reader:
     use_limits: bool
     compare: Compare
     instruction: Instruction
-    columns = ("row", "dataset", "difficulty", "test_method")
+    columns = ("dataset", "difficulty", "test_method")
 
     def facts(self, row: Row) -> Facts:
         difficulty = row.get("difficulty")
         source = str(row.get("dataset") or "-")
         return Facts(
-            id=f"{source}/{row['row']}", source=source, difficulty="-" if difficulty is None else str(difficulty)
+            id=f"{source}/{row[ROW]}", source=source, difficulty="-" if difficulty is None else str(difficulty)
         )
 
     def why_left_out(self, row: Row) -> str | None:
@@ -81,7 +79,8 @@ class _Reader:
     def parse(self, row: Row) -> Problem:
         record = dict(row)
         facts = self.facts(row)
-        examples = pair_tests(record.get("example_input") or [], record.get("example_output") or [], "example")
+        shown = (record.get("example_input") or [], record.get("example_output") or [])
+        examples = pair_tests(*shown, "example", is_public=True)
         tests = pair_tests(take(record, "test_input", list), take(record, "test_output", list), "test")
         time_limit = record.get("test_time_limit")
         return Problem(

@@ -1,28 +1,55 @@
 """HumanEval+ and MBPP+ (Liu et al. 2023): functions that are called on many inputs."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from maxk_lightning.data.assertions import as_json, parse_assertion
+from maxk_lightning.data.assertions import literal_value, parse_assertion
+from maxk_lightning.data.conditions import call_test, condition_checker
 from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.report import Facts, LoadReport
-from maxk_lightning.data.rows import LeftOutError, Row, load_rows, scan
+from maxk_lightning.data.rows import Address, LeftOutError, Row, load_problems, texts
 from maxk_lightning.data.selection import TestSelection, first
 from maxk_lightning.data.sources import check_limit
 from maxk_lightning.records import take
 from maxk_lightning.types import Problem, TestCase
 
-SPECIAL = ("ref_func", "set(out)", "is_equiv", "_poly")
-"Words in a test that show a comparison of its own."
+REFERENCE = "ref_func"
+"Name of the reference function in tests that hold no results."
+ORACLES: Mapping[str, tuple[str, str]] = {
+    "find_zero": (
+        "abs(poly(*arguments, result)) <= 0.0001",
+        "def poly(xs, x):\n    return sum(coeff * math.pow(x, i) for i, coeff in enumerate(xs))",
+    ),
+    "surface_Area": (
+        "result == {expected} or result == surface_Area(*arguments)",
+        "def surface_Area(base, height):\n"
+        "    return round(base**2 + 2 * base * math.sqrt((base / 2) ** 2 + height**2))",
+    ),
+    "digit_distance_nums": (
+        "result == {expected} or result == digit_distance_nums(*arguments)",
+        "def digit_distance_nums(a, b):\n"
+        "    a, b = str(a), str(b)\n"
+        "    size = max(len(a), len(b))\n"
+        "    return sum(abs(int(x) - int(y)) for x, y in zip(a.zfill(size), b.zfill(size)))",
+    ),
+    "are_equivalent": ("True", ""),
+    "sum_div": ("result == {expected} or result == 0", ""),
+}
+"""Function -> condition and what it needs: what EvalPlus accepts beside its own answer
+(evalplus/eval/_special_oracle.py, commit 26d6d00). The published test of `find_zero` unpacks a number, which nothing
+passes."""
+SET_CONDITION = "set(result) == set({expected})"
+NOT_NONE_CONDITION = "result == {expected} if isinstance(result, bool) else {expected} == (result is not None)"
 
 
 class EvalPlus:
-    """`evalplus/humanevalplus` or `evalplus/mbppplus`, as calls with JSON arguments.
+    """`evalplus/humanevalplus` or `evalplus/mbppplus`, as calls with Python values, graded as EvalPlus grades.
 
-    Problems whose tests need more than equality of JSON values (floats within a tolerance, sets, answers computed by a
-    reference, several right answers) are left out, and listed: expect fewer than the 164 and 378 that are published.
+    Equal as Python compares, or floats within the row's tolerance; sets, reference functions and other special oracles
+    are conditions that a checker evaluates in the sandbox. A test in another form than the published ones leaves its
+    problem out, and the report lists it. The reward is ours, the fraction of tests, where EvalPlus asks for all.
     """
 
     def __init__(
@@ -30,6 +57,7 @@ class EvalPlus:
         path: str = "evalplus/humanevalplus",
         hub_split: str = "test",
         tests: TestSelection = TestSelection(),  # noqa: B008  (immutable)
+        compare: Literal["evalplus", "equal"] = "evalplus",
         instruction: Instruction = Instruction(),  # noqa: B008
         skip_invalid: bool = False,
         limit: int | None = None,
@@ -37,9 +65,10 @@ class EvalPlus:
         """Choose problems.
 
         Args:
-            path: Hub name, or a local directory with the same files.
-            hub_split: Split of the data set.
+            path: Hub name, a local directory with the same files, or one file of rows (`*-OriginFmt.jsonl.gz`).
+            hub_split: Split of the data set; a file is read whole.
             tests: Which tests judge a problem.
+            compare: `evalplus`: floats within the row's tolerance; `equal`: exactly.
             instruction: Words around the statement.
             skip_invalid: Leave malformed rows out, and count them, instead of refusing them.
             limit: Keep the first problems only.
@@ -48,21 +77,22 @@ class EvalPlus:
         self.hub_split = hub_split
         self.skip_invalid = skip_invalid
         self.limit = check_limit(limit)
-        self.reader = _Reader(tests, instruction)
+        if compare not in ("evalplus", "equal"):
+            raise ValueError(f"compare is {compare!r}, must be evalplus or equal")
+        self.reader = _Reader(tests, compare == "evalplus", instruction)
         self.report: LoadReport | None = None
 
     def load(self) -> Sequence[Problem]:
         """Problems in the order of the file."""
-        rows = load_rows(self.path, split=self.hub_split)
-        problems, self.report = scan(
-            rows, self.reader, f"{self.path} ({self.hub_split})", skip_invalid=self.skip_invalid
-        )
+        address = Address(self.path, split=self.hub_split)
+        problems, self.report = load_problems(address, self.reader, skip_invalid=self.skip_invalid)
         return first(problems, self.report, self.limit)
 
 
 @dataclass(frozen=True)
 class _Reader:
     tests: TestSelection
+    has_tolerance: bool
     instruction: Instruction
     columns = ("task_id",)
 
@@ -77,70 +107,134 @@ class _Reader:
 
     def parse(self, row: Row) -> Problem:
         record = dict(row)
-        facts = self.facts(row)
-        tests = calls_of(take(record, "test", str))
-        statement, function, starter = _task(record)
+        prompt = take(record, "prompt", str)
+        published = read_test(take(record, "test", str))
+        if "entry_point" in record:
+            function, starter = take(record, "entry_point", str), prompt
+            statement = "Complete this function."
+        else:
+            function = published.function
+            if function == "candidate":  # a copy that checks as HumanEval+ does
+                function = parse_assertion(next(iter(texts(record, "test_list")), "")).function
+            statement, starter = prompt, f"def {function}(...):"
+        if not function.isidentifier():
+            raise ValueError(f"`entry_point` is {function!r}, not a Python name")
+        tests, checker = graded(published, function)
         return Problem(
-            id=facts.id,
+            id=self.facts(row).id,
             prompt=self.instruction.for_function(statement, function, starter),
-            tests=self.tests.select(facts.id, tests),
+            tests=self.tests.select(self.facts(row).id, tests),
             function=function,
+            values="python",
+            atol=published.atol if self.has_tolerance and checker is None else None,
+            checker=checker,
         )
 
 
-def _task(record: dict[str, Any]) -> tuple[str, str, str]:
-    """Statement, function name and starter code."""
-    prompt = take(record, "prompt", str)
-    if "entry_point" in record:
-        return "Complete this function.", take(record, "entry_point", str), prompt
-    assertions = take(record, "test_list", list)
-    if not assertions:
-        raise LeftOutError("no tests")
-    function = parse_assertion(assertions[0]).function
-    return prompt, function, f"def {function}(...):"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedTest:
+    """What the text of a published test says."""
+
+    function: str
+    "Name that it calls."
+    inputs: Sequence[Sequence[Any]]
+    "Arguments per call."
+    results: Sequence[Any] | None
+    "Expected values; None: a reference function gives them."
+    atol: float
+    "Absolute tolerance of floats."
+    condition: str | None
+    "What must be true, with `{expected}` for the expected value; None: equal, or within the tolerance."
+    prelude: str
+    "Code that the condition needs."
 
 
-def calls_of(code: str) -> list[TestCase]:
-    """The literal lists `inputs` and `results` of a test program, as call tests; the program is not executed.
+def read_test(code: str) -> PublishedTest:
+    """Read the program of a row's `test`; it is not executed.
 
     Raises:
-        LeftOutError: the program compares in a way of its own, or a value has no form in JSON.
+        LeftOutError: it compares in another way than the published ones.
+        ValueError: it is not Python, or its lists do not match.
     """
-    if any(word in code for word in SPECIAL):
-        raise LeftOutError("graded by a special comparison or a reference function")
     try:
-        nodes = list(ast.walk(ast.parse(code)))
-    except SyntaxError as error:
-        raise ValueError(f"`test` is not Python: {error.msg}") from error
-    lists = {
-        node.targets[0].id: _literal_list(node.value)
-        for node in nodes
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-        if node.targets[0].id in ("inputs", "results")
-    }
-    if len(lists) < 2:
-        raise LeftOutError("the test holds no literal `inputs` and `results`")
-    inputs, results = lists["inputs"], lists["results"]
-    if len(inputs) != len(results):
+        module = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"`test` is not Python: {error}") from error
+    inputs, results = (_literal_list(module, name) for name in ("inputs", "results"))
+    if inputs is None:
+        raise LeftOutError("the test holds no literal `inputs`")
+    if results is not None and len(inputs) != len(results):
         raise ValueError(f"`test` has {len(inputs)} inputs and {len(results)} results")
-    return [_call(arguments, result) for arguments, result in zip(inputs, results, strict=True)]
+    reference = _definition(module, REFERENCE)
+    if results is None and reference is None:
+        raise LeftOutError("the test holds neither `results` nor a reference function")
+    function, atol = _call(module)
+    condition = f"result == {REFERENCE}(*arguments)" if reference else _condition(module)
+    return PublishedTest(
+        function=function,
+        inputs=inputs,
+        results=None if reference else results,
+        atol=atol,
+        condition=condition,
+        prelude=_without_checks(module) if reference else "",
+    )
 
 
-def _call(arguments: Any, result: Any) -> TestCase:
-    if _has_float(result):
-        raise LeftOutError("expected values are floats, compared within a tolerance")
-    return TestCase(input="\n".join(map(as_json, arguments)), output=as_json(result))
+def graded(published: PublishedTest, function: str) -> tuple[list[TestCase], str | None]:
+    """The tests, and the checker where their outputs are conditions."""
+    condition, prelude = ORACLES.get(function, (published.condition, published.prelude))
+    expected = published.results if published.results is not None else [None] * len(published.inputs)
+    pairs = zip(published.inputs, expected, strict=True)
+    if condition is None:
+        return [call_test(arguments, repr(value)) for arguments, value in pairs], None
+    tests = [call_test(arguments, condition.replace("{expected}", repr(value))) for arguments, value in pairs]
+    return tests, condition_checker(prelude)
 
 
-def _literal_list(node: ast.expr) -> list[Any]:
-    try:
-        values = ast.literal_eval(node)
-    except ValueError as error:
-        raise LeftOutError("a value in the test is not a literal") from error
-    return list(values)
+def _literal_list(module: ast.Module, name: str) -> list[Any] | None:
+    for node in ast.walk(module):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            values = literal_value(node.value)
+            if not isinstance(values, list | tuple):
+                raise ValueError(f"`test`: {name} is no list")
+            if name == "inputs" and not all(isinstance(value, list | tuple) for value in values):
+                raise ValueError("`test`: inputs must be lists of arguments")
+            return list(values)
+    return None
 
 
-def _has_float(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_has_float, value))
-    return isinstance(value, float)
+def _definition(module: ast.Module, name: str) -> ast.FunctionDef | None:
+    found = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef) and node.name == name]
+    return found[0] if found else None
+
+
+def _call(module: ast.Module) -> tuple[str, float]:
+    """The function that is called on each input, and the tolerance that is given to `assertion`."""
+    for node in ast.walk(module):
+        match node:
+            case ast.Call(func=ast.Name(id="assertion"), args=[ast.Call(func=ast.Name(id=name)), _, atol]):
+                return name, float(literal_value(atol))
+            case ast.Assert(test=ast.Compare(left=ast.Call(func=ast.Name(id="_poly")))):
+                return "find_zero", 0.0
+    raise LeftOutError("the test compares in a way of its own")
+
+
+def _condition(module: ast.Module) -> str | None:
+    """How `assertion` compares, told by what is special in it."""
+    assertion = _definition(module, "assertion")
+    text = "" if assertion is None else ast.unparse(assertion)
+    if "set(out)" in text:
+        return SET_CONDITION
+    return NOT_NONE_CONDITION if "out is not None" in text else None
+
+
+def _without_checks(module: ast.Module) -> str:
+    """The reference function with its imports and helpers, without what compares and calls."""
+    unwanted = {"assertion", "is_floats", "check"}
+    return "\n".join(
+        ast.unparse(node)
+        for node in module.body
+        if isinstance(node, ast.FunctionDef | ast.Import | ast.ImportFrom | ast.Assign)
+        if getattr(node, "name", "") not in unwanted and "numpy" not in ast.unparse(node)
+        if not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("inputs", "results"))
+    )

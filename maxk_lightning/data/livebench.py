@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from maxk_lightning.data.livecodebench import day_of
-from maxk_lightning.data.packed_tests import COMPARE, function_name, to_tests, unpack_tests
+from maxk_lightning.data.packed_tests import COMPARE, function_name, read_tests
 from maxk_lightning.data.report import Facts, LoadReport
-from maxk_lightning.data.rows import Row, load_rows, scan
+from maxk_lightning.data.rows import Address, Row, load_problems
 from maxk_lightning.data.selection import TestSelection, first
 from maxk_lightning.data.sources import check_limit
 from maxk_lightning.records import take
-from maxk_lightning.types import Problem
+from maxk_lightning.types import Compare, Problem
 
 TASKS = ("LCB_generation", "coding_completion")
 
@@ -20,7 +20,8 @@ class LiveBench:
     """`livebench/coding`. `turns[0]` is the whole user message, so no instruction is added.
 
     A completion task shows the beginning of a program; an answer that does not repeat it gets it put in front, as
-    LiveBench's grader does. The reward is ours, the fraction of tests, where LiveBench asks for all of them.
+    LiveBench's grader does; programs find the names of LiveCodeBench's header imported. The reward is ours, the
+    fraction of tests, where LiveBench asks for all of them.
     """
 
     def __init__(
@@ -30,17 +31,19 @@ class LiveBench:
         tasks: Sequence[str] = TASKS,
         release: str | None = None,
         tests: TestSelection = TestSelection(),  # noqa: B008  (immutable)
+        compare: Compare = COMPARE,
         skip_invalid: bool = False,
         limit: int | None = None,
     ) -> None:
         """Choose problems.
 
         Args:
-            path: Hub name, or a local directory with the same files.
-            hub_split: Split of the data set.
+            path: Hub name, a local directory with the same files, or one file of rows.
+            hub_split: Split of the data set; a file is read whole.
             tasks: `LCB_generation`, `coding_completion` or both.
             release: Keep what was part of LiveBench on this day (YYYY-MM-DD; its README names 2024-11-25); None: all.
             tests: Which tests judge a problem.
+            compare: For programs on standard input; `lines_decimal` is LiveBench's rule.
             skip_invalid: Leave malformed rows out, and count them, instead of refusing them.
             limit: Keep the first problems only.
         """
@@ -51,15 +54,13 @@ class LiveBench:
         self.hub_split = hub_split
         self.skip_invalid = skip_invalid
         self.limit = check_limit(limit)
-        self.reader = _Reader(tuple(tasks), None if release is None else day_of(release, "release"), tests)
+        self.reader = _Reader(tuple(tasks), None if release is None else day_of(release, "release"), tests, compare)
         self.report: LoadReport | None = None
 
     def load(self) -> Sequence[Problem]:
         """Problems in the order of the file; tests stay on disk."""
-        rows = load_rows(self.path, split=self.hub_split)
-        problems, self.report = scan(
-            rows, self.reader, f"{self.path} ({self.hub_split})", skip_invalid=self.skip_invalid
-        )
+        address = Address(self.path, split=self.hub_split)
+        problems, self.report = load_problems(address, self.reader, skip_invalid=self.skip_invalid)
         return first(problems, self.report, self.limit)
 
 
@@ -68,6 +69,7 @@ class _Reader:
     tasks: tuple[str, ...]
     release: str | None
     tests: TestSelection
+    compare: Compare
     columns = ("question_id", "task", "original_json", "livebench_release_date", "livebench_removal_date")
 
     def facts(self, row: Row) -> Facts:
@@ -92,20 +94,16 @@ class _Reader:
         record = dict(row)
         facts = self.facts(row)
         function = function_name(_original(record).get("metadata"), "original_json.metadata")
-        tests = [
-            test
-            for field in ("public_test_cases", "private_test_cases")
-            for test in to_tests(unpack_tests(take(record, field, str), field), function, field)
-        ]
         turns = take(record, "turns", list)
         if not turns or not isinstance(turns[0], str) or not turns[0].strip():
             raise ValueError("`turns[0]` must be the user message")
         return Problem(
             id=facts.id,
             prompt=turns[0],
-            tests=self.tests.select(facts.id, tests),
-            compare=COMPARE,
+            tests=self.tests.select(facts.id, read_tests(record, function)),
+            compare=self.compare,
             function=function,
+            header="livecodebench",
             prefix=record.get("partial_solution") or None,
         )
 

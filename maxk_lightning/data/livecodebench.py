@@ -4,15 +4,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
+from maxk_lightning.data.files import is_data_file
 from maxk_lightning.data.instructions import Instruction
-from maxk_lightning.data.packed_tests import COMPARE, function_name, to_tests, unpack_tests
+from maxk_lightning.data.packed_tests import COMPARE, function_name, read_tests
 from maxk_lightning.data.report import Facts, LoadReport
-from maxk_lightning.data.rows import Row, file_of, load_rows, scan
+from maxk_lightning.data.rows import Address, Row, load_problems
 from maxk_lightning.data.selection import TestSelection, first
 from maxk_lightning.data.sources import check_limit
 from maxk_lightning.records import take
-from maxk_lightning.types import Problem
+from maxk_lightning.types import Compare, Problem
 
 NUM_FILES = 6
 ERRATA = frozenset(
@@ -42,6 +44,8 @@ ERRATA = frozenset(
 class LiveCodeBench:
     """`livecodebench/code_generation_lite`: programs on standard input, and LeetCode methods that are called.
 
+    Programs find the names of LiveCodeBench's own header imported, and its recursion limit.
+
     The hub repository holds a loading script, which `datasets` no longer runs, so the files are read directly. The
     paper's "v6" is `release_v6`: files 1 to 6, 1055 problems.
     """
@@ -54,6 +58,7 @@ class LiveCodeBench:
         end_date: str | None = None,
         exclude_errata: bool = False,
         tests: TestSelection = TestSelection(),  # noqa: B008  (immutable)
+        compare: Compare = COMPARE,
         instruction: Instruction = Instruction(),  # noqa: B008
         skip_invalid: bool = False,
         limit: int | None = None,
@@ -61,23 +66,25 @@ class LiveCodeBench:
         """Choose problems.
 
         Args:
-            path: Hub name, or a local directory with the same files (test.jsonl, test2.jsonl, ...).
+            path: Hub name, a local directory with the same files (test.jsonl, test2.jsonl, ...), or one such file.
             version: `release_v1` to `release_v6` (all files up to that one), `release_latest`, `v2` (one file) or
-                `v2_v4` (files 2 to 4).
+                `v2_v4` (files 2 to 4); of no account where `path` is a file.
             start_date: Keep contests from this day on (YYYY-MM-DD).
             end_date: Keep contests up to this day.
             exclude_errata: Leave out what LiveCodeBench lists as broken; published numbers include it.
             tests: Which tests judge a problem.
+            compare: For programs on standard input; `lines_decimal` is LiveCodeBench's rule.
             instruction: Words around the statement.
             skip_invalid: Leave malformed rows out, and count them, instead of refusing them.
             limit: Keep the first problems only.
         """
         self.path = path
-        self.files = files_of(version)
+        files = files_of(version)
+        self.files = [Path(path).name] if is_data_file(path) else files
         self.skip_invalid = skip_invalid
         self.limit = check_limit(limit)
         window = (_day(start_date, "start_date"), _day(end_date, "end_date"))
-        self.reader = _Reader(window, exclude_errata, tests, instruction)
+        self.reader = _Reader(window, exclude_errata, tests, compare, instruction)
         self.report: LoadReport | None = None
 
     def load(self) -> Sequence[Problem]:
@@ -85,9 +92,7 @@ class LiveCodeBench:
         problems: dict[str, Problem] = {}
         report = LoadReport(name=f"{self.path} ({', '.join(self.files)})")
         for name in self.files:
-            file = file_of(self.path, name)
-            rows = load_rows("json", split="test", data_files={"test": [file]})
-            found, part = scan(rows, self.reader, file, skip_invalid=self.skip_invalid)
+            found, part = load_problems(Address(self.path, file=name), self.reader, skip_invalid=self.skip_invalid)
             part.drop(problems.keys(), "id was used in an earlier file")
             problems |= {problem.id: problem for problem in found if problem.id not in problems}
             report.extend(part)
@@ -117,6 +122,7 @@ class _Reader:
     window: tuple[str | None, str | None]
     exclude_errata: bool
     tests: TestSelection
+    compare: Compare
     instruction: Instruction
     columns = ("question_id", "question_title", "platform", "difficulty", "contest_date")
 
@@ -142,12 +148,6 @@ class _Reader:
         record = dict(row)
         facts = self.facts(row)
         function = function_name(record.get("metadata"), "metadata")
-        fields = ("public_test_cases", "private_test_cases")
-        tests = [
-            test
-            for field in fields
-            for test in to_tests(unpack_tests(take(record, field, str), field), function, field)
-        ]
         statement = take(record, "question_content", str)
         starter = record.get("starter_code") or ""
         if function is None:
@@ -157,9 +157,10 @@ class _Reader:
         return Problem(
             id=facts.id,
             prompt=prompt,
-            tests=self.tests.select(facts.id, tests),
-            compare=COMPARE,
+            tests=self.tests.select(facts.id, read_tests(record, function)),
+            compare=self.compare,
             function=function,
+            header="livecodebench",
             metadata={"date": day_of(record.get("contest_date"), "contest_date")},
         )
 

@@ -66,8 +66,7 @@ class Mixture:
         if not problems:
             raise ValueError(f"sources: {name} has no problem")
         part = report_of(self.sources[name], problems, name)
-        part.kept = [_named(facts, name) for facts in part.kept]
-        part.left_out = {reason: [_named(facts, name) for facts in rows] for reason, rows in part.left_out.items()}
+        part.rename(lambda facts: _named(facts, name))
         if self.report is None or next(iter(self.sources)) == name:
             self.report = LoadReport(name=" + ".join(self.sources))
         self.report.extend(part)

@@ -1,19 +1,20 @@
 """Tests as LiveCodeBench and LiveBench store them: JSON, or JSON in a pickle in zlib in base64."""
 
 import base64
-import binascii
 import io
 import json
 import pickle
 import zlib
 from typing import Any
 
+from maxk_lightning.records import take
 from maxk_lightning.types import Compare, TestCase
 
 MAX_BYTES = 1 << 30
 "Unpacked size at which decoding stops; the largest problems hold some hundred MB."
 COMPARE: Compare = "lines_decimal"
 "LiveCodeBench's rule for standard output."
+PUBLIC = "public_test_cases"
 
 
 class _StringUnpickler(pickle.Unpickler):
@@ -40,12 +41,16 @@ def unpack_tests(text: str, field: str) -> list[dict[str, Any]]:
 
 def _from_pickle(text: str, field: str) -> Any:
     try:
+        packed = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"`{field}` is neither JSON nor base64 of zlib ({error})") from error
+    try:
         unpacker = zlib.decompressobj()
-        data = unpacker.decompress(base64.b64decode(text, validate=True), MAX_BYTES)
+        data = unpacker.decompress(packed, MAX_BYTES)
         if unpacker.unconsumed_tail:
             raise ValueError(f"`{field}` unpacks to more than {MAX_BYTES} bytes")
         content = _StringUnpickler(io.BytesIO(data)).load()
-    except (binascii.Error, zlib.error) as error:
+    except zlib.error as error:
         raise ValueError(f"`{field}` is neither JSON nor base64 of zlib ({error})") from error
     except (pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError) as error:
         raise ValueError(f"`{field}` holds a pickle that was refused: {error}") from error
@@ -57,8 +62,17 @@ def _from_pickle(text: str, field: str) -> Any:
         raise ValueError(f"`{field}` unpacks to text that is not JSON ({error.msg})") from error
 
 
+def read_tests(record: dict[str, Any], function: str | None) -> list[TestCase]:
+    """The tests of a row, public ones first."""
+    return [
+        test
+        for field in (PUBLIC, "private_test_cases")
+        for test in to_tests(unpack_tests(take(record, field, str), field), function, field)
+    ]
+
+
 def to_tests(items: list[dict[str, Any]], function: str | None, field: str) -> list[TestCase]:
-    """Test objects as our tests.
+    """Test objects as our tests; those of the public column are public.
 
     Raises:
         ValueError: a missing text, or a kind of test that does not fit: call tests need `func_name` in the metadata.
@@ -72,7 +86,7 @@ def to_tests(items: list[dict[str, Any]], function: str | None, field: str) -> l
         if kind != wanted:
             problem = "has no `func_name`" if function is None else f"names the function {function}"
             raise ValueError(f"`{field}[{index}]` has testtype {kind!r}, but the metadata {problem}")
-        tests.append(TestCase(input=given, output=expected))
+        tests.append(TestCase(input=given, output=expected, is_public=field == PUBLIC))
     return tests
 
 

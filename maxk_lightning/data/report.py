@@ -1,7 +1,7 @@
 """What a source read, kept and left out, and why."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from maxk_lightning.types import Problem
@@ -32,6 +32,8 @@ class LoadReport:
     "Rows that became problems."
     left_out: dict[str, list[Facts]] = field(default_factory=dict)
     "Reason -> rows, in the order in which the reasons came up."
+    shortened: dict[str, list[Facts]] = field(default_factory=dict)
+    "Reason -> rows that were kept without some of their tests."
 
     @property
     def num_rows(self) -> int:
@@ -42,6 +44,12 @@ class LoadReport:
         """Count a row that did not become a problem."""
         self.left_out.setdefault(reason, []).append(facts)
 
+    def keep(self, facts: Facts, reasons: Collection[str] = ()) -> None:
+        """Count a row that became a problem, and why it lacks some of its tests."""
+        self.kept.append(facts)
+        for reason in reasons:
+            self.shortened.setdefault(reason, []).append(facts)
+
     def drop(self, ids: Collection[str], reason: str) -> None:
         """Move problems that were kept so far to those left out."""
         dropped = set(ids)
@@ -49,20 +57,36 @@ class LoadReport:
             if facts.id in dropped:
                 self.leave_out(facts, reason)
         self.kept = [facts for facts in self.kept if facts.id not in dropped]
+        kept = {reason: [facts for facts in rows if facts.id not in dropped] for reason, rows in self.shortened.items()}
+        self.shortened = {reason: rows for reason, rows in kept.items() if rows}
 
     def extend(self, other: "LoadReport") -> None:
         """Add the rows of another report."""
         self.kept += other.kept
-        for reason, rows in other.left_out.items():
-            self.left_out.setdefault(reason, []).extend(rows)
+        for ours, theirs in ((self.left_out, other.left_out), (self.shortened, other.shortened)):
+            for reason, rows in theirs.items():
+                ours.setdefault(reason, []).extend(rows)
+
+    def copy(self) -> "LoadReport":
+        """The same counts; changing one changes nothing in the other."""
+        copied = LoadReport(name=self.name)
+        copied.extend(self)
+        return copied
+
+    def rename(self, name: Callable[[Facts], Facts]) -> None:
+        """Replace the facts of every row."""
+        self.kept = list(map(name, self.kept))
+        self.left_out = {reason: list(map(name, rows)) for reason, rows in self.left_out.items()}
+        self.shortened = {reason: list(map(name, rows)) for reason, rows in self.shortened.items()}
 
     def text(self) -> str:
         """A table by reason, then one by source and difficulty."""
         lines = [f"{self.name}: {self.num_rows} rows read, {len(self.kept)} kept"]
-        for reason, rows in self.left_out.items():
-            names = ", ".join(facts.id for facts in rows[:NUM_EXAMPLES])
-            rest = ", ..." if len(rows) > NUM_EXAMPLES else ""
-            lines.append(f"  left out {len(rows):>6}  {reason} ({names}{rest})")
+        for words, reasons in (("left out", self.left_out), ("shortened", self.shortened)):
+            for reason, rows in reasons.items():
+                names = ", ".join(facts.id for facts in rows[:NUM_EXAMPLES])
+                rest = ", ..." if len(rows) > NUM_EXAMPLES else ""
+                lines.append(f"  {words} {len(rows):>{15 - len(words)}}  {reason} ({names}{rest})")
         return "\n".join([*lines, *self._strata_lines()])
 
     def _strata_lines(self) -> list[str]:
@@ -93,5 +117,4 @@ def report_of(source: object, problems: Iterable[Problem], name: str) -> LoadRep
     report = getattr(source, "report", None)
     if not isinstance(report, LoadReport):
         return LoadReport(name=name, kept=[facts_of(problem) for problem in problems])
-    left_out = {reason: list(rows) for reason, rows in report.left_out.items()}
-    return LoadReport(name=report.name, kept=list(report.kept), left_out=left_out)
+    return report.copy()

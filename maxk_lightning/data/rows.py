@@ -1,15 +1,29 @@
 """Rows of a published data set, read by the `datasets` library, and problems whose tests stay in its arrow files."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
+from maxk_lightning.data.files import FileRows, is_data_file, read_once, state_of
 from maxk_lightning.data.report import Facts, LoadReport
+from maxk_lightning.records import take
 from maxk_lightning.types import Problem, TestCase
 
 Row = Mapping[str, Any]
+ROW = "row"
+"Key under which every row holds its number, from 0."
+SHORTENED = "shortened"
+"Key of a problem's metadata: the reasons why it lacks some of its tests."
+ADVICE = (
+    "Without a network give `path` a local copy of the repository's files, or fill the cache beforehand (HF_HOME) and "
+    "set HF_HUB_OFFLINE=1"
+)
+LOCAL_ADVICE = (
+    "A directory must hold the repository's files as the hub lays them out, with the README.md that names its "
+    "configurations; `path` may also name one .json, .jsonl(.gz) or .parquet file"
+)
 
 
 class LeftOutError(Exception):
@@ -67,7 +81,48 @@ class DiskTests(Sequence[TestCase]):
         return self._read()[index]
 
     def _read(self) -> Sequence[TestCase]:
-        return self.reader.parse(self.rows[self.row_index]).tests
+        return self.reader.parse(_numbered(self.rows, self.row_index)).tests
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where rows lie: a hub repository, its local copy, or one file."""
+
+    path: str
+    "Hub name, directory, or file (`.json`, `.jsonl`, also with `.gz`, `.parquet`)."
+    config: str | None = None
+    "Configuration of the data set; of no account for a file."
+    split: str | None = None
+    "Its split; of no account for a file, which is taken whole."
+    columns: tuple[str, ...] | None = None
+    "Read only these of parquet files, so that unwanted large ones are never decoded."
+    file: str | None = None
+    "The one file of the repository that is read, where it is not read whole."
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        if is_data_file(self.path):
+            return self.path
+        if self.file is not None:
+            return file_of(self.path, self.file)
+        return f"{self.path} ({', '.join(filter(None, (self.config, self.split)))})"
+
+    def rows(self) -> Any:
+        """A `datasets.Dataset` or `FileRows`; ValueError when they cannot be had."""
+        if is_data_file(self.path) or self.file is not None:
+            return rows_of_file(self.name, self.columns)
+        return load_rows(self.path, self.config, split=self.split, columns=self.columns)
+
+
+def rows_of_file(file: str, columns: Sequence[str] | None = None) -> Any:
+    """Rows of one file, local or `hf://`."""
+    if file.endswith(".parquet"):
+        return load_rows("parquet", split="train", data_files={"train": [file]}, columns=columns)
+    if file.startswith("hf://"):
+        return load_rows("json", split="train", data_files={"train": [file]})
+    _check_local(file)
+    return FileRows(file)
 
 
 def load_rows(
@@ -94,12 +149,16 @@ def load_rows(
     from datasets import load_dataset  # seconds: only a command that loads data waits for it
     from datasets.exceptions import DatasetsError
 
-    where = builder if data_files is None else ", ".join(name for names in data_files.values() for name in names)
-    if data_files is None:
-        _check_local(builder)
+    files = [builder] if data_files is None else [name for names in data_files.values() for name in names]
+    where = ", ".join(files)
+    is_local = all(Path(name).expanduser().exists() for name in files)
+    for name in files:
+        _check_local(name)
     options: dict[str, Any] = {} if columns is None else {"columns": list(columns)}
-    if Path(builder).expanduser().is_dir():
-        options["cache_dir"] = str(Path(config_of_datasets.HF_DATASETS_CACHE) / f"local-{_state_of(builder)}")
+    if is_local:
+        state = hashlib.blake2b("".join(map(state_of, files)).encode(), digest_size=8).hexdigest()
+        # `datasets` tells two directories of one name apart by neither path nor content, and would serve the first.
+        options["cache_dir"] = str(Path(config_of_datasets.HF_DATASETS_CACHE) / f"local-{state}")
     try:
         return load_dataset(builder, config, split=split, data_files=data_files, **options)
     except RuntimeError as error:
@@ -111,21 +170,7 @@ def load_rows(
             "maxk_lightning.data.LiveCodeBench does), or point `path` to a copy in parquet or JSON lines"
         ) from error
     except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(
-            f"{where}: cannot be read: {_cause(error)}. Without a network give `path` a local copy of the repository's "
-            "files, or fill the cache beforehand (HF_HOME) and set HF_HUB_OFFLINE=1"
-        ) from error
-
-
-def _state_of(directory: str) -> str:
-    """Identifies a directory and the files in it.
-
-    `datasets` itself tells two directories with equal last names and configurations apart by neither path nor content,
-    and would serve the rows of the one that was read first.
-    """
-    root = Path(directory).expanduser().resolve()
-    files = sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in root.rglob("*"))
-    return hashlib.blake2b(repr((str(root), files)).encode(), digest_size=8).hexdigest()
+        raise ValueError(f"{where}: cannot be read: {_cause(error)}. {LOCAL_ADVICE if is_local else ADVICE}") from error
 
 
 def file_of(path: str, name: str) -> str:
@@ -147,6 +192,30 @@ def _cause(error: BaseException) -> str:
     return lines[0].rstrip(".")
 
 
+def load_problems(
+    address: Address,
+    reader: RowReader,
+    *,
+    skip_invalid: bool,
+    complete: Callable[[Any], RowReader] | None = None,
+) -> tuple[list[Problem], LoadReport]:
+    """Problems of an address with their tests left on disk, and the report; from memory where they were read before.
+
+    Args:
+        address: Where the rows lie.
+        reader: Hashable: it is part of what is remembered.
+        skip_invalid: As `scan` says.
+        complete: Makes the reader that is used from the rows; what it adds must follow from `reader`.
+    """
+
+    def read() -> tuple[list[Problem], LoadReport]:
+        rows = address.rows()
+        return scan(rows, complete(rows) if complete else reader, address.name, skip_invalid=skip_invalid)
+
+    problems, report = read_once((address, state_of(address.path), reader, skip_invalid), read)
+    return list(problems), report.copy()
+
+
 def scan(rows: Any, reader: RowReader, where: str, *, skip_invalid: bool) -> tuple[list[Problem], LoadReport]:
     """Read every row once: problems with their tests left on disk, and the report.
 
@@ -156,12 +225,13 @@ def scan(rows: Any, reader: RowReader, where: str, *, skip_invalid: bool) -> tup
     report = LoadReport(name=where)
     problems: list[Problem] = []
     seen: set[str] = set()
-    small = rows.select_columns([column for column in reader.columns if column in rows.column_names])
-    for index, row in enumerate(small):
+    small = small_columns(rows, reader)
+    for index in range(len(rows)):
         facts = Facts(id=f"row {index}")
         try:
+            row = _numbered(small, index)
             facts = reader.facts(row)
-            problem = _read_problem(rows, index, row, reader)
+            problem, reasons = _read_problem(rows, index, row, reader)
             if facts.id in seen:
                 raise LeftOutError("id was used before")
         except LeftOutError as reason:
@@ -172,17 +242,39 @@ def scan(rows: Any, reader: RowReader, where: str, *, skip_invalid: bool) -> tup
             report.leave_out(facts, f"malformed: {error}")
         else:
             seen.add(facts.id)
-            report.kept.append(facts)
+            report.keep(facts, reasons)
             problems.append(problem)
     return problems, report
 
 
-def _read_problem(rows: Any, index: int, small_row: Row, reader: RowReader) -> Problem:
+def _numbered(rows: Any, index: int) -> Row:
+    return {**rows[index], ROW: index}
+
+
+def small_columns(rows: Any, reader: RowReader) -> Any:
+    """The rows with the reader's small columns alone, where that spares reading the others."""
+    if isinstance(rows, FileRows):
+        return rows
+    return rows.select_columns([column for column in reader.columns if column in rows.column_names])
+
+
+def _read_problem(rows: Any, index: int, small_row: Row, reader: RowReader) -> tuple[Problem, Collection[str]]:
+    """The problem of a row, and why some of its tests are missing."""
     reason = reader.why_left_out(small_row)
     if reason is not None:
         raise LeftOutError(reason)
-    problem = reader.parse(rows[index])
+    problem = reader.parse(_numbered(rows, index))
     facts = reader.facts(small_row)
     strata = {"source": facts.source, "difficulty": facts.difficulty}
     tests = DiskTests(rows, index, reader, len(problem.tests))
-    return replace(problem, tests=tests, metadata={**strata, **problem.metadata})
+    problem = replace(problem, tests=tests, metadata={**strata, **problem.metadata})
+    return problem, problem.metadata.get(SHORTENED, ())
+
+
+def texts(record: Row, key: str) -> list[str]:
+    """A list of texts; ValueError naming the field when it is something else."""
+    values = take(dict(record), key, list)
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"`{key}[{index}]` must be a text, not {type(value).__name__}")
+    return values

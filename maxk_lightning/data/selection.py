@@ -50,7 +50,7 @@ class TestSelection:
         return selected
 
 
-def pair_tests(inputs: object, outputs: object, field: str) -> list[TestCase]:
+def pair_tests(inputs: object, outputs: object, field: str, *, is_public: bool = False) -> list[TestCase]:
     """Join parallel lists; ValueError when they are not lists of strings of one length."""
     for key, values in (("input", inputs), ("output", outputs)):
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
@@ -59,7 +59,8 @@ def pair_tests(inputs: object, outputs: object, field: str) -> list[TestCase]:
     assert isinstance(outputs, list)
     if len(inputs) != len(outputs):
         raise ValueError(f"`{field}` has {len(inputs)} inputs and {len(outputs)} outputs")
-    return [TestCase(input=given, output=expected) for given, expected in zip(inputs, outputs, strict=True)]
+    pairs = zip(inputs, outputs, strict=True)
+    return [TestCase(input=given, output=expected, is_public=is_public) for given, expected in pairs]
 
 
 def hold_out(problems: list[Problem], report: LoadReport, part: Part, share: float, seed: int) -> list[Problem]:

@@ -1,12 +1,14 @@
 """Where problems come from. A source is chosen in YAML by class path; users add their own class."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from maxk_lightning.data.files import read_once, state_of
 from maxk_lightning.data.pipelines import VARIANTS
 from maxk_lightning.records import read_problems
-from maxk_lightning.types import Problem
+from maxk_lightning.types import Compare, Problem
 
 # A user's class needs no annotations: jsonargparse wants those of an implementation to be identical to the Protocol's.
 if TYPE_CHECKING:
@@ -50,14 +52,24 @@ class Builtin:
 class JsonLines:
     """The user's own problems, one JSON object per line (format: see the README)."""
 
-    def __init__(self, path: str, limit: int | None = None) -> None:
-        """Choose a file; `limit` keeps its first problems."""
+    def __init__(self, path: str, limit: int | None = None, compare: Compare | None = None) -> None:
+        """Choose a file.
+
+        Args:
+            path: The file.
+            limit: Keep the first problems only.
+            compare: For all problems on standard input, whatever their records say; None: as they say.
+        """
         self.path = path
         self.limit = check_limit(limit)
+        self.compare = compare
 
     def load(self) -> Sequence[Problem]:
         """All problems of the file."""
-        return read_problems(Path(self.path))[: self.limit]
+        problems = read_once(("JsonLines", state_of(self.path)), lambda: read_problems(Path(self.path)))[: self.limit]
+        if self.compare is None:
+            return problems
+        return [replace(problem, compare=self.compare) for problem in problems]
 
 
 def check_limit(limit: int | None) -> int | None:

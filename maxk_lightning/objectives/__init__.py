@@ -10,44 +10,61 @@ Training for a k above the one in use costs quality at small k; below it costs d
 **How large a group?** n is `num_completions`. max@k needs k <= n and learns best from n of at least 2k: with n = k a
 group is a single subset, only its best sample differs from the others, and every baseline but `loo1` is refused.
 
-**One PPO iteration per rollout (on-policy)?** `MaxAtK(k)`. Its baselines, all unbiased except the last:
+**The pair.** `MaxAtK(k)` with `losses.CISPO()`: on-policy credits, and one bounded ratio per token. It is unbiased in
+the first PPO iteration, and in later ones its cosine is within .02 of the best estimate of max@k, for every n, k,
+reward and kind of drift that was tried (`docs/sequence_study.md`). The baselines of `MaxAtK`, all unbiased except the
+last:
 
 - `centred` (default): pulls up what helps a subset and pushes down what does not; sums to zero in every group; lowest
   variance for k below about n / 2. Needs k < n.
-- `loo1`: credits only samples that beat the rest of a subset and never pushes one down; the choice for k close to n.
+- `loo1`: credits only samples that beat the rest of a subset and never pushes one down; as good as `centred` at
+  k = n / 2, and the choice for k close to n.
 - `none`: for checks; its variance grows with the level of the rewards.
 - `zscore` (the paper's "BoN mean"): a direction without a scale; easy prompts weigh as much as hard ones.
 
-**Several PPO iterations per rollout, or stale samples?** The policy has left the one that sampled, and the ratio of a
-*subset* is a product of k sequence ratios. `ExactMaxAtK(k)` corrects for all of it at O(nk), without bias, and with
-less noise than the alternatives. `OffPolicyMaxAtK` is the paper's first-order correction, for comparison with its
-tables; with its `mean` baseline it also pushes away from the behaviour policy. `MaxAtK` in a clipped surrogate sees one
-ratio per token, not the subset's, and loses most where n is much larger than k.
+**Why not credits with sequence ratios?** After the first optimizer step the policy has left the one that sampled.
+Log-ratios add up over the tokens of a completion, and the ratio of a subset is a product of k of those: with the 110
+tokens of a small language model one Adam step of 1e-5 spreads log rho by 1.8. Cosine with the true max@k gradient on
+sequences of 60 tokens, by the standard deviation of log rho (means over two kinds of policy, dense and sparse rewards,
+four kinds of drift; `python scripts/sequence_study.py --out docs` has all pairs, bias, variance and largest gradients):
 
-Cosine of the summed credits of 32 groups with the true gradient, 40 actions, 400 toys (`scripts/estimator_study.py`,
-its figure `scripts/estimator_study.png` and its numbers beside it):
+| objective x loss | n = 8, k = 4: 0 | .5 | 1 | 2 | n = 32, k = 8: 0 | .5 | 1 | 2 |
+|---|---|---|---|---|---|---|---|---|
+| **`MaxAtK` x `CISPO`** | .74 | **.77** | **.78** | **.78** | .74 | **.77** | **.78** | **.78** |
+| `SetAdvantage`, fraction .9 x `CISPO` | .74 | .76 | .77 | .78 | .74 | .76 | .78 | .78 |
+| `SetAdvantage`, fraction .7 x `CISPO` | .74 | .76 | .77 | .77 | .74 | .76 | .77 | .77 |
+| `SetAdvantage`, untempered x `CISPO` | .74 | .75 | .76 | .75 | .74 | .73 | .71 | .68 |
+| `MaxAtK` x `ScoreFunction`, ratios ignored | .74 | .74 | .73 | .69 | .74 | .74 | .73 | .69 |
+| `ExactMaxAtK`, ratio_clip 1.5 | .74 | .70 | .67 | .61 | .74 | .69 | .67 | .63 |
+| `ExactMaxAtK`, ratio_clip 2 | .74 | .68 | .61 | .51 | .74 | .66 | .61 | .54 |
+| `ExactMaxAtK`, self-normalised, no clip | .74 | .70 | .62 | .30 | .74 | .67 | .58 | .33 |
+| `ExactMaxAtK`, no clip | .74 | .65 | .47 | .19 | .74 | .62 | .46 | .21 |
+| `OffPolicyMaxAtK`, LOO-1, clamp .2 | .74 | .69 | .56 | .18 | .74 | .68 | .57 | .16 |
+| `OffPolicyMaxAtK`, LOO-1, clamp .5 | .74 | .68 | .54 | .14 | .74 | .62 | -.12 | -.16 |
+| `OffPolicyMaxAtK`, LOO-1, no clamp | .74 | .66 | .52 | .24 | .74 | .63 | .48 | .21 |
+| `MaxAtK` x `ClippedSurrogate`, .2 | .74 | .51 | .04 | -.27 | .74 | .51 | .05 | -.27 |
 
-| n = 64, k = 8 | KL 0 | .01 | .1 | .3 | | n = 8, k = 4 | KL 0 | .01 | .1 | .3 |
-|---|---|---|---|---|---|---|---|---|---|---|
-| exact, centred | .99 | .99 | 1.0 | .99 | | | .94 | .95 | .95 | .93 |
-| exact, LOO-1 | .99 | .99 | .99 | .99 | | | .93 | .93 | .93 | .93 |
-| exact, self-normalised | .99 | .99 | .99 | .96 | | | .94 | .94 | .89 | .77 |
-| PPO ratio x on-policy, no clip | .99 | .99 | .94 | .78 | | | .94 | .95 | .93 | .86 |
-| ratios ignored | .99 | .98 | .86 | .65 | | | .94 | .93 | .85 | .70 |
-| first order, LOO-1 | .99 | .99 | .92 | .70 | | | .93 | .94 | .94 | .82 |
-| first order, mean baseline | .99 | .87 | .74 | .54 | | | .94 | .91 | .83 | .69 |
-| first order, mean, clamp 0.2 | .99 | .80 | .59 | .39 | | | .94 | .89 | .75 | .58 |
-| PPO ratio, clip 0.2 per sequence | .99 | .57 | .26 | -.03 | | | .94 | .56 | .11 | -.14 |
+- **By drift.** At 0 (one optimizer step per rollout, or the first of several) all are the same. At any drift from .5 on
+  correction by sequence ratios loses even to no correction at all, and correction by token ratios wins over both.
+- **By n and k.** The recommendation is the same for n = 8 and 32, k = 4 and 8. Sequence ratios suffer most where k is
+  large.
+- **`SetAdvantage` never beat `MaxAtK`** by two standard errors in any of 192 combinations of policy, reward, drift, n
+  and k; in about three of four it was worse by more than that, by .005 (fraction .9) to .05 (untempered) on average.
+  It is here as the bounded form of the exact credit; prefer the simpler.
+- **Avoid** `clamp: null` and `ratio_clip: null` on a language model: single gradients become 1e2 times too large where
+  log rho spreads by .5, and 1e6 times at 2. Their defaults, .2 and 1.5, were the best of those tried: a wider clamp
+  is worse, because 1 + sum delta of a subset turns negative.
+- Completions of one or a few tokens are another world: there log rho barely spreads, the subset's ratio is worth its
+  variance, and `ExactMaxAtK` wins (`scripts/estimator_study.py`, the one-token study).
 
-**Is the drift too large?** `group_diagnostics` says: keep |log E| below 1 and the standard deviation of log rho below
-0.5 (its docstring has the measurements). Beyond, refresh the rollouts more often; `ratio_clip` and `self_normalise`
-trade bias for bounded credits when that is not possible.
+`OffPolicyMaxAtK` is the paper's first-order correction, for comparison with its tables; with its `mean` baseline it
+also pushes away from the behaviour policy. `group_diagnostics` says how far the drift of a group has gone.
 
 **Comparing with published methods?** `GRPO`, `DrGRPO`, `RLOO`, `BonMaxMean`, `BonMaxSecond`, `PassKTraining`, `MaxRL`
 (binary rewards only) and `RSGRPO` are here under their names. They see no ratio, only rewards.
 
 Credits follow one scale (see `Objective`). Those with `includes_ratio` go with `losses.ScoreFunction`, the others with
-a surrogate such as `losses.ClippedSurrogate`.
+`losses.CISPO` or another loss that has the ratio.
 """
 
 from maxk_lightning.objectives.diagnostics import GroupDiagnostics, group_diagnostics
@@ -55,16 +72,19 @@ from maxk_lightning.objectives.exact import ExactMaxAtK
 from maxk_lightning.objectives.first_order import OffPolicyMaxAtK
 from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
 from maxk_lightning.objectives.group_size import check_group_size
+from maxk_lightning.objectives.idle import ZERO_CREDIT, is_idle
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
 from maxk_lightning.objectives.schedule import Mixture, Staged, WeightedObjectives, largest_k, objective_at
+from maxk_lightning.objectives.set_advantage import SetAdvantage
 
 __all__ = [
     "GRPO",
     "LOG_RATIO_LIMIT",
     "RLOO",
     "RSGRPO",
+    "ZERO_CREDIT",
     "BonMaxMean",
     "BonMaxSecond",
     "DrGRPO",
@@ -76,10 +96,12 @@ __all__ = [
     "Objective",
     "OffPolicyMaxAtK",
     "PassKTraining",
+    "SetAdvantage",
     "Staged",
     "WeightedObjectives",
     "check_group_size",
     "group_diagnostics",
+    "is_idle",
     "largest_k",
     "objective_at",
 ]

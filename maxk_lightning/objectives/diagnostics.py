@@ -7,20 +7,18 @@ from torch import Tensor
 
 from maxk_lightning.objectives.exact import sorted_log_ratios
 from maxk_lightning.objectives.group import sort_groups
-from maxk_lightning.objectives.subset_law import log_normaliser
+from maxk_lightning.objectives.subset_law import log_effective_fraction, log_normaliser
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDiagnostics:
     """Diagnostics per group; NaN where it has fewer than k samples, so average with nanmean.
 
-    Healthy ranges, from `scripts/estimator_study.py` (drift along the gradient, exact credits, 40 actions). Up to KL
-    0.1 nothing is lost: log E has a standard deviation over groups of at most 0.7 for k <= n/2 (1.2 at k = n), and log
-    rho one of at most 0.4 within a group. At KL 0.3 (1.2, 1.9 and 0.65) the exact form still points the right way with
-    a little more noise; first-order and surrogate forms do not. So |log E| below 1 and a standard deviation of log rho
-    below 0.5 are fine; |log E| above 2 means that a few samples decide, whatever the effective fraction says (it is 1
-    at k = n, where there is one subset). Real completions sum log-ratios over hundreds of tokens: watch these from the
-    first run.
+    They concern credits that contain sequence ratios (`ExactMaxAtK`, `OffPolicyMaxAtK`) and, tempered, `SetAdvantage`;
+    on-policy credits in a loss with a ratio per token do not depend on them. Healthy: a standard deviation of log rho
+    below 0.5 and |log E| below 1 (`docs/sequence_study.md`); |log E| above 2 means that a few samples decide, whatever
+    the effective fraction says (it is 1 at k = n, where there is one subset). Completions of a language model sum
+    log-ratios over hundreds of tokens and leave that range within one optimizer step.
     """
 
     log_normaliser_P: Tensor
@@ -38,8 +36,7 @@ def group_diagnostics(rewards_PN: Tensor, log_ratios_PN: Tensor, k: int) -> Grou
     groups = sort_groups(rewards_PN)
     log_ratios_PN = sorted_log_ratios(groups, rewards_PN, log_ratios_PN)
     log_normaliser_P = log_normaliser(log_ratios_PN, groups.num_samples_P, k)
-    # mean of W squared over mean of W^2: both are normalisers, of rho and of rho^2
-    log_fraction_P = 2 * log_normaliser_P - log_normaliser(2 * log_ratios_PN, groups.num_samples_P, k)
+    log_fraction_P = log_effective_fraction(log_ratios_PN, groups.num_samples_P, k)
     n_P1 = groups.num_samples_P.unsqueeze(-1)
     finite_PN = log_ratios_PN.masked_fill(groups.is_present_PN.logical_not(), 0.0)
     mean_P1 = finite_PN.sum(-1, keepdim=True) / n_P1.clamp(min=1)

@@ -21,14 +21,15 @@ LOG_NORMALISER_LIMIT = 80.0
 
 @dataclass(frozen=True)
 class ExactMaxAtK(Objective):
-    """The gradient of max@k at the present policy from samples of an earlier one, unbiased for any drift.
+    """The gradient of max@k at the present policy from samples of an earlier one; unbiased where no ratio is clipped.
 
     With P(I) proportional to prod_{l in I} rho_l over k-subsets, pi_i = P(i in I), E = e_k(rho) / C(n, k), credits are
         none: E pi_i E[max | i in I].
         loo1: E pi_i E[max - max without i | i in I]; needs k >= 2; never negative.
         centred: E pi_i A_i with A_i = E[max | i in I] - E[max | i not in I]; needs k < n; 0 for equal rewards.
     A_i does not depend on rho_i, so the ratio is counted once. Groups that lost samples until fewer than k are left
-    (k + 1 with `centred` or `self_normalise`) get credits of 0.
+    (k + 1 with `centred` or `self_normalise`) get credits of 0. With a `ratio_clip` no credit exceeds ratio_clip^k k/n
+    times the range of the rewards (`none`: times the largest |reward|).
     """
 
     includes_ratio: ClassVar[bool] = True
@@ -38,8 +39,8 @@ class ExactMaxAtK(Objective):
     "Baseline that is subtracted; all three are unbiased."
     self_normalise: bool = False
     "Whether E is left out: less variance under drift, biased; needs k < n, as at k = n the correction would cancel."
-    ratio_clip: float | None = None
-    "Bound: ratios stay within [1 / ratio_clip, ratio_clip], which is biased; None: only the overflow guard, e^20."
+    ratio_clip: float | None = 1.5
+    "Bound: ratios stay in [1 / ratio_clip, ratio_clip], biased where that binds; None: no bias, no bound (but e^20)."
 
     def __post_init__(self) -> None:
         check_k(self.k)

@@ -43,7 +43,8 @@ class OffPolicyMaxAtK(Objective):
         mean: minus the group mean, needs k < n. For a constant reward c its expectation is c k (1 - k/n) times
             grad KL(pi_old || pi), a force away from the behaviour policy where there should be none.
         zscore: the same over the standard deviation and n (our reading of the paper's tables); needs k < n.
-    Groups that lost samples until fewer than k are left (k + 1 with `mean` and `zscore`) get credits of 0.
+    Groups that lost samples until fewer than k are left (k + 1 with `mean` and `zscore`) get credits of 0. With a
+    `clamp` no credit exceeds (1 + k clamp) k/n times the largest |reward| (`loo1`: times the range; `mean`: twice it).
     """
 
     includes_ratio: ClassVar[bool] = True
@@ -51,8 +52,8 @@ class OffPolicyMaxAtK(Objective):
     "Samples that the user will draw, 1 <= k <= num_completions."
     baseline: Literal["none", "loo1", "mean", "zscore"] = "none"
     "Baseline that is subtracted."
-    clamp: float | None = None
-    "Bound on |delta|, as in the paper's code, which does not publish its value; None: no bound."
+    clamp: float | None = 0.2
+    "Bound on |delta|, as in the paper's code, which does not publish its value; None: no bound (but e^20)."
 
     def __post_init__(self) -> None:
         check_k(self.k)

@@ -60,6 +60,16 @@ def log_normaliser(log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> Tens
     return torch.cat([_tilt(piece_PN, n_P, k).log_normaliser_P for piece_PN, n_P in pieces])
 
 
+def log_effective_fraction(log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> Tensor:
+    """log of the effective number of k-subsets, (sum W)^2 / sum W^2 with W = prod rho, over C(n, k).
+
+    At most 0; falls when all log-ratios are multiplied by a larger number. 0 in groups of fewer than k samples.
+    """
+    # mean of W squared over mean of W^2: both are normalisers, of rho and of rho^2
+    squares_P = log_normaliser(2 * log_ratios_PN, num_samples_P, k)
+    return 2 * log_normaliser(log_ratios_PN, num_samples_P, k) - squares_P
+
+
 def subset_law(values_PN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> SubsetLaw:
     """Compute the moments of the law; values ascending, `log_ratios_PN` -inf at missing ranks."""
     pieces = _pieces(k, values_PN, log_ratios_PN, num_samples_P)

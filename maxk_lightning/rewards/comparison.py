@@ -1,18 +1,25 @@
 """Decide whether a program's output equals the expected one. Linear time; any bytes allowed; never raises.
 
 The rules are those of published graders, so that numbers can be matched (design: one rule per comparison, logged):
-`tokens` CURE, `tokens_float` DeepMind's CodeContests, `lines_decimal` LiveCodeBench, `exact` none.
+`tokens` CURE, `tokens_float` DeepMind's CodeContests, `lines_decimal` LiveCodeBench, `exact` none. Returned values are
+compared as Python compares them, or as EvalPlus does.
 """
 
 import json
 import math
 import re
 from decimal import Decimal
+from typing import Any
 
+from maxk_lightning.rewards.literals import read_literal
 from maxk_lightning.types import Compare
 
 FLOAT_TOLERANCE = 1e-5
 "CodeContests' absolute tolerance."
+EVALPLUS_RTOL, EVALPLUS_ATOL = 1e-7, 1e-6
+"EvalPlus' relative tolerance, and its absolute one where a problem names none and expects floats."
+MAX_EXTRA_BYTES, MAX_GROWTH = 1 << 16, 16
+"A value longer than this many times the expected one, and so many bytes, is wrong without being read."
 _MAX_NUMBER_LENGTH = 400
 "Longer tokens are text: a double needs at most 309 digits, and conversion of more is no longer linear."
 _FLOAT = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,5})?")
@@ -42,14 +49,82 @@ def same_output(output: bytes, expected: bytes, compare: Compare) -> bool:
 def same_value(output: bytes, expected: bytes) -> bool:
     """Whether a call's JSON result equals the expected one, as Python compares (True == 1, 1.0 == 1; lists for tuples).
 
-    What is no JSON, or nested too deep for a parser, is compared as `tokens`.
+    Where the expected one is no JSON, or nested too deep for a parser, both are compared as `tokens`.
     """
-    if output.split() == expected.split():
+    if output == expected:
         return True
-    try:
-        return bool(json.loads(output) == json.loads(expected))
-    except (ValueError, RecursionError):  # also bytes that are no text, and integers of thousands of digits
+    if _is_too_long(output, expected):
         return False
+    try:
+        wanted = json.loads(expected)
+    except (ValueError, RecursionError):  # also bytes that are no text, and integers of thousands of digits
+        return output.split() == expected.split()
+    try:
+        return bool(json.loads(output) == wanted)
+    except (ValueError, RecursionError):
+        return False
+
+
+def same_literal(output: bytes, expected: bytes, atol: float | None = None) -> bool:
+    """Whether a Python literal equals the expected one.
+
+    Args:
+        output: What a program printed or returned.
+        expected: Where it is no literal, both are compared as `tokens`.
+        atol: EvalPlus' rule (evalplus/eval/__init__.py, commit 26d6d00): equal, or floats of the same shape within this
+            absolute tolerance; 0 stands for 1e-6 where floats are expected. None: equal as Python compares.
+    """
+    if output == expected and b"nan" not in output:
+        return True
+    if _is_too_long(output, expected):
+        return False
+    try:
+        wanted = read_literal(expected.decode())
+    except ValueError:
+        return output.split() == expected.split()
+    try:
+        value = read_literal(output.decode())
+    except ValueError:
+        return False
+    return bool(value == wanted) or (atol is not None and _within_tolerance(value, wanted, atol))
+
+
+def is_literal(output: bytes) -> bool:
+    """Whether an output is a Python literal, which is safe to evaluate."""
+    try:
+        read_literal(output.decode())
+    except ValueError:
+        return False
+    return True
+
+
+def _within_tolerance(value: Any, wanted: Any, atol: float) -> bool:
+    if atol == 0 and _is_floats(wanted):
+        atol = EVALPLUS_ATOL
+    return atol > 0 and type(value) is type(wanted) and _is_close(value, wanted, atol)
+
+
+def _is_floats(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(item, float) for item in value)
+    return isinstance(value, float)
+
+
+def _is_close(value: Any, wanted: Any, atol: float) -> bool:
+    """`numpy.allclose` on numbers and nested sequences of one shape."""
+    if isinstance(wanted, list | tuple):
+        has_shape = isinstance(value, list | tuple) and len(value) == len(wanted)
+        return has_shape and all(_is_close(ours, theirs, atol) for ours, theirs in zip(value, wanted, strict=True))
+    if not isinstance(value, int | float | complex) or not isinstance(wanted, int | float | complex):
+        return False
+    try:
+        return value == wanted or math.inf > abs(value - wanted) <= atol + EVALPLUS_RTOL * abs(wanted) < math.inf
+    except OverflowError:  # an integer beyond the floats
+        return False
+
+
+def _is_too_long(output: bytes, expected: bytes) -> bool:
+    return len(output) > MAX_EXTRA_BYTES + MAX_GROWTH * len(expected)
 
 
 def _same_float_token(ours: bytes, theirs: bytes) -> bool:

@@ -1,15 +1,15 @@
 """Run one program on a prepared problem's tests: standard input and output, function calls, checkers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from maxk_lightning.rewards.comparison import same_output, same_value
+from maxk_lightning.rewards.comparison import is_literal, same_literal, same_output, same_value
 from maxk_lightning.rewards.futures import then
 from maxk_lightning.rewards.preparation import PreparedProblem, encode
-from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
-from maxk_lightning.rewards.sandbox.protocol import MAX_RUNS_PER_REQUEST, Limits, Outcome
+from maxk_lightning.rewards.sandbox.pool import Job, Judge, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.protocol import MAX_RUNS_PER_REQUEST, Limits, Mode, Outcome
 from maxk_lightning.rewards.verdicts import Judgement, failure_of
-from maxk_lightning.types import MissingCause, Verdict
+from maxk_lightning.types import MissingCause, Problem, Verdict
 
 CHECKER_LIMITS = Limits(cpu_s=10.0, wall_s=100.0, memory_bytes=1 << 30, output_bytes=1 << 16)
 CHECKER_APPROVALS = (b"1", b"100")
@@ -26,28 +26,52 @@ def judge_program(
     """Start a program on all selected tests."""
     if prepared.problem.checker is not None:
         return _Checking(pool, prepared, program, max_limit_hits).judgement
-    is_call = prepared.problem.function is not None
+    problem = prepared.problem
+    is_value = problem.function is not None or problem.values == "python"
 
     def judge(index: int, outcome: Outcome, output: bytes) -> Verdict:
         failure = failure_of(outcome, len(output), prepared.limits.output_bytes)
         if failure is not None:
             return failure
         expected = prepared.expected[index]
-        if is_call and len(output) > MAX_REPLY_BYTES + MAX_REPLY_FACTOR * len(expected):
+        if is_value and len(output) > MAX_REPLY_BYTES + MAX_REPLY_FACTOR * len(expected):
             return "wrong_answer"
-        is_same = same_value(output, expected) if is_call else same_output(output, expected, prepared.problem.compare)
-        return "passed" if is_same else "wrong_answer"
+        return "passed" if is_right_answer(problem, output, expected) else "wrong_answer"
 
-    job = Job(
+    job = _program_job(prepared, program, prepared.inputs, judge, max_limit_hits)
+    return then(pool.submit(job), lambda verdicts: Judgement(verdicts=verdicts, missing_cause=job.missing_cause))
+
+
+def is_right_answer(problem: Problem, output: bytes, expected: bytes) -> bool:
+    """Whether an output, or the text of a returned value, is the expected one by the problem's rule."""
+    if problem.values == "python":
+        return same_literal(output, expected, problem.atol)
+    if problem.function is None:
+        return same_output(output, expected, problem.compare)
+    return same_value(output, expected)
+
+
+def mode_of(problem: Problem) -> Mode:
+    """How the sandbox runs the programs of a problem."""
+    if problem.function is None:
+        return "program" if problem.header is None else "headed_program"
+    if problem.values == "python":
+        return "literal_call"
+    return "call" if problem.header is None else "headed_call"
+
+
+def _program_job(
+    prepared: PreparedProblem, program: bytes, inputs: Sequence[bytes], judge: Judge, max_limit_hits: int
+) -> Job:
+    return Job(
         source=program,
-        runs=[RunFiles(stdin=stdin) for stdin in prepared.inputs],
+        runs=[RunFiles(stdin=stdin) for stdin in inputs],
         judge=judge,
         limits=prepared.limits,
-        mode="call" if is_call else "program",
+        mode=mode_of(prepared.problem),
         function=prepared.problem.function or "",
         max_limit_hits=max_limit_hits,
     )
-    return then(pool.submit(job), lambda verdicts: Judgement(verdicts=verdicts, missing_cause=job.missing_cause))
 
 
 class _Checking:
@@ -72,13 +96,7 @@ class _Checking:
 
     def _run_program(self) -> None:
         inputs = self._prepared.inputs[len(self._verdicts) :][:MAX_RUNS_PER_REQUEST]
-        job = Job(
-            source=self._program,
-            runs=[RunFiles(stdin=stdin) for stdin in inputs],
-            judge=self._keep_output,
-            limits=self._prepared.limits,
-            max_limit_hits=self._num_hits_left,
-        )
+        job = _program_job(self._prepared, self._program, inputs, self._keep_output, self._num_hits_left)
         self._start(job, self._run_checker, is_next=bool(self._verdicts))
 
     def _keep_output(self, index: int, outcome: Outcome, output: bytes) -> Verdict:
@@ -88,7 +106,8 @@ class _Checking:
         test = len(self._verdicts) + index
         if len(output) > MAX_CHECKED_BYTES + MAX_CHECKED_FACTOR * len(self._prepared.expected[test]):
             return "output_limit"
-        self._outputs[test] = output
+        if self._prepared.problem.values == "json" or is_literal(output):  # a checker may evaluate a literal
+            self._outputs[test] = output
         return "wrong_answer"  # until the checker approves
 
     def _run_checker(self, verdicts: tuple[Verdict, ...]) -> None:

@@ -10,6 +10,9 @@ from maxk_lightning.records import check_function
 from maxk_lightning.rewards.sandbox.protocol import Limits
 from maxk_lightning.types import Problem, TestCase
 
+JUDGED_BY = ("compare", "checker", "function", "values", "atol", "header")
+"Fields of a problem that a verdict depends on, beside its tests and limits."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedProblem:
@@ -47,7 +50,7 @@ def prepare(problem: Problem, tests: Sequence[TestCase], limits: Limits) -> Prep
         inputs=inputs,
         expected=expected,
         limits=limits,
-        digest=_digest([*inputs, *expected], [problem.compare, problem.checker, problem.function, repr(limits)]),
+        digest=_digest([*inputs, *expected], [*(getattr(problem, key) for key in JUDGED_BY), repr(limits)]),
     )
 
 

@@ -1,6 +1,6 @@
 """The current rollout as the training loop reads it: one item per optimizer step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from random import Random
 
@@ -47,21 +47,33 @@ class RolloutBuffer(Dataset[Samples]):
         self.seed = seed
         bounds = [ranks.num_own(start) for start in (*range(0, num_groups, groups_per_step), num_groups)]
         self._steps = [slice(start, end) for start, end in pairwise(bounds)]
-        self._shares: Sequence[Samples] = []
+        self._shares: list[Samples] = []
         self._order: list[int] = []
         self.steps: list[Samples] = []
         "This rank's samples of every optimizer step, in the order of the first PPO iteration."
 
-    def fill(self, rollout: Rollout, index: int = 0, num_done: int = 0) -> None:
+    def fill(
+        self,
+        rollout: Rollout,
+        index: int = 0,
+        num_done: int = 0,
+        idle: Callable[[Sequence[Group]], Sequence[bool]] | None = None,
+    ) -> None:
         """Replace the rollout; all ranks must come here together.
 
         Args:
             rollout: What this rank sampled.
             index: Number of the rollout in the run.
             num_done: Steps already trained on before a resume (Lightning restarts the DataLoader at index 0).
+            idle: Whether each of some groups gets no credit; None: none is asked.
         """
         sampling = rollout.samples.sampling
-        self._shares = [Samples(groups=groups, sampling=sampling) for groups in self._share(rollout.samples.groups)]
+        self._shares = []
+        for groups in self._share(rollout.samples.groups, idle):
+            is_idle = idle(groups) if idle else [False] * len(groups)
+            active = [group for group, skipped in zip(groups, is_idle, strict=True) if not skipped]
+            resting = [group for group, skipped in zip(groups, is_idle, strict=True) if skipped]
+            self._shares.append(Samples(groups=active, sampling=sampling, idle=resting))
         self._order = []
         for iteration in range(self.num_iterations):
             order = list(range(len(self._steps)))
@@ -80,7 +92,9 @@ class RolloutBuffer(Dataset[Samples]):
         assert self._order, "the rollout callback has not filled this buffer"
         return self._shares[self._order[index]]
 
-    def _share(self, groups: Sequence[Group]) -> Sequence[Sequence[Group]]:
+    def _share(
+        self, groups: Sequence[Group], idle: Callable[[Sequence[Group]], Sequence[bool]] | None
+    ) -> Sequence[Sequence[Group]]:
         if self.seed is None or self.ranks.world_size == 1:
             return [groups[step] for step in self._steps]
-        return exchange(groups, self.groups_per_step, self.ranks)
+        return exchange(groups, self.groups_per_step, self.ranks, idle)

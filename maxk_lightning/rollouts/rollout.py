@@ -5,11 +5,13 @@ Legend: P prompts, N completions per prompt.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
+from maxk_lightning.types import Completion, MissingCause, Problem, Prompt, Sampling, Score
 
 
 def _sample_entropy(completion: Completion, score: Score) -> float:
@@ -17,11 +19,16 @@ def _sample_entropy(completion: Completion, score: Score) -> float:
     return sum(entropies) / len(entropies) if entropies else float("nan")
 
 
+def _is_missing_by(cause: MissingCause, completion: Completion, score: Score) -> float:
+    return score.missing_cause == cause
+
+
 SAMPLE_VALUES: dict[str, Callable[[Completion, Score], float]] = {
     "completion_tokens": lambda completion, score: len(completion.token_ids),
     "truncated_fraction": lambda completion, score: completion.finish_reason == "length",
     "no_code_fraction": lambda completion, score: "no_code" in score.verdicts,
     "missing_fraction": lambda completion, score: score.reward is None,
+    **{f"missing_{cause}": partial(_is_missing_by, cause) for cause in get_args(MissingCause)},
     "sample_entropy": _sample_entropy,
 }
 "Tag of the log -> value of one sample; the log shows the mean."
@@ -68,6 +75,8 @@ class Samples:
     "One per prompt."
     sampling: Sampling
     "Settings that the completions were drawn with."
+    idle: Sequence[Group] = ()
+    "Groups of the step that get no credit: they count, and nothing is computed for them."
 
     @property
     def rewards_PN(self) -> Tensor:

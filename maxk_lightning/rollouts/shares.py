@@ -1,6 +1,6 @@
 """Which rank trains on which groups. Never changes the loss, whose parts are summed over ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from maxk_lightning.rollouts.ranks import Ranks
@@ -30,23 +30,35 @@ def training_tokens(group: Group) -> int:
     return len(group.prompt.token_ids) + sum(len(completion.token_ids) for completion in group.completions)
 
 
-def share_out(groups: Sequence[Group], groups_per_step: int, num_ranks: int) -> list[list[list[Group]]]:
+def share_out(
+    groups: Sequence[Group], groups_per_step: int, num_ranks: int, idle: Sequence[bool] | None = None
+) -> list[list[list[Group]]]:
     """For each rank its groups of every optimizer step, given the whole rollout in the order of the prompt stream.
 
-    The groups of a step are the same on any number of ranks; who has which is decided by their tokens.
+    The groups of a step are the same on any number of ranks; who has which is decided by their tokens. Idle groups cost
+    nothing.
     """
+    tokens = [training_tokens(group) for group in groups]
+    loads = [0 if rests else load for load, rests in zip(tokens, idle or [False] * len(groups), strict=True)]
     shares: list[list[list[Group]]] = [[] for _ in range(num_ranks)]
     for start in range(0, len(groups), groups_per_step):
-        step = groups[start : start + groups_per_step]
-        for rank, indices in enumerate(assign([training_tokens(group) for group in step], num_ranks)):
-            shares[rank].append([step[index] for index in indices])
+        step = slice(start, start + groups_per_step)
+        for rank, indices in enumerate(assign(loads[step], num_ranks)):
+            shares[rank].append([groups[step][index] for index in indices])
     return shares
 
 
-def exchange(groups: Sequence[Group], groups_per_step: int, ranks: Ranks) -> list[list[Group]]:
+def exchange(
+    groups: Sequence[Group],
+    groups_per_step: int,
+    ranks: Ranks,
+    idle: Callable[[Sequence[Group]], Sequence[bool]] | None = None,
+) -> list[list[Group]]:
     """This rank's groups of every optimizer step, for the ones that it sampled; all ranks must come here together.
 
     Tests stay behind: they can be large, and nothing asks for them once rewards are known.
     """
     lean = [replace(group, problem=replace(group.problem, tests=())) for group in groups]
-    return share_out(ranks.gather(lean), groups_per_step, ranks.world_size)[ranks.rank]
+    everything = ranks.gather(lean)
+    is_idle = None if idle is None else idle(everything)
+    return share_out(everything, groups_per_step, ranks.world_size, is_idle)[ranks.rank]

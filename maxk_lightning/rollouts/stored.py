@@ -58,6 +58,7 @@ def _as_record(group: Group) -> Record:
         "finish_reasons": [completion.finish_reason for completion in completions],
         "rewards": [score.reward for score in group.scores],
         "verdicts": [list(score.verdicts) for score in group.scores],
+        "missing_causes": [score.missing_cause for score in group.scores],
     }
 
 
@@ -90,6 +91,6 @@ def _completions(record: Record) -> list[Completion]:
 
 def _scores(record: Record) -> list[Score]:
     return [
-        Score(reward=reward, verdicts=tuple(verdicts))
-        for reward, verdicts in zip(record["rewards"], record["verdicts"], strict=True)
+        Score(reward=reward, verdicts=tuple(verdicts), missing_cause=cause)
+        for reward, verdicts, cause in zip(record["rewards"], record["verdicts"], record["missing_causes"], strict=True)
     ]

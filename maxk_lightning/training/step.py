@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.losses import EngineCorrection, PolicyLoss, StepCounts, kl_k3
-from maxk_lightning.objectives import Objective, group_diagnostics, largest_k
+from maxk_lightning.objectives import ZERO_CREDIT, Objective, SetAdvantage, group_diagnostics, largest_k
 from maxk_lightning.policy import Policy, TokenStats
 from maxk_lightning.rollouts.ranks import Ranks
-from maxk_lightning.rollouts.rollout import Group, Samples
+from maxk_lightning.rollouts.rollout import Group, Samples, rewards_of
 from maxk_lightning.training.batch import Batch, to_batch
 from maxk_lightning.training.micro_batches import MicroBatches, cut_by_prompts, cut_by_tokens
 from maxk_lightning.training.old_policy import OldPolicy
@@ -21,12 +21,11 @@ from maxk_lightning.training.reference import Reference
 
 CUT = 1e-5
 "A weight that differs from the ratio of its token, and of its completion, by more than this share was cut."
-ZERO_CREDIT = 1e-12
-"A group whose credits are all smaller than this gives no gradient."
 MAX_LOG_RATIO_STD = 0.5
 "Spread of log rho in a group up to which products of sequence ratios are healthy; see `group_diagnostics`."
 Sums = dict[str, Tensor]
-"Sums for the log, by unit and tag: `token/kl` is summed over tokens, `group/...` over groups; `max/...` are maxima."
+"""Sums for the log, by unit and tag: `token/kl` is summed over tokens, `group/...` over groups; `max/...` are maxima.
+`count/token` says over how many tokens. `any_group/...` counts idle groups too, which the others leave out."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,17 @@ class StepLoss:
     max_tokens: int | None = None
     "Instead: tokens of packed rows per micro-batch."
 
-    def cut(self, groups: Sequence[Group], ranks: Ranks) -> tuple[list[Batch], Sums]:
-        """The micro-batches of this rank, and sums over its split groups for the log.
+    def cut(self, samples: Samples, ranks: Ranks) -> tuple[list[Batch], Sums]:
+        """The micro-batches of this rank, and sums over its split and idle groups for the log.
 
         All ranks communicate in every pass of a sharded policy, so all get equally many micro-batches, some of them
-        empty. The groups that are split come with their credits, which know the whole group.
+        empty, and at least one: without any gradient an optimizer would not do what it does for a gradient of 0. The
+        groups that are split come with their credits, which know the whole group.
         """
-        cut = self._cut(groups)
-        num_ratio_passes, num_passes = (int(number) for number in ranks.largest([len(cut.parts), len(cut)]))
+        cut = self._cut(samples.groups)
+        num_ratio_passes, num_passes = (int(number) for number in ranks.largest([len(cut.parts), max(1, len(cut))]))
         credits_of_parts, sums = self._credits_of_parts(cut, num_ratio_passes, ranks)
+        add(sums, self._sums_of_idle(samples))
         batches = [self._to_batch(whole) for whole in cut.whole]
         for part, credits_B in zip(cut.parts, credits_of_parts, strict=True):
             batches.append(self._to_batch([part], credits_B))
@@ -104,6 +105,8 @@ class StepLoss:
         loss = (loss_BT * weights_BT).sum()
         if self.kl_coef > 0:
             loss = loss + self.kl_coef * (kl_BT * weights_BT).sum() / self.counts.num_completions
+        sums["count/token"] = batch.mask_BT.sum()
+        sums["count/completion"] = torch.tensor(len(batch.completions))
         sums["token/kl"] = kl_BT.detach().sum()
         sums["token/entropy"] = stats.entropies_BT.sum()
         sums["token/clip_fraction"] = terms.is_clipped_BT.sum()
@@ -115,17 +118,15 @@ class StepLoss:
 
     def means(self, sums: Sums, ranks: Ranks) -> dict[str, float]:
         """Values for the log by tag, over all ranks, from the sums over the micro-batches of each."""
-        denominators = {
-            "token": max(1, self.counts.total_tokens),
-            "completion": self.counts.num_prompts * self.counts.num_completions,
-            "group": self.counts.num_prompts,
-            "": 1,
-        }
-        names = sorted(name for name in sums if not name.startswith("max/"))  # the same order on all ranks
-        maxima = sorted(sums.keys() - names)
+        maxima = sorted(name for name in sums if name.startswith("max/"))  # the same order on all ranks
+        names = sorted(sums.keys() - maxima)
         values = dict(zip(maxima, ranks.largest([float(sums[name]) for name in maxima]), strict=True))
-        for name, total in zip(names, ranks.total([float(sums[name]) for name in names]), strict=True):
-            values[name] = total / denominators[name.rpartition("/")[0]]
+        totals = dict(zip(names, ranks.total([float(sums[name]) for name in names]), strict=True))
+        counted = {name: totals.pop(name) for name in names if name.startswith("count/")}
+        for name, total in totals.items():
+            unit = name.rpartition("/")[0]
+            fixed = {"": 1.0, "any_group": self.counts.num_prompts}
+            values[name] = total / max(1.0, fixed[unit] if unit in fixed else counted[f"count/{unit}"])
         return {name.rpartition("/")[2]: value for name, value in values.items()}
 
     def _old_logprobs(self, stats: TokenStats, batch: Batch) -> Tensor:
@@ -146,14 +147,25 @@ class StepLoss:
         """Credits of whole groups, and sums over groups for the log."""
         credits_PN = self.objective(rewards_PN, log_ratios_PN) if len(rewards_PN) > 0 else rewards_PN
         diagnostics = group_diagnostics(rewards_PN, log_ratios_PN, largest_k(self.objective))
-        return credits_PN, {
+        sums: Sums = {}
+        if isinstance(self.objective, SetAdvantage):
+            sums["group/tempering"] = self.objective.tempering(rewards_PN, log_ratios_PN).nansum()
+        return credits_PN, sums | {
+            "count/group": torch.tensor(len(rewards_PN)),
             "group/log_ratio_std": diagnostics.log_ratio_std_P.nansum(),
             "group/log_normaliser": diagnostics.log_normaliser_P.nansum(),
             "group/effective_subsets_fraction": diagnostics.effective_fraction_P.nansum(),
             "group/out_of_range_fraction": (diagnostics.log_ratio_std_P > MAX_LOG_RATIO_STD).sum(),
-            "group/zero_credit_fraction": (credits_PN.abs() < ZERO_CREDIT).all(1).sum(),
+            "any_group/zero_credit_fraction": (credits_PN.abs() < ZERO_CREDIT).all(1).sum(),
             "max/credit_max": credits_PN.abs().max() if credits_PN.numel() else credits_PN.sum(),
-            "group/too_small_fraction": diagnostics.is_too_small_P.sum(),
+            "any_group/too_small_fraction": diagnostics.is_too_small_P.sum(),
+        }
+
+    def _sums_of_idle(self, samples: Samples) -> Sums:
+        num_present_P = rewards_of(samples.idle, self.counts.num_completions).isnan().logical_not().sum(1)
+        return {
+            "any_group/zero_credit_fraction": torch.tensor(len(samples.idle)),
+            "any_group/too_small_fraction": (num_present_P < largest_k(self.objective)).sum(),
         }
 
     def _credits_of_parts(self, cut: MicroBatches, num_passes: int, ranks: Ranks) -> tuple[list[Tensor], Sums]:
@@ -192,7 +204,9 @@ class StepLoss:
 
 def count(samples: Samples, ranks: Ranks) -> StepCounts:
     """Denominators of the optimizer step of which each rank has a share; all ranks must come here together."""
-    num_prompts, total_tokens = ranks.total([len(samples.groups), samples.num_tokens])
+    groups = [*samples.groups, *samples.idle]
+    num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
+    num_prompts, total_tokens = ranks.total([len(groups), num_tokens])
     return StepCounts(
         num_prompts=int(num_prompts),
         num_completions=samples.sampling.num_completions,

@@ -129,7 +129,7 @@ def test_versions() -> None:
 
 
 def test_a_version_that_is_not_there_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"test3.jsonl: cannot be read: Unable to find"):
+    with pytest.raises(ValueError, match=r"test3.jsonl: no such file or directory"):
         LiveCodeBench(write_livecodebench(tmp_path), version="release_v3").load()
 
 
@@ -158,5 +158,5 @@ def test_errata_and_repeats_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = write_livecodebench(tmp_path)
     (tmp_path / "test.jsonl").write_text(json.dumps(lcb_row()) + "\n{oops\n")
-    with pytest.raises(ValueError, match=r"test.jsonl: cannot be read: JSON parse error"):
+    with pytest.raises(ValueError, match=r"test.jsonl: row 1: not JSON"):
         LiveCodeBench(path, version="v1").load()

@@ -1,7 +1,6 @@
 """LiveBench, Codeforces, MBPP, EvalPlus and CURE: what is kept, left out, refused, and what a prompt says."""
 
 import ast
-import json
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +153,51 @@ def test_the_lossless_forms_can_be_read_back() -> None:
         assert [ast.literal_eval(line) for line in literal.input.splitlines()] == [value, 0]
         assert ast.literal_eval(literal.output) == value
         call = to_test(assertion, "function")
-        first, second = map(json.loads, call.input.splitlines())
-        assert (first, second) == (json.loads(json.dumps(value)), 0)
-    for lost in ("{1: 2}", "{1, 2}", "1j", "float", "(1, {3})"):
-        with pytest.raises(LeftOutError):
-            to_test(parse_assertion(f"assert f({lost}) == 0"), "function")
+        assert [ast.literal_eval(line) for line in call.input.splitlines()] == [value, 0]
+    with pytest.raises(LeftOutError):
+        to_test(parse_assertion("assert f(float) == 0"), "function")
+
+
+@pytest.mark.parametrize(
+    ("assertion", "given", "condition"),
+    [
+        ("assert set(f([1, 2])) == set([2, 1])", "[1, 2]\n", "set(result) == set([2, 1])"),
+        ("assert math.isclose(f(1.0/4), 3., rel_tol=0.001)", "0.25\n", "math.isclose(result, 3.0, rel_tol=0.001)"),
+        ("assert not f(14*14)", "196\n", "not result"),
+        ("assert f(1) == sys.getsizeof(1)", "1\n", "result == sys.getsizeof(1)"),
+    ],
+)
+def test_other_assertions_on_a_function_become_conditions(assertion: str, given: str, condition: str) -> None:
+    parsed = parse_assertion(assertion, ["f"])
+    test = to_test(parsed, "function")
+    assert (parsed.function, test.input, test.output) == ("f", given, condition)
+    with pytest.raises(LeftOutError, match="not of the form"):
+        to_test(parsed, "repr")
+
+
+def test_assertions_that_call_twice_or_something_else_are_left_out() -> None:
+    for assertion in ("assert f(1) == f(2)", "assert f(g(1)) == 2", "assert f(x=1)", "f(1)"):
+        with pytest.raises(LeftOutError, match="an assertion"):
+            parse_assertion(assertion, ["f"])
+
+
+def test_mbpp_keeps_a_problem_and_drops_the_assertion_that_does_not_convert(tmp_path: Path) -> None:
+    row = layouts.mbpp_row(test_list=["assert double(2) == 4", "assert double(None) == None"])
+    path = layouts.write_mbpp(tmp_path / "mbpp", [row])
+    source = MBPP(path)
+    [problem] = source.load()
+    assert [test.output for test in problem.tests] == ["4\n"]
+    assert source.report is not None
+    reason = "a value of type NoneType has no form on standard input"
+    assert {name: [facts.id for facts in rows] for name, rows in source.report.shortened.items()} == {
+        reason: ["MBPP/11"]
+    }
+    assert f"shortened      1  {reason} (MBPP/11)" in source.report.text()
+    strict = MBPP(path, inconvertible="leave_out_problem")
+    assert strict.load() == []
+    assert _left_out(strict.report) == {reason: ["MBPP/11"]}
+    bare = MBPP(path, describe_input=False, instruction=Instruction(stdin="{statement}"))
+    assert [problem.prompt for problem in bare.load()] == ["Write a function to double n."]
 
 
 def test_mbpp_lists_what_cannot_be_converted_and_says_how_input_arrives(tmp_path: Path) -> None:
@@ -193,23 +232,21 @@ def test_assertions_on_several_functions_are_left_out(tmp_path: Path) -> None:
 # HumanEval+ and MBPP+
 
 
-def test_evalplus_leaves_out_what_equality_cannot_grade(tmp_path: Path) -> None:
+def test_evalplus_leaves_out_tests_of_other_forms(tmp_path: Path) -> None:
     test = layouts.EVALPLUS_TEST
-    rows = [
-        layouts.humaneval_row(),
-        layouts.humaneval_row(task_id="HumanEval/1", test=test.replace("[4, 0, 14]", "[4, 0, 14.5]")),
-        layouts.humaneval_row(task_id="HumanEval/2", test=test.replace("[4, 0, 14]", "[4, 0, {14}]")),
-        layouts.humaneval_row(task_id="HumanEval/3", test=test.replace("out == exp", "set(out) == set(exp)")),
-        layouts.humaneval_row(task_id="HumanEval/4", test="def check(c): assert c(1) == 2"),
-        layouts.humaneval_row(
-            task_id="HumanEval/5", test=test.replace("[[2], [0], [7]]", "[[2], [float('inf')], [7]]")
-        ),
-    ]
+    odd = {
+        "HumanEval/4": "def check(c): assert c(1) == 2",
+        "HumanEval/5": test.replace("[[2], [0], [7]]", "[[2], [float('x')], [7]]"),
+        "HumanEval/6": test.replace("    results = [4, 0, 14]\n", ""),
+        "HumanEval/7": test.replace("assertion(candidate(*inp), exp, 0)", "assert candidate(*inp) is exp"),
+    }
+    rows = [layouts.humaneval_row(), *(layouts.humaneval_row(task_id=key, test=text) for key, text in odd.items())]
     source = EvalPlus(layouts.write_evalplus(tmp_path / "he", rows))
     [problem] = source.load()
-    assert (problem.function, problem.tests[2].input, problem.tests[2].output) == ("double", "7", "14")
+    assert (problem.function, problem.tests[2].input, problem.tests[2].output) == ("double", "7\n", "14")
+    assert (problem.values, problem.atol, problem.checker) == ("python", 0.0, None)
     assert 'def double(n: int) -> int:\n    """Double n."""' in problem.prompt
-    assert list(_left_out(source.report).values()) == [[f"HumanEval/{i}"] for i in range(1, 6)]
+    assert list(_left_out(source.report).values()) == [[key] for key in odd]
     uneven = EvalPlus(
         layouts.write_evalplus(tmp_path / "bad", [layouts.humaneval_row(test=test.replace("[4, 0, 14]", "[4, 0]"))])
     )

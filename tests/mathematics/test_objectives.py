@@ -21,6 +21,7 @@ from maxk_lightning.objectives import (
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    SetAdvantage,
     group_diagnostics,
 )
 from maxk_lightning.objectives.group import sort_groups
@@ -87,6 +88,21 @@ def brute_centred(rewards: list[float], ratios: list[float], k: int) -> list[flo
     return credits
 
 
+def effective_fraction(ratios: list[float], k: int) -> float:
+    """(sum W)^2 / sum W^2 over the number of k-subsets."""
+    weights = [w for _, w, _ in weighted_subsets(ratios, ratios, k)]
+    return sum(weights) ** 2 / sum(w * w for w in weights) / len(weights)
+
+
+def brute_alpha(ratios: list[float], k: int, least: float) -> float:
+    """Largest multiple of 2^-8 in [0, 1] that leaves this effective fraction, tried one after the other."""
+    steps = 2**8
+    return max(
+        (a / steps for a in range(steps + 1) if effective_fraction([r ** (a / steps) for r in ratios], k) >= least),
+        default=0.0,
+    )
+
+
 def brute_first_order(rewards: list[float], deltas: list[float], k: int, baseline: str) -> list[float]:
     n = len(rewards)
     credits = []
@@ -117,9 +133,9 @@ def test_exact_credits_are_the_weighted_sums_over_subsets(rewards: list[float], 
         if (baseline == "loo1" and k == 1) or (baseline == "centred" and k == len(rewards)):
             continue
         expected = brute(rewards, ratios, k)
-        assert_credits(credits_of(ExactMaxAtK(k, baseline), rewards, ratios), expected)  # type: ignore[arg-type]
+        assert_credits(credits_of(ExactMaxAtK(k, baseline, ratio_clip=None), rewards, ratios), expected)  # type: ignore[arg-type]
         if k < len(rewards):
-            self_normalised = ExactMaxAtK(k, baseline, self_normalise=True)  # type: ignore[arg-type]
+            self_normalised = ExactMaxAtK(k, baseline, self_normalise=True, ratio_clip=None)  # type: ignore[arg-type]
             assert_credits(credits_of(self_normalised, rewards, ratios), [c / normaliser for c in expected])
 
 
@@ -142,14 +158,62 @@ def test_first_order_credits_are_the_truncated_sums_over_subsets(
         assert_credits(credits_of(OffPolicyMaxAtK(k, "zscore", clamp), rewards, ratios), z_scores)
 
 
+@pytest.mark.parametrize(("rewards", "ratios", "k"), [group for group in GROUPS_AND_KS if group[2] < len(group[0])])
+@pytest.mark.parametrize("alpha", [1.0, None])
+def test_set_advantages_are_the_exact_credits_without_the_inclusion_probability(
+    rewards: list[float], ratios: list[float], k: int, alpha: float | None
+) -> None:
+    n = len(rewards)
+    objective = SetAdvantage(k, 0.0 if alpha else 0.7)
+    rewards_PN = torch.tensor([rewards], dtype=torch.float64)
+    log_ratios_PN = torch.tensor([ratios], dtype=torch.float64).log()
+    alpha = alpha or objective.tempering(rewards_PN, log_ratios_PN).item()
+    ratios = [rho**alpha for rho in ratios]
+    weights = weighted_subsets(rewards, ratios, k)
+    included = [sum(w for members, w, _ in weights if i in members) / len(weights) for i in range(n)]
+    expected = [k / n * c / p for c, p in zip(brute_centred(rewards, ratios, k), included, strict=True)]
+    assert_credits(objective(rewards_PN, log_ratios_PN)[0], expected)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("least", [0.5, 0.7, 0.95, 1.0])
+def test_tempering_is_the_largest_exponent_that_leaves_enough_subsets(k: int, least: float) -> None:
+    ratios = [1.3, 0.02, 1.0, 0.3, 9.0]
+    log_ratios_PN = torch.tensor([[*ratios, 1.0]], dtype=torch.float64).log()
+    rewards_PN = torch.tensor([[1.0, 0.0, 0.0, 1.0, 0.5, nan]])
+    alpha = SetAdvantage(k, least).tempering(rewards_PN, log_ratios_PN).item()
+    assert alpha == brute_alpha(ratios, k, least)
+    assert alpha < 1.0
+
+
+def test_tempering_of_ratios_that_are_near_enough_is_one_and_of_small_groups_nan() -> None:
+    rewards_PN = torch.tensor([[1.0, 0.0, 0.5], [1.0, 0.0, 0.5], [1.0, 0.0, nan]])
+    log_ratios_PN = torch.tensor([[0.2, 0.0, -0.2], [3.0, 3.0, 3.0], [0.0, 9.0, 0.0]])
+    assert SetAdvantage(2).tempering(rewards_PN, log_ratios_PN)[:2].tolist() == [1.0, 1.0]
+    assert SetAdvantage(2).tempering(rewards_PN, log_ratios_PN)[2].isnan()
+    assert SetAdvantage(2, 1.0).tempering(rewards_PN, log_ratios_PN)[:2].tolist() == [0.0, 1.0]
+
+
 @pytest.mark.parametrize(("rewards", "ratios", "k"), GROUPS_AND_KS)
 def test_ratios_of_one_give_the_on_policy_form(rewards: list[float], ratios: list[float], k: int) -> None:
-    pairs = [(ExactMaxAtK(k, "none"), MaxAtK(k, "none")), (OffPolicyMaxAtK(k), MaxAtK(k, "none"))]
+    pairs = [
+        (ExactMaxAtK(k, "none", ratio_clip=None), MaxAtK(k, "none")),
+        (OffPolicyMaxAtK(k, clamp=None), MaxAtK(k, "none")),
+    ]
     if k > 1:
-        pairs += [(ExactMaxAtK(k, "loo1"), MaxAtK(k, "loo1")), (OffPolicyMaxAtK(k, "loo1"), MaxAtK(k, "loo1"))]
+        pairs += [
+            (ExactMaxAtK(k, "loo1", ratio_clip=None), MaxAtK(k, "loo1")),
+            (OffPolicyMaxAtK(k, "loo1", clamp=None), MaxAtK(k, "loo1")),
+        ]
     if k < len(rewards):
-        pairs += [(ExactMaxAtK(k), MaxAtK(k)), (ExactMaxAtK(k, self_normalise=True), MaxAtK(k))]
-        pairs += [(OffPolicyMaxAtK(k, "zscore"), MaxAtK(k, "zscore"))]
+        pairs += [
+            (ExactMaxAtK(k, ratio_clip=None), MaxAtK(k)),
+            (ExactMaxAtK(k, self_normalise=True, ratio_clip=None), MaxAtK(k)),
+        ]
+        pairs += [(OffPolicyMaxAtK(k, "zscore", clamp=None), MaxAtK(k, "zscore"))]
+        pairs += [(SetAdvantage(k), MaxAtK(k)), (SetAdvantage(k, 0.0), MaxAtK(k))]
+        all_tempered = credits_of(SetAdvantage(k, 1.0), rewards, ratios)
+        torch.testing.assert_close(all_tempered, credits_of(MaxAtK(k), rewards), **EXACT)
     for off_policy, on_policy in pairs:
         torch.testing.assert_close(credits_of(off_policy, rewards), credits_of(on_policy, rewards), **EXACT)
 
@@ -214,7 +278,9 @@ def test_plain_credits_sum_to_k_times_the_estimate() -> None:
 def test_ratio_clip_is_the_exact_form_at_clipped_ratios() -> None:
     rewards, ratios = [0.1, 0.9, 0.4, 0.4], [9.0, 0.01, 1.2, 1.0]
     clipped = credits_of(ExactMaxAtK(2, ratio_clip=2.0), rewards, ratios)
-    torch.testing.assert_close(clipped, credits_of(ExactMaxAtK(2), rewards, [2.0, 0.5, 1.2, 1.0]), **EXACT)
+    torch.testing.assert_close(
+        clipped, credits_of(ExactMaxAtK(2, ratio_clip=None), rewards, [2.0, 0.5, 1.2, 1.0]), **EXACT
+    )
 
 
 EVERY_OBJECTIVE: list[Objective] = [
@@ -227,9 +293,13 @@ EVERY_OBJECTIVE: list[Objective] = [
     RSGRPO(),
     PassKTraining(2),
     *(MaxAtK(2, baseline) for baseline in ("centred", "loo1", "zscore", "none")),
-    *(OffPolicyMaxAtK(2, baseline) for baseline in ("none", "loo1", "mean", "zscore")),
-    *(ExactMaxAtK(2, baseline) for baseline in ("centred", "loo1", "none")),
+    *(OffPolicyMaxAtK(2, baseline, clamp=None) for baseline in ("none", "loo1", "mean", "zscore")),
+    *(ExactMaxAtK(2, baseline, ratio_clip=None) for baseline in ("centred", "loo1", "none")),
     ExactMaxAtK(2, self_normalise=True, ratio_clip=3.0),
+    ExactMaxAtK(2),
+    OffPolicyMaxAtK(2, "loo1"),
+    SetAdvantage(2),
+    SetAdvantage(2, min_effective_fraction=0.0),
 ]
 
 
@@ -259,10 +329,11 @@ def test_groups_that_lost_too_many_samples_get_zeros_beside_whole_ones(objective
         MaxAtK(2),
         MaxAtK(2, "zscore"),
         PassKTraining(2),
-        OffPolicyMaxAtK(2, "mean"),
-        OffPolicyMaxAtK(2, "zscore"),
-        ExactMaxAtK(2),
-        ExactMaxAtK(2, "none", self_normalise=True),
+        OffPolicyMaxAtK(2, "mean", clamp=None),
+        OffPolicyMaxAtK(2, "zscore", clamp=None),
+        ExactMaxAtK(2, ratio_clip=None),
+        ExactMaxAtK(2, "none", self_normalise=True, ratio_clip=None),
+        SetAdvantage(2),
     ],
     ids=repr,
 )
@@ -274,7 +345,7 @@ def test_a_group_that_shrank_to_k_gets_zeros_where_a_baseline_needs_more(objecti
 @pytest.mark.parametrize(
     "objective",
     [o for o in EVERY_OBJECTIVE if not isinstance(o, OffPolicyMaxAtK | MaxRL) and getattr(o, "baseline", "") != "none"]
-    + [OffPolicyMaxAtK(2, "loo1")],
+    + [OffPolicyMaxAtK(2, "loo1", clamp=None)],
     ids=repr,
 )
 def test_equal_rewards_teach_nothing_whatever_the_ratios(objective: Objective) -> None:
@@ -294,15 +365,17 @@ def test_one_sample_and_k_one() -> None:
     one = torch.tensor([[0.7]], dtype=torch.float64)
     ratio = torch.tensor([[2.0]], dtype=torch.float64)
     assert MaxAtK(1, "none")(one, ratio.log()).item() == pytest.approx(0.7)
-    assert ExactMaxAtK(1, "none")(one, ratio.log()).item() == pytest.approx(1.4)
-    assert OffPolicyMaxAtK(1)(one, ratio.log()).item() == pytest.approx(1.4)
+    assert ExactMaxAtK(1, "none", ratio_clip=None)(one, ratio.log()).item() == pytest.approx(1.4)
+    assert OffPolicyMaxAtK(1, clamp=None)(one, ratio.log()).item() == pytest.approx(1.4)
 
 
 def test_half_precision_input_is_computed_in_float64() -> None:
     rewards_PN = torch.tensor([[0.5, 0.25, 1.0]])
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        credits_PN = ExactMaxAtK(2)(rewards_PN.to(dtype), torch.zeros(1, 3, dtype=dtype))
-        torch.testing.assert_close(credits_PN, ExactMaxAtK(2)(rewards_PN.double(), torch.zeros(1, 3).double()))
+        credits_PN = ExactMaxAtK(2, ratio_clip=None)(rewards_PN.to(dtype), torch.zeros(1, 3, dtype=dtype))
+        torch.testing.assert_close(
+            credits_PN, ExactMaxAtK(2, ratio_clip=None)(rewards_PN.double(), torch.zeros(1, 3).double())
+        )
 
 
 @pytest.mark.parametrize("objective", EVERY_OBJECTIVE, ids=repr)
@@ -339,6 +412,11 @@ def test_diagnostics_are_their_definitions() -> None:
         (lambda: OffPolicyMaxAtK(1, "loo1"), "`baseline` is loo1"),
         (lambda: OffPolicyMaxAtK(2, clamp=0.0), "`clamp` is 0.0"),
         (lambda: ExactMaxAtK(2, ratio_clip=1.0), "`ratio_clip` is 1.0"),
+        (lambda: SetAdvantage(0), "`k` is 0"),
+        (lambda: SetAdvantage(2, 1.5), r"`min_effective_fraction` is 1\.5"),
+        (lambda: SetAdvantage(2, nan), "`min_effective_fraction` is nan"),
+        (lambda: credits_of(SetAdvantage(2), [0.0, 1.0]), "are both 2: SetAdvantage"),
+        (lambda: credits_of(SetAdvantage(3), [0.0, 1.0]), "`objective.k` is 3, but `num_completions` is 2"),
         (lambda: RSGRPO(beta=0.0), "`beta` is 0.0"),
         (lambda: RSGRPO(beta=float("nan")), "`beta` is nan"),
         (lambda: credits_of(MaxAtK(5), [0.0, 1.0]), "`objective.k` is 5, but `num_completions` is 2"),

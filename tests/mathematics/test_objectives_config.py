@@ -19,6 +19,7 @@ from maxk_lightning.objectives import (
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    SetAdvantage,
     Staged,
     WeightedObjectives,
     check_group_size,
@@ -176,6 +177,7 @@ def test_bad_combinations_are_refused_at_construction(make, message: str) -> Non
         (MaxAtK(9), 8, "`objective.k` is 9, but `num_completions` is 8"),
         (MaxAtK(8), 8, "are both 8"),
         (PassKTraining(8), 8, "are both 8"),
+        (SetAdvantage(8), 8, "are both 8: SetAdvantage needs k < n"),
         (BonMaxMean(), 1, "BonMaxMean needs `num_completions` of at least 2"),
         (WeightedObjectives([MaxAtK(2), MaxAtK(9)], [1.0, 1.0]), 8, "`objective.k` is 9"),
         (Staged([MaxAtK(2), MaxAtK(9)], [0.0, 0.9]), 8, "`objective.k` is 9"),
@@ -191,7 +193,9 @@ def test_group_sizes_are_refused_before_anything_expensive(
 
 
 @pytest.mark.parametrize(
-    "objective", [MaxAtK(8, "none"), MaxAtK(7), ExactMaxAtK(8, "loo1"), MaxRL(), Staged([MaxAtK(1)], [0.0])], ids=repr
+    "objective",
+    [MaxAtK(8, "none"), MaxAtK(7), ExactMaxAtK(8, "loo1"), SetAdvantage(7), MaxRL(), Staged([MaxAtK(1)], [0.0])],
+    ids=repr,
 )
 def test_sizes_that_work_are_accepted(objective: Objective) -> None:
     check_group_size(objective, 8)

@@ -5,7 +5,7 @@ sum_i credit_i grad log pi(y_i) is compared with autograd's gradient of the exac
 """
 
 from collections.abc import Callable
-from itertools import product
+from itertools import combinations, product
 from math import comb
 
 import pytest
@@ -25,6 +25,7 @@ from maxk_lightning.objectives import (
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    SetAdvantage,
     WeightedObjectives,
 )
 
@@ -98,15 +99,75 @@ def test_on_policy_credits_are_unbiased(rewards: Rewards, k: int, baseline: str)
 def test_exact_credits_are_unbiased_for_any_behaviour_policy(
     rewards: Rewards, k: int, baseline: str, old_logits: list[float]
 ) -> None:
-    objective = ExactMaxAtK(k, baseline)  # type: ignore[arg-type]
+    objective = ExactMaxAtK(k, baseline, ratio_clip=None)  # type: ignore[arg-type]
     update_V = expected_update(objective, rewards, LOGITS, old_logits, n=4)
     torch.testing.assert_close(update_V, true_gradient(rewards, k), **EXACT)
+
+
+def times_own_ratio(objective: Objective) -> Callable[[Tensor, Tensor], Tensor]:
+    """What a loss with one unbounded ratio per sequence makes of advantages."""
+    return lambda rewards_PN, log_ratios_PN: log_ratios_PN.exp() * objective(rewards_PN, log_ratios_PN)
+
+
+def weight_of_the_others(log_ratios_PN: Tensor, k: int) -> Tensor:
+    """e_{k-1}(rho_-i) / C(n-1, k-1) of every sample, by listing the subsets."""
+    n = log_ratios_PN.shape[1]
+    columns = []
+    for i in range(n):
+        others = [j for j in range(n) if j != i]
+        sums = [log_ratios_PN[:, list(subset)].sum(-1) for subset in combinations(others, k - 1)]
+        columns.append(torch.stack(sums).exp().mean(0))
+    return torch.stack(columns, dim=-1)
+
+
+@pytest.mark.parametrize("rewards", REWARDS)
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("old_logits", [LOGITS, OLD_LOGITS, [2.0, -1.0, 0.0]])
+def test_set_advantage_times_own_ratio_times_weight_of_the_others_is_the_exact_credit(
+    rewards: Rewards, k: int, old_logits: list[float]
+) -> None:
+    def product_form(rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
+        credits_PN = times_own_ratio(SetAdvantage(k, 0.0))(rewards_PN, log_ratios_PN)
+        credits_PN = credits_PN * weight_of_the_others(log_ratios_PN, k)
+        torch.testing.assert_close(credits_PN, ExactMaxAtK(k, ratio_clip=None)(rewards_PN, log_ratios_PN), **EXACT)
+        return credits_PN
+
+    update_V = expected_update(product_form, rewards, LOGITS, old_logits, n=4)
+    torch.testing.assert_close(update_V, true_gradient(rewards, k), **EXACT)
+
+
+@pytest.mark.parametrize("rewards", REWARDS)
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("least", [0.0, 0.7, 1.0])
+def test_set_advantages_are_unbiased_on_policy(rewards: Rewards, k: int, least: float) -> None:
+    update_V = expected_update(times_own_ratio(SetAdvantage(k, least)), rewards, LOGITS, LOGITS, n=4)
+    torch.testing.assert_close(update_V, true_gradient(rewards, k), **EXACT)
+
+
+@pytest.mark.parametrize("least", [0.0, 1.0])
+def test_at_k_1_set_advantages_with_the_own_ratio_are_unbiased_for_any_behaviour_policy(least: float) -> None:
+    for rewards in REWARDS:
+        update_V = expected_update(times_own_ratio(SetAdvantage(1, least)), rewards, LOGITS, OLD_LOGITS, n=4)
+        torch.testing.assert_close(update_V, true_gradient(rewards, 1), **EXACT)
+
+
+def test_wholly_tempered_set_advantages_ascend_the_best_of_one_new_sample_and_old_others() -> None:
+    rewards, k, n = REWARDS[0], 3, 4
+    old_V = float64(OLD_LOGITS).softmax(-1)
+
+    def best_with_old_others(policy_V: Tensor) -> Tensor:
+        mixed = [exact_max_at_k(old_V + t * (policy_V - old_V), rewards, k) for t in (1e-4, -1e-4)]
+        return (mixed[0] - mixed[1]) / 2e-4  # derivative of a cubic at t = 0: off by 1e-8
+
+    expected_V = gradient(best_with_old_others)
+    update_V = expected_update(times_own_ratio(SetAdvantage(k, 1.0)), rewards, LOGITS, OLD_LOGITS, n)
+    torch.testing.assert_close(update_V, expected_V, rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("objective", "old_logits"),
     [(MaxAtK(2), LOGITS), (MaxAtK(2, "loo1"), LOGITS), (MaxAtK(2, "none"), LOGITS), (RLOO(), LOGITS)]
-    + [(ExactMaxAtK(2, baseline), OLD_LOGITS) for baseline in ("centred", "loo1", "none")],
+    + [(ExactMaxAtK(2, baseline, ratio_clip=None), OLD_LOGITS) for baseline in ("centred", "loo1", "none")],
     ids=str,
 )
 def test_losing_samples_at_random_does_not_bias(objective: Objective, old_logits: list[float]) -> None:
@@ -127,7 +188,7 @@ def test_rloo_is_unbiased_for_the_mean_and_dr_grpo_short_by_one_part_in_n() -> N
 
 
 def test_a_mixture_is_unbiased_for_the_mixture_of_objectives() -> None:
-    objective = WeightedObjectives([ExactMaxAtK(3), ExactMaxAtK(1)], [0.7, -0.2])
+    objective = WeightedObjectives([ExactMaxAtK(3, ratio_clip=None), ExactMaxAtK(1, ratio_clip=None)], [0.7, -0.2])
     update_V = expected_update(objective, REWARDS[0], LOGITS, OLD_LOGITS, n=4)
     torch.testing.assert_close(
         update_V, 0.7 * true_gradient(REWARDS[0], 3) - 0.2 * true_gradient(REWARDS[0], 1), **EXACT
@@ -144,7 +205,7 @@ def test_max_rl_ascends_log_p_cut_after_n_minus_1_terms(n: int) -> None:
 @pytest.mark.parametrize("baseline", ["none", "loo1"])
 def test_first_order_is_exact_for_k_1_and_off_by_second_order_above(baseline: str) -> None:
     rewards, k = REWARDS[0], 3
-    objective = OffPolicyMaxAtK(k, baseline)  # type: ignore[arg-type]
+    objective = OffPolicyMaxAtK(k, baseline, clamp=None)  # type: ignore[arg-type]
 
     def error_at(step: float) -> float:
         old_logits = [new + step * (old - new) for new, old in zip(LOGITS, OLD_LOGITS, strict=True)]
@@ -156,18 +217,18 @@ def test_first_order_is_exact_for_k_1_and_off_by_second_order_above(baseline: st
     # halving the drift quarters the bias: exactly in the limit, within 2 % at these steps
     assert error_at(0.02) / error_at(0.01) == pytest.approx(4.0, rel=0.02)
     if baseline == "none":
-        update_V = expected_update(OffPolicyMaxAtK(1), rewards, LOGITS, OLD_LOGITS, n=4)
+        update_V = expected_update(OffPolicyMaxAtK(1, clamp=None), rewards, LOGITS, OLD_LOGITS, n=4)
         torch.testing.assert_close(update_V, true_gradient(rewards, 1), **EXACT)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_mean_centring_after_weighting_pushes_away_from_the_behaviour_policy(k: int) -> None:
     reward, n = 0.8, 4
-    update_V = expected_update(OffPolicyMaxAtK(k, "mean"), [reward] * 3, LOGITS, OLD_LOGITS, n)
+    update_V = expected_update(OffPolicyMaxAtK(k, "mean", clamp=None), [reward] * 3, LOGITS, OLD_LOGITS, n)
     old_V = float64(OLD_LOGITS).softmax(-1)
     kl_gradient_V = gradient(lambda policy_V: (old_V * (old_V / policy_V).log()).sum())
     torch.testing.assert_close(update_V, reward * k * (1 - k / n) * kl_gradient_V, **EXACT)
-    exact_V = expected_update(ExactMaxAtK(k), [reward] * 3, LOGITS, OLD_LOGITS, n)
+    exact_V = expected_update(ExactMaxAtK(k, ratio_clip=None), [reward] * 3, LOGITS, OLD_LOGITS, n)
     torch.testing.assert_close(exact_V, torch.zeros(3, dtype=torch.float64), **EXACT)
 
 
@@ -242,9 +303,18 @@ def test_bon_max_second_ascends_the_probability_of_the_best_with_the_gap_for_a_s
 
 
 def test_leaving_the_normaliser_out_is_biased_off_policy_and_vanishes_as_one_over_n() -> None:
-    objective = ExactMaxAtK(3, self_normalise=True)
+    objective = ExactMaxAtK(3, self_normalise=True, ratio_clip=None)
     on_policy = two_action_update(objective, 8)
     assert on_policy == pytest.approx(PASS_GRADIENT, abs=1e-12)
     errors = {n: two_action_update(objective, n, [0.5, 0.0]) - PASS_GRADIENT for n in (8, 100, 200)}
+    assert abs(errors[8]) > 1e-3
+    assert errors[100] / errors[200] == pytest.approx(2.0, rel=0.1)
+
+
+def test_leaving_out_the_weight_of_the_others_is_biased_off_policy_and_vanishes_as_one_over_n() -> None:
+    def update(n: int) -> float:
+        return two_action_update(times_own_ratio(SetAdvantage(3, 0.0)), n, [0.5, 0.0])  # type: ignore[arg-type]
+
+    errors = {n: update(n) - PASS_GRADIENT for n in (8, 100, 200)}
     assert abs(errors[8]) > 1e-3
     assert errors[100] / errors[200] == pytest.approx(2.0, rel=0.1)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives import ExactMaxAtK, MaxAtK, Objective, OffPolicyMaxAtK, group_diagnostics
+from maxk_lightning.objectives import (
+    ExactMaxAtK,
+    MaxAtK,
+    Objective,
+    OffPolicyMaxAtK,
+    SetAdvantage,
+    group_diagnostics,
+)
 from maxk_lightning.objectives.subset_law import TABLE_BYTES, subset_law
 
 TOLERANCE = 1e-12  # relative to the largest credit; issue's bound for float64
@@ -62,6 +69,15 @@ def exact_credits(rewards: list[Fraction], ratios: list[Fraction], k: int, basel
     return credits
 
 
+def exact_set_advantage(rewards: list[Fraction], ratios: list[Fraction], k: int, i: int) -> Fraction:
+    """(k/n) A_i of one sample, its own ratio replaced by another one: it must not matter."""
+    others = rewards[:i] + rewards[i + 1 :], ratios[:i] + ratios[i + 1 :]
+    total, weighted = sums_of_maxima([*others[0], rewards[i]], [*others[1], Fraction(3, 7)], k)
+    total_out, weighted_out = sums_of_maxima(*others, k)
+    inside = (weighted - weighted_out) / (total - total_out)
+    return Fraction(k, len(rewards)) * (inside - weighted_out / total_out)
+
+
 def relative_error(actual_N: Tensor, exact: list[Fraction]) -> float:
     scale = max(abs(c) for c in exact) or Fraction(1)  # all zero: the best is tied and k = n
     return float(max(abs(Fraction(a) - c) for a, c in zip(actual_N.tolist(), exact, strict=True)) / scale)
@@ -80,10 +96,30 @@ def test_exact_credits_against_rational_arithmetic(n: int, k: int, baseline: str
     rewards, ratios = random_group(n, seed=100 * n + k)
     rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
     log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
-    off_policy_PN = ExactMaxAtK(k, baseline)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
+    off_policy_PN = ExactMaxAtK(k, baseline, ratio_clip=None)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
     assert relative_error(off_policy_PN[0], exact_credits(rewards, ratios, k, baseline)) < TOLERANCE
     on_policy_PN = MaxAtK(k, baseline)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
     assert relative_error(on_policy_PN[0], exact_credits(rewards, [Fraction(1)] * n, k, baseline)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("n", "k"), [(20, 1), (20, 2), (32, 8), (32, 31), (40, 20)])
+def test_set_advantages_against_rational_arithmetic(n: int, k: int) -> None:
+    rewards, ratios = random_group(n, seed=100 * n + k)
+    rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
+    log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
+    credits_PN = SetAdvantage(k, 0.0)(rewards_PN, log_ratios_PN)
+    exact = [exact_set_advantage(rewards, ratios, k, i) for i in range(n)]
+    assert relative_error(credits_PN[0], exact) < TOLERANCE
+
+
+def test_set_advantages_of_a_thousand_samples_against_rational_arithmetic() -> None:
+    n, k, chosen = 1024, 16, [0, 1, 500, 1023]
+    rewards, ratios = random_group(n, seed=9)
+    rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
+    log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
+    credits_N = SetAdvantage(k, 0.0)(rewards_PN, log_ratios_PN)[0]
+    exact = [exact_set_advantage(rewards, ratios, k, i) for i in chosen]
+    assert relative_error(credits_N[chosen], exact) < 1e-10
 
 
 def test_normaliser_against_rational_arithmetic() -> None:
@@ -99,11 +135,25 @@ def test_a_thousand_samples_without_overflow_or_silent_zeros(k: int) -> None:
     generator = torch.Generator().manual_seed(k)
     rewards_PN = torch.rand(2, 1024, dtype=torch.float64, generator=generator)
     log_ratios_PN = torch.log(torch.tensor(10.0)) * (4 * torch.rand(2, 1024, generator=generator) - 2)
-    objectives: list[Objective] = [MaxAtK(k, "none"), ExactMaxAtK(k, "none"), OffPolicyMaxAtK(k)]
+    objectives: list[Objective] = [
+        MaxAtK(k, "none"),
+        ExactMaxAtK(k, "none", ratio_clip=None),
+        OffPolicyMaxAtK(k, clamp=None),
+    ]
     if k > 1:
-        objectives += [MaxAtK(k, "loo1"), ExactMaxAtK(k, "loo1"), OffPolicyMaxAtK(k, "loo1")]
+        objectives += [
+            MaxAtK(k, "loo1"),
+            ExactMaxAtK(k, "loo1", ratio_clip=None),
+            OffPolicyMaxAtK(k, "loo1", clamp=None),
+        ]
     if k < 1024:
-        objectives += [MaxAtK(k), ExactMaxAtK(k), ExactMaxAtK(k, self_normalise=True)]
+        objectives += [
+            SetAdvantage(k),
+            SetAdvantage(k, 0.0),
+            MaxAtK(k),
+            ExactMaxAtK(k, ratio_clip=None),
+            ExactMaxAtK(k, self_normalise=True, ratio_clip=None),
+        ]
     for objective in objectives:
         credits_PN = objective(rewards_PN, log_ratios_PN)
         assert credits_PN.isfinite().all(), objective
@@ -114,7 +164,7 @@ def test_large_on_policy_groups_agree_between_the_closed_form_and_the_recursion(
     rewards_PN = torch.rand(3, 1024, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for baseline in ("centred", "loo1", "none"):
         closed_PN = MaxAtK(512, baseline)(rewards_PN, torch.zeros_like(rewards_PN))  # type: ignore[arg-type]
-        recursion_PN = ExactMaxAtK(512, baseline)(rewards_PN, torch.zeros_like(rewards_PN))  # type: ignore[arg-type]
+        recursion_PN = ExactMaxAtK(512, baseline, ratio_clip=None)(rewards_PN, torch.zeros_like(rewards_PN))  # type: ignore[arg-type]
         scale = closed_PN.abs().max().item()
         torch.testing.assert_close(recursion_PN, closed_PN, rtol=0.0, atol=1e-11 * scale)
 
@@ -122,11 +172,23 @@ def test_large_on_policy_groups_agree_between_the_closed_form_and_the_recursion(
 def test_extreme_log_ratios_are_clamped_and_stay_finite() -> None:
     rewards_PN = torch.tensor([[0.0, 1.0, 0.5, nan], [1.0, 1.0, 0.0, 0.0]])
     log_ratios_PN = torch.tensor([[1e4, -1e4, 0.0, nan], [-torch.inf, torch.inf, 300.0, -300.0]])
-    for objective in (ExactMaxAtK(2), ExactMaxAtK(2, "loo1"), ExactMaxAtK(3, "none"), OffPolicyMaxAtK(2)):
+    objectives = [
+        ExactMaxAtK(2, ratio_clip=None),
+        ExactMaxAtK(2, "loo1", ratio_clip=None),
+        ExactMaxAtK(3, "none", ratio_clip=None),
+        OffPolicyMaxAtK(2, clamp=None),
+        SetAdvantage(2),
+    ]
+    for objective in objectives:
         credits_PN = objective(rewards_PN, log_ratios_PN)
         assert credits_PN.isfinite().all()
         torch.testing.assert_close(credits_PN, objective(rewards_PN, log_ratios_PN.clamp(-20, 20)))
-    assert (ExactMaxAtK(16, "none")(torch.ones(1, 32), torch.full((1, 32), 19.0))).float().isfinite().all()
+    assert (
+        (ExactMaxAtK(16, "none", ratio_clip=None)(torch.ones(1, 32), torch.full((1, 32), 19.0)))
+        .float()
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("baseline", ["centred", "loo1"])
@@ -135,7 +197,7 @@ def test_pieces_of_many_prompts_equal_the_whole(baseline: str) -> None:
     assert num_prompts * (n + 1) * (k + 1) * 24 > TABLE_BYTES, "too few prompts for two pieces"
     rewards_PN = torch.rand(num_prompts, n, generator=torch.Generator().manual_seed(1))
     log_ratios_PN = 0.1 * torch.randn(num_prompts, n, generator=torch.Generator().manual_seed(2))
-    objective = ExactMaxAtK(k, baseline)  # type: ignore[arg-type]
+    objective = ExactMaxAtK(k, baseline, ratio_clip=None)  # type: ignore[arg-type]
     whole_PN = objective(rewards_PN, log_ratios_PN)
     assert whole_PN.shape == rewards_PN.shape
     for start in (0, num_prompts - 1):
@@ -150,7 +212,7 @@ def test_one_dominating_ratio_against_rational_arithmetic(baseline: str) -> None
     ratios = [Fraction(1), Fraction(2**26), Fraction(1, 2), Fraction(1), Fraction(3, 2), Fraction(1, 2**20)]
     log_ratios_PN = torch.tensor([[float(rho) for rho in ratios]], dtype=torch.float64).log()
     rewards_PN = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64)
-    credits_PN = ExactMaxAtK(3, baseline)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
+    credits_PN = ExactMaxAtK(3, baseline, ratio_clip=None)(rewards_PN, log_ratios_PN)  # type: ignore[arg-type]
     exact = exact_credits(rewards, ratios, 3, baseline)
     for credit, expected in zip(credits_PN[0].tolist(), exact, strict=True):
         assert abs(Fraction(credit) - expected) <= TOLERANCE * abs(expected)

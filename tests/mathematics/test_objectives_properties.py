@@ -21,6 +21,7 @@ from maxk_lightning.objectives import (
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    SetAdvantage,
     group_diagnostics,
 )
 
@@ -36,13 +37,13 @@ RELAXED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthChe
 
 UNBIASED: list[Objective] = [
     *(MaxAtK(K, baseline) for baseline in ("centred", "loo1", "none")),
-    *(ExactMaxAtK(K, baseline) for baseline in ("centred", "loo1", "none")),
+    *(ExactMaxAtK(K, baseline, ratio_clip=None) for baseline in ("centred", "loo1", "none")),
 ]
 EVERY = [
     *UNBIASED,
     MaxAtK(K, "zscore"),
     ExactMaxAtK(K, self_normalise=True, ratio_clip=1.5),
-    *(OffPolicyMaxAtK(K, baseline) for baseline in ("none", "loo1", "mean")),
+    *(OffPolicyMaxAtK(K, baseline, clamp=None) for baseline in ("none", "loo1", "mean")),
     GRPO(),
     DrGRPO(),
     RLOO(),
@@ -50,6 +51,8 @@ EVERY = [
     BonMaxSecond(),
     RSGRPO(),
     PassKTraining(K),
+    SetAdvantage(K),
+    SetAdvantage(K, 0.0),
 ]
 SHIFT_INVARIANT = [o for o in EVERY if getattr(o, "baseline", "") not in ("none", "mean")]
 SCALE_FREE = (GRPO, PassKTraining)
@@ -117,7 +120,7 @@ def test_tied_samples_with_equal_ratios_get_equal_credits(
 @settings(**RELAXED, max_examples=30)
 def test_loo1_never_pushes_down_and_centred_sums_to_zero_on_policy(group: tuple[list[float], list[float]]) -> None:
     rewards_PN, log_ratios_PN = tensors(group)
-    for objective in (MaxAtK(K, "loo1"), ExactMaxAtK(K, "loo1")):
+    for objective in (MaxAtK(K, "loo1"), ExactMaxAtK(K, "loo1", ratio_clip=None)):
         assert (objective(rewards_PN, log_ratios_PN) >= 0).all()
     assert abs(MaxAtK(K)(rewards_PN, log_ratios_PN).sum()) < 1e-12
 
@@ -128,10 +131,10 @@ def test_a_common_factor_of_all_ratios_moves_only_the_normaliser(
     group: tuple[list[float], list[float]], factor: float
 ) -> None:
     rewards_PN, log_ratios_PN = tensors(group)
-    credits_PN = ExactMaxAtK(K)(rewards_PN, log_ratios_PN)
-    shifted_PN = ExactMaxAtK(K)(rewards_PN, log_ratios_PN + factor)
+    credits_PN = ExactMaxAtK(K, ratio_clip=None)(rewards_PN, log_ratios_PN)
+    shifted_PN = ExactMaxAtK(K, ratio_clip=None)(rewards_PN, log_ratios_PN + factor)
     torch.testing.assert_close(shifted_PN, credits_PN * torch.tensor(K * factor, dtype=torch.float64).exp(), **CLOSE)
-    free = ExactMaxAtK(K, self_normalise=True)
+    free = ExactMaxAtK(K, self_normalise=True, ratio_clip=None)
     torch.testing.assert_close(
         free(rewards_PN, log_ratios_PN + factor), free(rewards_PN, log_ratios_PN), rtol=1e-9, atol=1e-12
     )
@@ -145,3 +148,78 @@ def test_effective_fraction_is_a_fraction_and_one_only_without_spread(group: tup
     assert 0.0 < fraction <= 1.0 + 1e-12
     assume(log_ratios_PN.std() > 0.1)
     assert fraction < 1.0
+
+
+wild_groups = st.integers(2, 12).flatmap(
+    lambda n: st.tuples(
+        st.integers(1, n - 1),
+        st.lists(grid, min_size=n, max_size=n),
+        st.lists(st.floats(-500.0, 500.0) | st.sampled_from([-500.0, 0.0, 500.0]), min_size=n, max_size=n),
+    )
+)  # k < n, rewards, log-ratios
+
+
+@given(
+    group=wild_groups,
+    least=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+)
+@settings(**RELAXED, max_examples=200)
+def test_set_advantages_never_exceed_the_range_of_the_rewards(
+    group: tuple[int, list[float], list[float]], least: float
+) -> None:
+    k, rewards, log_ratios = group
+    credits_PN = SetAdvantage(k, least)(*tensors((rewards, log_ratios)))
+    bound = k / len(rewards) * (max(rewards) - min(rewards))
+    assert credits_PN.isfinite().all()
+    assert (credits_PN.abs() <= bound * (1 + 1e-9)).all()
+
+
+@given(group=wild_groups)
+@settings(**RELAXED, max_examples=100)
+def test_default_credits_with_ratios_stay_within_their_bounds(group: tuple[int, list[float], list[float]]) -> None:
+    k, rewards, log_ratios = group
+    share, size, spread = k / len(rewards), max(map(abs, rewards)), max(rewards) - min(rewards)
+    exact, first_order = ExactMaxAtK(k), OffPolicyMaxAtK(k)
+    assert exact.ratio_clip is not None
+    assert first_order.clamp is not None
+    exact_bound, first_order_bound = share * exact.ratio_clip**k, share * (1 + k * first_order.clamp)
+    bounds: list[tuple[Objective, float]] = [
+        (exact, exact_bound * spread),
+        (ExactMaxAtK(k, "none"), exact_bound * size),
+        (ExactMaxAtK(k, self_normalise=True), exact_bound * spread),
+        (first_order, first_order_bound * size),
+        (OffPolicyMaxAtK(k, "mean"), 2 * first_order_bound * size),
+    ]
+    if k > 1:
+        bounds += [(ExactMaxAtK(k, "loo1"), exact_bound * spread)]
+        bounds += [(OffPolicyMaxAtK(k, "loo1"), first_order_bound * spread)]
+    for objective, bound in bounds:
+        largest = objective(*tensors((rewards, log_ratios))).abs().max().item()
+        assert largest <= bound * (1 + 1e-9), objective
+
+
+@given(group=groups, factor=st.floats(-3.0, 3.0), index=st.integers(0, K))
+@settings(**RELAXED, max_examples=25)
+def test_set_advantages_see_neither_their_own_ratio_nor_a_common_factor(
+    group: tuple[list[float], list[float]], factor: float, index: int
+) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    own_PN = log_ratios_PN.clone()
+    own_PN[0, index] += factor
+    exact = SetAdvantage(K, 0.0)
+    credits_PN = exact(rewards_PN, log_ratios_PN)
+    torch.testing.assert_close(exact(rewards_PN, own_PN)[0, index], credits_PN[0, index], **CLOSE)
+    torch.testing.assert_close(exact(rewards_PN, log_ratios_PN + factor), credits_PN, **CLOSE)
+
+
+@given(group=groups, exponents=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)))
+@settings(**RELAXED, max_examples=30)
+def test_the_effective_fraction_falls_with_the_exponent_so_that_bisection_finds_the_largest(
+    group: tuple[list[float], list[float]], exponents: tuple[float, float]
+) -> None:
+    rewards_PN, log_ratios_PN = tensors(group)
+    fractions = [
+        group_diagnostics(rewards_PN, alpha * log_ratios_PN, K).effective_fraction_P.item()
+        for alpha in sorted(exponents)
+    ]
+    assert fractions[0] >= fractions[1] - 1e-12

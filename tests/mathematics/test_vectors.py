@@ -82,7 +82,7 @@ def self_normalised_objective_gradient(r: list[float], rho: list[float], k: int)
     if k == len(r):
         return torch.zeros(len(r), dtype=torch.float64)
     law, unsort = law_of(r, rho, k)
-    return run(ExactMaxAtK(k, self_normalise=True), r, rho) * unsort(law.exclusion_PN)
+    return run(ExactMaxAtK(k, self_normalise=True, ratio_clip=None), r, rho) * unsort(law.exclusion_PN)
 
 
 def pkpo_loo(r: list[float], k: int) -> Tensor:
@@ -144,12 +144,12 @@ def anti_kl(reward: float, logits_old: list[float], logits: list[float], n: int,
     """Centring after weighting, for a constant reward: the true gradient is 0, this is not."""
 
     def centred(rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        credits_PN = ExactMaxAtK(k, "none")(rewards_PN, log_ratios_PN)
+        credits_PN = ExactMaxAtK(k, "none", ratio_clip=None)(rewards_PN, log_ratios_PN)
         return credits_PN - credits_PN.mean(-1, keepdim=True)
 
     values = [reward] * len(logits)
     if k < n:
-        ours = expected_gradient(OffPolicyMaxAtK(k, "mean"), values, logits, logits_old, n)
+        ours = expected_gradient(OffPolicyMaxAtK(k, "mean", clamp=None), values, logits, logits_old, n)
         torch.testing.assert_close(ours, expected_gradient(centred, values, logits, logits_old, n))
     return {"expected": expected_gradient(centred, values, logits, logits_old, n)}
 
@@ -161,16 +161,16 @@ def expected_gradients(
         return lambda rewards_PN, log_ratios_PN: log_ratios_PN.exp() * objective(rewards_PN, log_ratios_PN)
 
     methods = {
-        "true": ExactMaxAtK(k, "none"),
+        "true": ExactMaxAtK(k, "none", ratio_clip=None),
         "ignore": MaxAtK(k, "none"),
         "ppo_unclipped": times_ratio(MaxAtK(k, "none")),
-        "first_order": OffPolicyMaxAtK(k),
+        "first_order": OffPolicyMaxAtK(k, clamp=None),
         "first_order_clamp.2": OffPolicyMaxAtK(k, clamp=0.2),
-        "exact": ExactMaxAtK(k, "none"),
-        "exact_loo1": ExactMaxAtK(k, "loo1"),
-        "exact_loo": ExactMaxAtK(k),
-        "selfnorm_loo(pi*A)": ExactMaxAtK(k, self_normalise=True),
-        "first_order_times_rho(double count)": times_ratio(OffPolicyMaxAtK(k)),
+        "exact": ExactMaxAtK(k, "none", ratio_clip=None),
+        "exact_loo1": ExactMaxAtK(k, "loo1", ratio_clip=None),
+        "exact_loo": ExactMaxAtK(k, ratio_clip=None),
+        "selfnorm_loo(pi*A)": ExactMaxAtK(k, self_normalise=True, ratio_clip=None),
+        "first_order_times_rho(double count)": times_ratio(OffPolicyMaxAtK(k, clamp=None)),
     }
     return {name: expected_gradient(method, values, logits, logits_old, n) for name, method in methods.items()}
 
@@ -211,12 +211,12 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "sloo": pkpo_loo,
     "loo_centred": lambda r, k: run(MaxAtK(k), r) * len(r) / k,
     "s_mean_centred": mean_centred,
-    "exact": lambda r, rho, k: run(ExactMaxAtK(k, "none"), r, rho),
-    "exact_loo1": lambda r, rho, k: run(ExactMaxAtK(k, "loo1"), r, rho),
-    "exact_loo": lambda r, rho, k: run(ExactMaxAtK(k), r, rho),
+    "exact": lambda r, rho, k: run(ExactMaxAtK(k, "none", ratio_clip=None), r, rho),
+    "exact_loo1": lambda r, rho, k: run(ExactMaxAtK(k, "loo1", ratio_clip=None), r, rho),
+    "exact_loo": lambda r, rho, k: run(ExactMaxAtK(k, ratio_clip=None), r, rho),
     "exact_A": conditional_difference,
     "exact_inclusion_u": inclusion_u,
-    "exact_objective": lambda r, rho, k: run(ExactMaxAtK(k, "none"), r, rho).sum() / k,
+    "exact_objective": lambda r, rho, k: run(ExactMaxAtK(k, "none", ratio_clip=None), r, rho).sum() / k,
     "exact_selfnorm": self_normalised_objective_gradient,
     "first_order": lambda r, rho, k, clamp: run(OffPolicyMaxAtK(k, clamp=clamp), r, rho),
     "offpolicy_order0": lambda r, rho, k: run(MaxAtK(k, "none"), r),
@@ -234,8 +234,8 @@ CHECKS: dict[str, Callable[..., Any]] = {
     "mean_centring_anti_kl": anti_kl,
     "expected_gradient": expected_gradients,
     # expansions to second order are not offered; up to two ratios they leave nothing out
-    "offpolicy_order2": lambda r, rho, k: run(ExactMaxAtK(k, "none"), r, rho),
-    "offpolicy_others_order1": lambda r, rho, k: run(ExactMaxAtK(k, "none"), r, rho),
+    "offpolicy_order2": lambda r, rho, k: run(ExactMaxAtK(k, "none", ratio_clip=None), r, rho),
+    "offpolicy_others_order1": lambda r, rho, k: run(ExactMaxAtK(k, "none", ratio_clip=None), r, rho),
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from maxk_lightning.rewards import UnitTestReward
-from maxk_lightning.types import Problem, TestCase
+from maxk_lightning.types import Header, Problem, TestCase
 
 
 def fenced(code: str) -> str:
@@ -19,14 +19,14 @@ def reward() -> Iterator[UnitTestReward]:
         yield reward
 
 
-def call_problem(function: str, *calls: tuple[list[object], object]) -> Problem:
+def call_problem(function: str, *calls: tuple[list[object], object], header: Header | None = None) -> Problem:
     tests = tuple(
         TestCase(input="\n".join(map(json.dumps, arguments)), output=json.dumps(value)) for arguments, value in calls
     )
-    return Problem(id=function, prompt="p", tests=tests, function=function)
+    return Problem(id=function, prompt="p", tests=tests, function=function, header=header)
 
 
-TWO_SUM = call_problem("twoSum", ([[2, 7, 11], 9], [0, 1]), ([[3, 3], 6], [0, 1]))
+TWO_SUM = call_problem("twoSum", ([[2, 7, 11], 9], [0, 1]), ([[3, 3], 6], [0, 1]), header="livecodebench")
 TWO_SUM_METHOD = """
 class Solution:
     def twoSum(self, nums: List[int], target: int) -> List[int]:

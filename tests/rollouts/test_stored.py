@@ -34,7 +34,7 @@ def _group(number: int, draw: random.Random) -> Group:
         problem=Problem(id=f"p{number}", prompt="p", tests=()),
         prompt=Prompt(problem_id=f"p{number}", token_ids=tuple(range(number + 1)), seed=number),
         completions=completions,
-        scores=[Score(reward=None, verdicts=()), *scores[1:]],
+        scores=[Score(reward=None, verdicts=(), missing_cause="worker_lost"), *scores[1:]],
     )
 
 

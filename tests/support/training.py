@@ -58,6 +58,7 @@ def fit(
     rollout: RolloutCallback | None = None,
     callbacks: Sequence[Callback] = (),
     module: Mapping[str, Any] | None = None,
+    module_class: type[PolicyModule] = PolicyModule,
     data: Mapping[str, Any] | None = None,
     ckpt_path: Path | None = None,
 ) -> Fit:
@@ -72,12 +73,13 @@ def fit(
         rollout: a callback of the test's own in place of one with `reward` and `sampling`.
         callbacks: others.
         module: options of `PolicyModule`.
+        module_class: a module of the test's own.
         data: options of `PromptDataModule` over `DATA`.
         ckpt_path: checkpoint to go on from.
     """
     torch.manual_seed(0)
     rollout = rollout or RolloutCallback(TransformersEngine(policy), reward or LengthReward(), sampling)
-    made = PolicyModule(policy=policy, **module or {})
+    made = module_class(policy=policy, **module or {})
     datamodule = PromptDataModule(**{"train": Builtin("train", limit=8), "policy": policy, **DATA, **(data or {})})
     trainer = Trainer(
         max_epochs=epochs,

@@ -50,7 +50,7 @@ class Trace(Callback):
 
 
 def _fit(policy: str, root: Path, bad_steps: set[int], *callbacks: Callback, ckpt_path: Path | None = None) -> Fit:
-    module = {"objective": Spoiling(bad_steps), "kl_coef": 0.0}
+    module = {"objective": Spoiling(bad_steps), "kl_coef": 0.01}  # a penalty: no group is tried for credit beforehand
     return fit(policy, root, callbacks=callbacks, module=module, ckpt_path=ckpt_path)
 
 

@@ -63,7 +63,7 @@ def test_the_first_step_notes_what_later_ones_divide_by(
 ) -> None:
     policy, old = build_policy(random_policy), OldPolicy(None)
     first = _step_loss(policy, samples, old, max_tokens=max_tokens)
-    batches, sums = first.cut(samples.groups, Ranks())
+    batches, sums = first.cut(samples, Ranks())
     assert all(abs(float(value)) < 1e-12 for tag, value in sums.items() if "log" in tag)
     initial = [first(batch)[0].detach() and first.policy(batch.rows, 1.0).logprobs_BT.detach() for batch in batches]
     assert old.knows(samples.completions)
@@ -71,7 +71,7 @@ def test_the_first_step_notes_what_later_ones_divide_by(
         for parameter in policy.parameters():
             parameter.mul_(1.05)
     later = replace(first, is_old_known=True)
-    later_batches, _ = later.cut(samples.groups, Ranks())
+    later_batches, _ = later.cut(samples, Ranks())
     for batch, expected_BT in zip(later_batches, initial, strict=True):
         assert torch.equal(old.logprobs(batch), expected_BT)
         later(batch)

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 
 from maxk_lightning.losses import ClippedSurrogate, PolicyLoss, ScoreFunction, StepCounts, token_weights
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.objectives import GRPO, ExactMaxAtK, MaxAtK, Objective, OffPolicyMaxAtK, WeightedObjectives
+from maxk_lightning.objectives import (
+    GRPO,
+    ExactMaxAtK,
+    MaxAtK,
+    Objective,
+    OffPolicyMaxAtK,
+    SetAdvantage,
+    WeightedObjectives,
+)
 from maxk_lightning.policy import Policy, build_policy, load_model
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Samples
@@ -86,8 +94,8 @@ def test_the_first_step_follows_the_plain_formula(
     expected = _naive_loss(model, samples, objective, normalisation, 0.05)
     expected.backward()
     step_loss = _step_loss(policy, samples, objective, normalisation=normalisation, kl_coef=0.05)
-    (batch,), sums = step_loss.cut(samples.groups, Ranks())
-    assert sums == {}
+    (batch,), sums = step_loss.cut(samples, Ranks())
+    assert not any(float(value) for value in sums.values())
     loss, _ = step_loss(batch)
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
@@ -174,6 +182,21 @@ def test_a_mixture_is_diagnosed_with_its_largest_k(random_policy: str, samples: 
         for objective in (WeightedObjectives(parts, [0.5, 0.5]), *parts)
     ]
     assert fractions[0] == fractions[2] != fractions[1]
+
+
+def test_the_power_of_the_others_ratios_is_logged(random_policy: str, samples: Samples) -> None:
+    """1 where the policy is the one that sampled; below it where it has drifted."""
+    policy, tempering = build_policy(random_policy), []
+    for _ in range(2):
+        step_loss = _step_loss(policy, samples, SetAdvantage(k=2))
+        _, sums = step_loss(to_batch(samples.groups))
+        tempering.append(step_loss.means(sums, Ranks())["tempering"])
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(1.3)
+    assert tempering[0] == pytest.approx(1.0)
+    assert 0.0 < tempering[1] < 0.9
+    assert _step_loss(policy, samples, SetAdvantage(k=2))(to_batch([], num_completions=6))[0].item() == 0.0
 
 
 def test_contradictions_are_refused() -> None:

@@ -6,10 +6,12 @@ marks is closed before the program's first instruction, so it can not pretend th
 
 import atexit
 import builtins
+import collections
 import contextlib
 import gc
 import json
 import marshal
+import math
 import os
 import resource
 import struct
@@ -44,11 +46,14 @@ _exit = os._exit
 "Kept, because a program may put something else in its place."
 _PID_PLACEHOLDER = 0x7EADBEEF
 _PID_BYTES = struct.pack("=I", _PID_PLACEHOLDER)
-STAR_IMPORTS = (
+HEADER_MODULES = (
     "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
-    " typing"
 )
-"Modules whose names a function-call program may use without importing them, as LiveCodeBench's header allows."
+"""LiveCodeBench's header (lcb_runner/evaluation/testing_util.py, commit 28fef95): star imports of these, `builtins` and
+`typing`, in this order; then these modules themselves, so that `datetime` is the module; then the recursion limit."""
+HEADER_RECURSION_LIMIT = 50_000
+HEX_BITS = 13_000
+"Longer integers are written in base 16: decimal takes quadratic time, and Python refuses more than 4300 digits."
 
 
 class InnerFilter:
@@ -82,8 +87,8 @@ class Cell:
     "Write end of the pipe of stage marks."
     max_processes: int | None
     "RLIMIT_NPROC; None where the kernel does not count this process alone."
-    call_names: dict[str, Any]
-    "Names that function-call programs find imported."
+    header: dict[str, Any]
+    "Names of LiveCodeBench's header."
     builtins: dict[str, Any]
     "The built-in names as they are before a program changes them."
 
@@ -98,10 +103,13 @@ def run_child(cell: Cell, request: Request, source_fd: int, code_fd: int, run_fd
         output_bytes = request.limits.output_bytes
         resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
         gc.enable()
-        _fresh_main()
-        if request.mode == "call":
-            status = _exit_status_of(lambda: _call(cell, code, request.function))
+        names = _header_for(cell, request)
+        if request.mode.endswith("call"):
+            _fresh_main({})
+            call = _literal_call if request.mode == "literal_call" else _json_call
+            status = _exit_status_of(lambda: call(names, code, request.function))
         else:
+            _fresh_main(names)
             status = _exit_status_of(lambda: exec(code, sys.modules["__main__"].__dict__))
         _end(status, cell.builtins if has_last_words else None)
     finally:
@@ -161,27 +169,86 @@ def _close_everything(request: Request, run_fds: Sequence[int]) -> None:
     lockdown.close_from(CHECKER_FDS[-1] + 1 if request.mode == "checker" else 3)
 
 
-def _fresh_main() -> None:
+def _fresh_main(names: dict[str, Any]) -> None:
+    """Put an empty main module in place; nothing else may hold it, or its globals would never be finalised."""
     main = ModuleType("__main__")
-    main.__dict__.update(__file__="main.py", __builtins__=builtins)
+    main.__dict__.update(names, __file__="main.py", __builtins__=builtins)
     sys.modules["__main__"] = main
 
 
-def _call(cell: Cell, code: CodeType, function: str) -> None:
-    """Call a function or a method of `Solution` with the JSON arguments of standard input; print the JSON result."""
+def _header_for(cell: Cell, request: Request) -> dict[str, Any]:
+    """Names that the program finds imported, but never the function that it shall define."""
+    if not request.mode.startswith("headed"):
+        return {}
+    sys.setrecursionlimit(HEADER_RECURSION_LIMIT)
+    return {name: value for name, value in cell.header.items() if name != request.function}
+
+
+def _json_call(names: dict[str, Any], code: CodeType, function: str) -> None:
+    """Call with the JSON arguments of standard input, one per line; print the JSON result."""
     dumps = json.dumps
-    arguments = [json.loads(line) for line in sys.stdin.read().split("\n") if line.strip()]
+    arguments = [json.loads(line) for line in _argument_lines()]
+    _answer(lambda: dumps(_call(names, code, function, arguments)))
+
+
+def _literal_call(names: dict[str, Any], code: CodeType, function: str) -> None:
+    """Call with the Python literals of standard input, one per line; print the result as a literal."""
+    words = {"inf": math.inf, "nan": math.nan, "Counter": collections.Counter}
+    arguments = [eval(line, dict(words)) for line in _argument_lines()]
+    _answer(lambda: literal_of(_call(names, code, function, arguments)))
+
+
+def _argument_lines() -> list[str]:
+    return [line for line in sys.stdin.read().split("\n") if line.strip()]
+
+
+def _answer(call: Callable[[], str]) -> None:
+    """Write what a call gives to standard output, and nothing that the program prints."""
     result_fd = os.dup(1)
-    os.dup2(2, 1)  # what the program prints is not its answer
+    os.dup2(2, 1)
+    answer = call().encode()
+    while answer:
+        answer = answer[os.write(result_fd, answer) :]
+
+
+def _call(names: dict[str, Any], code: CodeType, function: str, arguments: list[Any]) -> Any:
+    """Call the program's function, or method of `Solution`."""
     module = ModuleType("solution")
-    module.__dict__.update(cell.call_names)
+    module.__dict__.update(names)
     sys.modules["solution"] = module
     exec(code, module.__dict__)
     solution = getattr(module, "Solution", None)
-    owner = solution() if hasattr(solution, function) and solution is not None else module
-    answer = dumps(getattr(owner, function)(*arguments)).encode()
-    while answer:
-        answer = answer[os.write(result_fd, answer) :]
+    if solution is not None and hasattr(solution, function):
+        return getattr(solution(), function)(*arguments)
+    return module.__dict__[function](*arguments)
+
+
+def literal_of(value: Any) -> str:
+    """Python text of a value: subclasses as what they derive from, other iterables as `iter([...])`, else `object()`.
+
+    >>> literal_of([(1,), {"a": {2.0}}, None, map(abs, [-3])])
+    "[(1,), {'a': {2.0}}, None, iter([3])]"
+    """
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, int):
+        return hex(value) if value.bit_length() > HEX_BITS else int.__repr__(value)
+    for kind in (float, complex, str, bytes, range):
+        if isinstance(value, kind):
+            return kind.__repr__(value)
+    if isinstance(value, dict):
+        items = ", ".join(f"{literal_of(key)}: {literal_of(item)}" for key, item in dict.items(value))
+        return f"Counter({{{items}}})" if isinstance(value, collections.Counter) else f"{{{items}}}"
+    if not hasattr(type(value), "__iter__"):
+        return "object()"
+    items = ", ".join(map(literal_of, value))
+    if isinstance(value, list):
+        return f"[{items}]"
+    if isinstance(value, tuple):
+        return f"({items},)" if len(value) == 1 else f"({items})"
+    if isinstance(value, set | frozenset):
+        return f"{{{items}}}" if items else "set()"
+    return f"deque([{items}])" if isinstance(value, collections.deque) else f"iter([{items}])"
 
 
 def _exit_status_of(run: Callable[[], None]) -> int:
@@ -206,6 +273,8 @@ def _status_of_system_exit(code: object) -> int:
 
 def _end(status: int, original_builtins: dict[str, Any] | None) -> NoReturn:
     """End as the interpreter does: streams, threads, exit handlers, streams, finalisers (None: none), streams."""
+    if original_builtins is None and _has_nothing_but_stdout():
+        _exit(status if _flush(sys.stdout) else NOT_FLUSHED_STATUS)
     for step in (_flush_streams, _join_threads, atexit._run_exitfuncs):
         with contextlib.suppress(BaseException):  # the interpreter reports it and goes on
             step()
@@ -216,6 +285,13 @@ def _end(status: int, original_builtins: dict[str, Any] | None) -> NoReturn:
             _finalise_main(original_builtins)
     is_flushed = _flush_streams() and is_flushed
     _exit(status if is_flushed else NOT_FLUSHED_STATUS)
+
+
+def _has_nothing_but_stdout() -> bool:
+    """Whether flushing the standard output is all that is left to do, as for most programs."""
+    if getattr(sys, "stdout", None) is not sys.__stdout__ or getattr(sys, "stderr", None) is not sys.__stderr__:
+        return False
+    return "threading" not in sys.modules and not atexit._ncallbacks()
 
 
 def _join_threads() -> None:

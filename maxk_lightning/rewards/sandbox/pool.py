@@ -3,6 +3,7 @@
 import collections
 import errno
 import fcntl
+import functools
 import logging
 import os
 import selectors
@@ -182,8 +183,7 @@ class SandboxPool:
                     self._step()
                 except Exception as error:  # a bug: the jobs at hand fail, the pool lives on
                     logger.exception("the sandbox pool met the unexpected; its jobs fail")
-                    for job in self._take_all_jobs():
-                        job.fail(error)
+                    self._end_all(functools.partial(Job.fail, error=error))
         finally:
             self._shut_down()
 
@@ -199,22 +199,23 @@ class SandboxPool:
     def _shut_down(self) -> None:
         with self._lock:
             self._is_closing = True
-        for job in self._take_all_jobs():
-            job.future.set_exception(RuntimeError("the sandbox pool was closed"))
+        self._end_all(lambda job: job.future.set_exception(RuntimeError("the sandbox pool was closed")))
         self._selector.close()
         os.close(self._wake_fd)
 
-    def _take_all_jobs(self) -> list[Job]:
-        """Stop the workers; what they and the queue held, and nobody has answered."""
+    def _end_all(self, end: Callable[[Job], None]) -> None:
+        """End every job that runs or waits, then stop the workers."""
         flights = [flight for flights in self._workers.values() for flight in flights]
         jobs = [flight.job for flight in flights]
-        for flight in flights:
-            _close_all(flight.output_fds)
         while self._queue:
             jobs.append(self._queue.popleft())
+        for job in jobs:
+            if not job.future.done():
+                end(job)
+        for flight in flights:
+            _close_all(flight.output_fds)
         for worker in list(self._workers):
             self._remove(worker)
-        return [job for job in jobs if not job.future.done()]
 
     def _dispatch(self) -> None:
         """Start missing workers and give every free one a job, and a second one while many wait."""
@@ -295,7 +296,7 @@ class SandboxPool:
             self._queue.appendleft(job)
             return
         logger.error("cannot hand a program to the sandbox: %s", error)
-        self._continue(job, "no_memory_file")
+        self._continue(job, "hand_over_failed")
 
     def _receive(self, worker: Worker) -> None:
         try:

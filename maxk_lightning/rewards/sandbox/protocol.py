@@ -7,14 +7,15 @@ and actual output). The reply holds one `Outcome` per run. Descriptors keep prog
 
 import struct
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 MAX_RUNS_PER_REQUEST = 32
 "Four descriptors each stay below the kernel's 253 per message."
 
-Mode = Literal["program", "call", "checker"]
-"Standard input and output; a function call; a checker reading three files."
-MODES: tuple[Mode, ...] = ("program", "call", "checker")
+Mode = Literal["program", "call", "checker", "headed_program", "headed_call", "literal_call"]
+"""Standard input and output; a function call with JSON values; a checker reading three files; the first two with the
+names of LiveCodeBench's header; a function call with Python literals."""
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 OutcomeKind = Literal["exited", "signalled", "cpu_limit", "wall_limit", "output_limit", "internal"]
 KINDS: tuple[OutcomeKind, ...] = (
@@ -77,7 +78,7 @@ class Request:
     limits: Limits
     "Per run."
     function: str = ""
-    "Name of the function in mode `call`."
+    "Name of the function in the modes that call."
 
     def pack(self) -> bytes:
         """Encode for the wire; limits that no machine can reach become the largest that the kernel can count."""

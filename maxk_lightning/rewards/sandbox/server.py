@@ -52,6 +52,7 @@ def main() -> None:
     _ensure_stack()
     control_fd, owner_fd = _tidy_descriptors(int(sys.argv[1]), int(sys.argv[2]))
     config = ServerConfig(**json.loads(sys.argv[3]))
+    sys.argv, sys.orig_argv = ["main.py"], ["python3", "main.py"]  # ours tell where the package lies
     control = socket.socket(fileno=control_fd)
     server = Server(control, owner_fd, config)
     os.dup2(0, 2)  # from here on nobody reads errors, and a shared file would carry messages between tests
@@ -94,7 +95,7 @@ class Server:
         self._owner_fd = owner_fd
         self._marks_read, marks_write = os.pipe()
         os.set_blocking(self._marks_read, False)
-        call_names = _preload()
+        header = _preload()
         sys.path.extend(config.extra_path)
         is_alone = _leave_root(config.unprivileged_uid) or config.is_alone_in_user
         self._cell = child.Cell(
@@ -103,7 +104,7 @@ class Server:
             inner_filter=child.InnerFilter() if config.needs_seccomp else None,
             marks_fd=marks_write,
             max_processes=child.MAX_THREADS if is_alone and os.getuid() != 0 else None,
-            call_names=call_names,
+            header=header,
             builtins=dict(vars(builtins)),
         )
         _limit_server()
@@ -233,7 +234,7 @@ def _kind_of(wait_status: int, cpu_s: float, max_rss_bytes: int, request: Reques
 
 
 def _preload() -> dict[str, Any]:
-    """Import what programs often need, warm the compiler, and collect the names of function-call programs."""
+    """Import what programs often need, warm the compiler, and collect the names of LiveCodeBench's header."""
     _preload_random()
     for name in PRELOAD.split():
         importlib.import_module(name)
@@ -241,11 +242,11 @@ def _preload() -> dict[str, Any]:
     builtins.quit, builtins.exit = quitter("quit", "Ctrl-D"), quitter("exit", "Ctrl-D")
     compile(WARM_UP, "main.py", "exec")
     names: dict[str, Any] = {}
-    for name in child.STAR_IMPORTS.split():
-        module = importlib.import_module(name)
+    modules = {name: importlib.import_module(name) for name in child.HEADER_MODULES.split()}
+    for module in (*modules.values(), builtins, importlib.import_module("typing")):
         public = getattr(module, "__all__", None) or [key for key in vars(module) if not key.startswith("_")]
-        names.update({key: getattr(module, key) for key in public}, **{name: module})
-    return {**names, "datetime": sys.modules["datetime"].datetime}
+        names.update({key: getattr(module, key) for key in public})
+    return names | modules
 
 
 def _preload_random() -> None:
@@ -310,8 +311,6 @@ def _limit_server() -> None:
 
 def _forget_ourselves() -> None:
     """Hide the server from the programs' view and make what it holds cheap to fork."""
-    sys.argv = ["main.py"]
-    sys.orig_argv = ["python3", "main.py"]
     for name in [name for name in sys.modules if name.split(".")[0] == "maxk_lightning"]:
         del sys.modules[name]
     gc.collect()

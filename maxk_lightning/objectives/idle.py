@@ -1,0 +1,28 @@
+"""Which groups can get no credit at all, so that nothing need be computed for them.
+
+Shapes: P prompts, N completions per prompt.
+"""
+
+import torch
+from torch import Tensor
+
+from maxk_lightning.objectives.objective import Objective
+
+ZERO_CREDIT = 1e-12
+"A group whose credits are all smaller than this gives no gradient."
+PROBE_STDS = (0.0, 0.1, 1.0)
+"Spreads of log rho at which an objective is tried."
+
+
+def is_idle(objective: Objective, rewards_PN: Tensor) -> Tensor:
+    """Whether all credits of a group are 0 whatever its ratios are, as a boolean of every group.
+
+    Credits are polynomials in the ratios, or such within their bounds. One that is 0 at random ratios, near 1 and far
+    from it, is 0 everywhere (Schwartz and Zippel), but for a set of ratios of measure 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise_PN = torch.randn(rewards_PN.shape, generator=generator, dtype=torch.float64).to(rewards_PN.device)
+    is_idle_P = torch.ones(len(rewards_PN), dtype=torch.bool, device=rewards_PN.device)
+    for std in PROBE_STDS if len(rewards_PN) > 0 else ():
+        is_idle_P &= (objective(rewards_PN, std * noise_PN).abs() < ZERO_CREDIT).all(1)
+    return is_idle_P

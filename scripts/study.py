@@ -56,7 +56,7 @@ CURVES = (
     "train/log_ratio_std",
     "train/kl",
 )
-"Kept of every run that has them."
+"Scalars that are kept of every run that has them."
 
 
 def run(job: Job, plan: StudyPlan, results: Path, directory: Path) -> None:
@@ -118,7 +118,7 @@ def _end_with_study() -> None:
 
 
 def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Result:
-    """What is kept of a finished job."""
+    """Collect what is kept of a finished job."""
     (evaluation,) = load(out)
     rewards: dict[str, dict[str, int]] = {}
     for problem, group in evaluation.rewards.items():
@@ -142,7 +142,7 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
 
 
 def training_curves(directory: Path) -> dict[str, list[float]]:
-    """The kept scalars of a run; those logged at every optimizer step as means over a rollout.
+    """Read the kept scalars of a run; those logged at every optimizer step as means over a rollout.
 
     A run that was resumed wrote several files; of a step logged twice the later value counts.
     """
@@ -172,7 +172,7 @@ def _processor() -> str:
 
 
 def test_jobs(plan: StudyPlan, table: Table, num_samples: int, results: Path) -> Iterator[Job]:
-    """Jobs on the test problems, seed by seed, so that a run cut short has all arms."""
+    """List the jobs on the test problems, seed by seed, so that a run cut short has all arms."""
     for seed in table.seeds:
         for arm in table.arms:
             rate = tuned_learning_rate(plan, results, table.benchmark, arm, table.tuned_for)

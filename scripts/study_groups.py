@@ -18,7 +18,7 @@ GROUPS = ("usual readings, no misleading habit", "one", "two or more", "a less u
 
 
 def group_of(pipeline: Pipeline, variant: Variant) -> str:
-    """The group of a problem."""
+    """Name the group of a problem."""
     if any(p.rare_meaning == s.operation for p, s in zip(pipeline.phrases, pipeline.steps, strict=True)):
         return GROUPS[3]
     families = ("start", *(OPERATIONS[phrase.meaning].family for phrase in pipeline.phrases))
@@ -28,13 +28,13 @@ def group_of(pipeline: Pipeline, variant: Variant) -> str:
 
 @cache
 def test_groups(benchmark: str) -> dict[str, str]:
-    """Test problem -> its group."""
+    """Map every test problem to its group."""
     variant = VARIANTS[benchmark]
     return {problem.id: group_of(pipeline, variant) for problem, pipeline in make_splits(variant)["test"]}
 
 
 def group_table(rows: Sequence[tuple[str, Sequence[Result]]], k: int) -> str:
-    """max@1 and max@k per group of test problems, means over seeds; rows are (label, one result per seed)."""
+    """Tabulate max@1 and max@k per group of test problems, means over seeds; rows are (label, one result per seed)."""
     first = rows[0][1][0]
     group_by_problem = test_groups(first.job.benchmark)
     counts = Counter(group_by_problem[problem] for problem in first.rewards)

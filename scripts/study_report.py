@@ -47,9 +47,9 @@ from maxk_lightning.evaluation.paired import holm
 PAGE = Path("docs/results.md")
 PAPER_BENCHMARK = "CodeContests"
 NUM_TRAINING_POINTS = 8
-"Training curves are means over so many rollouts: every rollout has other prompts."
+"Number of rollouts over which training curves are means: every rollout has other prompts."
 SPREAD_HEADS = ("entropy, nats", "different programs", "drift")
-"Columns of `_spread`."
+"Headings of the columns of `_spread`."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +57,14 @@ class Method:
     """An arm with all seeds of a table, as tables and figures of the package take it."""
 
     name: str
-    "Label."
+    "Label of the arm."
     benchmark: str
     "Variant of the built-in benchmark, and how many seeds."
     results: Sequence[Result]
-    "One per seed."
+    "Results, one per seed."
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Means over problems and seeds, with the interval over both."""
+        """Compute means over problems and seeds, with the interval over both."""
         points = []
         for place, k in enumerate(self.results[0].ks):
             values = [r.max_at_k_PK if metric == "max_at_k" else r.pass_at_k_PK for r in self.results]
@@ -78,17 +78,17 @@ class Comparison:
     """One arm against another at one k."""
 
     arm: str
-    "Whose gain it is."
+    "Arm whose gain it is."
     against: str
-    "Over whom."
+    "Arm over which it gains."
     k: int
-    "Samples that the best is taken of."
+    "Number of samples k of which the best is taken."
     test: CrossedTest
-    "Of arm minus against."
+    "Test of arm minus against."
 
 
 def finished(plan: StudyPlan, results: Path, planned: Table) -> dict[str, dict[int, Result]]:
-    """Arm -> planned seed -> result at the tuned learning rate; arms without a result are left out."""
+    """Collect arm -> planned seed -> result at the tuned learning rate; arms without a result are left out."""
     rates = {arm: tuned_learning_rate(plan, results, planned.benchmark, arm, planned.tuned_for) for arm in planned.arms}
     found: dict[str, dict[int, Result]] = {arm: {} for arm in planned.arms}
     for result in read_all(results, planned.benchmark, "test"):
@@ -98,7 +98,7 @@ def finished(plan: StudyPlan, results: Path, planned: Table) -> dict[str, dict[i
 
 
 def methods(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Method]:
-    """Arms with the planned seeds that all of them have: a study under way has some arms further than others."""
+    """List arms with the planned seeds that all of them have: a study under way has some arms further than others."""
     seeds = [seed for seed in planned.seeds if all(seed in of_seed for of_seed in found.values())]
     benchmark = f"{planned.benchmark}, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
     return [
@@ -109,7 +109,7 @@ def methods(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned:
 
 
 def comparisons(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Comparison]:
-    """The tests of a table at the tested ks, over the seeds that both arms have; no pair twice."""
+    """Make the tests of a table at the tested ks, over the seeds that both arms have; no pair twice."""
     tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
     pairs: list[tuple[str, str]] = []
     for pair in ((arm, other) for other in planned.against for arm in found if arm != BASE):
@@ -127,7 +127,7 @@ def comparisons(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], plan
 
 
 def test_table(plan: StudyPlan, tests: Sequence[Comparison]) -> str:
-    """Differences with intervals, in bold where the corrected p-value is below 5 %."""
+    """Print differences with intervals, in bold where the corrected p-value is below 5 %."""
     corrected = holm([comparison.test.p_value for comparison in tests])
     cells: dict[tuple[str, str], list[str]] = {}
     for comparison, p in zip(tests, corrected, strict=True):
@@ -142,7 +142,7 @@ def test_table(plan: StudyPlan, tests: Sequence[Comparison]) -> str:
 
 
 def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
-    """Validation scores of all tries, with max@1 and the largest max@k; chosen ones in bold. The base has no rate."""
+    """Print validation scores of all tries (max@1, largest max@k), chosen ones in bold. The base has no rate."""
     rates = plan.benchmarks[benchmark]["learning_rates"]
     rows = []
     for arm in plan.arms:
@@ -161,7 +161,7 @@ def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
 
 
 def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
-    """Name and content of what belongs into docs/results.md."""
+    """Yield name and content of every block of docs/results.md."""
     for benchmark in plan.benchmarks:
         yield f"tuning {benchmark}", tuning_table(plan, results, benchmark)
     for name, planned in plan.tables.items():
@@ -207,7 +207,7 @@ def _spread(row: Method) -> list[str]:
 
 
 def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
-    """Name and figure."""
+    """Yield name and figure."""
     for name in plan.drawn_tables:
         rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
         if rows:
@@ -265,7 +265,7 @@ def _dress(axes: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def filled(page: str, contents: Mapping[str, str]) -> str:
-    """The page with its blocks replaced.
+    """Replace the blocks of the page.
 
     Raises:
         ValueError: the page has a block that no content is known for.

@@ -30,7 +30,7 @@ class RolloutCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when `every_n_train_steps` is due amid a rollout."""
+        """Save when `every_n_train_steps` is due in the middle of a rollout."""
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

@@ -14,7 +14,7 @@ class GlossaryWriter(Callback):
     """Writes `metrics.md` to TensorBoard's text page once per run."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, unless this run goes on with an earlier one."""
+        """Write it, unless this run resumes an earlier one."""
         if trainer.global_step:
             return
         for writer in tensorboard_writers(trainer):

@@ -12,7 +12,7 @@ from scipy.special import ndtr, ndtri
 Floats = NDArray[np.float64]
 NUM_RESAMPLES = 9999
 CHUNK_ELEMENTS = 4_000_000
-"Resampling counts that are alive at a time; bounds the memory."
+"Number of resampling counts that are alive at a time; bounds the memory."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +20,12 @@ class Bootstrap:
     """Means of resampled problems."""
 
     means_RK: Floats
-    "One row per resample."
+    "Means, one row per resample."
     values_PK: Floats
-    "Number that was resampled."
+    "Values that were resampled."
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
-        """Bias-corrected and accelerated interval of the mean (Efron 1987): low_K and high_K.
+        """Compute the bias-corrected and accelerated interval of the mean (Efron 1987): low_K and high_K.
 
         A column whose values are all equal has the interval [value, value]; fewer than two problems have none (NaN).
         """
@@ -43,7 +43,7 @@ class Bootstrap:
         return bounds[0], bounds[1]
 
     def p_value(self) -> Floats:
-        """Two-sided p-value, per column, of the hypothesis that the mean is 0: resamples are shifted to obey it."""
+        """Compute the two-sided p-value, per column, of a mean of 0: resamples are shifted to obey it."""
         mean_K = self.values_PK.mean(axis=0)
         # A mean of equal numbers need not be that number to the last bit: such noise must not count as less extreme.
         is_as_extreme_RK = np.abs(self.means_RK - mean_K) >= np.abs(mean_K) - 1e-12

@@ -1,4 +1,4 @@
-"""Everything that `compare` says about the runs on one benchmark."""
+"""The comparison of the runs on one benchmark."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from maxk_lightning.evaluation.runs import PublishedRun, Run, published
 from maxk_lightning.evaluation.tables import Table, table
 
 ALPHA = 0.05
-"A corrected p-value below it is called significant."
+"Level below which a corrected p-value is called significant."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,28 +18,28 @@ class Comparison:
     """Runs on one benchmark, each against the baseline."""
 
     benchmark: str
-    "Benchmark that was measured on."
+    "Name of the benchmark."
     baseline: Run
-    "Name of the run that the others are compared with."
+    "Run that the others are compared with."
     others: tuple[Run, ...]
-    "Runs in the order in which they were given."
+    "Other runs, in the order given."
     tables: tuple[Table, ...]
-    "One per metric."
+    "Tables, one per metric."
     published: tuple[Table, ...]
-    "The paper's tables of this benchmark; empty for others."
+    "Tables of the paper for this benchmark; empty for others."
     tests: Mapping[tuple[Metric, str], Sequence[PairedTest]]
     "Tests by metric and name of the other run."
     best_against_second: Mapping[Metric, Sequence[PairedTest]]
-    "The paper's test; empty for fewer than three runs, where it says nothing new."
+    "Tests of the paper's kind; empty for fewer than three runs, where they say nothing new."
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """The baseline, then the others."""
+        """List the baseline, then the others."""
         return (self.baseline, *self.others)
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know before trusting the numbers."""
+        """List what a reader must know before trusting the numbers."""
         notes = [f"{run.name}: {note}" for run in self.runs for note in run.summary.notes]
         for run in self.others:
             num_unshared = len(run.rewards.keys() ^ self.baseline.rewards.keys())
@@ -51,7 +51,7 @@ class Comparison:
         return notes
 
     def conclusions(self) -> list[str]:
-        """One sentence per other run and metric."""
+        """Write one sentence per other run and metric."""
         return [f"{name}: {conclusion(tests, LABELS[metric])}" for (metric, name), tests in self.tests.items()]
 
 
@@ -75,7 +75,7 @@ def compare_benchmarks(runs: Sequence[Run], baseline: str | None = None) -> list
 
 
 def conclusion(tests: Sequence[PairedTest], label: str) -> str:
-    """Where the corrected signed-rank test sees a difference, in words.
+    """Say in words where the corrected signed-rank test sees a difference.
 
     Raises:
         ValueError: there is no test.
@@ -101,7 +101,7 @@ def _ks(ks: Sequence[int], tests: Sequence[PairedTest]) -> str:
 
 
 def published_tables(benchmark: str) -> list[Table]:
-    """The paper's tables of a data set, as it prints them: rows that give the same ks stand together."""
+    """Make the paper's tables of a data set as it prints them: rows with the same ks in one table."""
     rows = [run for run in published() if _letters(run.benchmark) in _letters(benchmark)]
     found = []
     for metric in METRICS:

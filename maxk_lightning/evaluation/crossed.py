@@ -17,16 +17,16 @@ from maxk_lightning.evaluation.estimates import LEVEL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossedTest:
-    """A mean difference and what is known of it."""
+    """A mean difference with its interval and p-value."""
 
     difference: float
-    "Mean over problems and seeds."
+    "Mean difference over problems and seeds."
     low: float
     "Lower end of its interval; NaN where nothing can be said: one problem."
     high: float
-    "Upper end."
+    "Upper end of its interval."
     p_value: float
-    "Two-sided, of the hypothesis that the mean is 0."
+    "Two-sided p-value of the hypothesis that the mean is 0."
     degrees_of_freedom: float
     "Degrees of freedom of the t distribution behind interval and p-value."
 

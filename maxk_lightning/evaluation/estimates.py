@@ -27,24 +27,24 @@ class Estimate:
     """One point of a curve."""
 
     k: int
-    "Samples that the best is taken of."
+    "Number of samples k of which the best is taken."
     value: float
-    "Mean over problems."
+    "Mean value over problems."
     low: float | None = None
     "Lower end of the bootstrap interval over problems; None where there is none."
     high: float | None = None
-    "Upper end."
+    "Upper end of the interval."
     num_problems: int | None = None
     "Problems with at least k samples; None where unknown (published numbers)."
 
 
 def rewards_of(groups: Mapping[str, Sequence[Sample]]) -> dict[str, list[float]]:
-    """Rewards of the scored samples of each problem."""
+    """Collect the rewards of the scored samples of each problem."""
     return {id_: [sample.reward for sample in group if sample.reward is not None] for id_, group in groups.items()}
 
 
 def ladder(num_samples: int) -> list[int]:
-    """1, 2, 4, ..., n; n itself closes the ladder also where it is no power of two.
+    """List 1, 2, 4, ..., n; n itself closes the ladder also where it is no power of two.
 
     >>> ladder(12)
     [1, 2, 4, 8, 12]
@@ -54,7 +54,7 @@ def ladder(num_samples: int) -> list[int]:
 
 
 def per_problem(rewards: Mapping[str, Sequence[float]], metric: Metric, ks: Sequence[int]) -> Floats:
-    """max@k or pass@k of every problem, in order, at every k; NaN where a problem has fewer than k scored samples."""
+    """Estimate max@k or pass@k of every problem, in order, at every k; NaN where it has fewer than k scored samples."""
     values = np.full((len(rewards), len(ks)), np.nan)
     rows_of_size: dict[int, list[int]] = {}
     for row, group in enumerate(rewards.values()):
@@ -71,7 +71,7 @@ def per_problem(rewards: Mapping[str, Sequence[float]], metric: Metric, ks: Sequ
 
 
 def estimates(rewards: Mapping[str, Sequence[float]], metric: Metric) -> tuple[Estimate, ...]:
-    """The curve over k = 1, 2, 4, ..., n, each k over the problems with at least k scored samples."""
+    """Draw up the curve over k = 1, 2, 4, ..., n, each k over the problems with at least k scored samples."""
     ks = ladder(max(map(len, rewards.values()), default=0))
     values = per_problem(rewards, metric, ks)
     points: list[Estimate] = []

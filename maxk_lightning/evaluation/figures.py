@@ -32,16 +32,16 @@ class HasCurves(Protocol):
 
     @property
     def name(self) -> str:
-        """As the legend shows it."""
+        """Name in the legend."""
         ...
 
     @property
     def benchmark(self) -> str:
-        """What it was measured on."""
+        """Name of the benchmark."""
         ...
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Points over k; empty where the metric is unknown."""
+        """Return the points over k; none where the metric is unknown."""
         ...
 
 
@@ -67,7 +67,7 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Fi
 
 
 def curve_figure(lines: Curves, label: str) -> Figure:
-    """One panel of curves, for TensorBoard."""
+    """Draw one panel of curves, for TensorBoard."""
     figure = _figure(*PANEL)
     axes = figure.add_subplot()
     draw_curves(axes, lines, label, list(lines))
@@ -76,7 +76,7 @@ def curve_figure(lines: Curves, label: str) -> Figure:
 
 
 def draw_curves(axes: Axes, lines: Curves, label: str, names: Sequence[str]) -> None:
-    """Lines over k on a log2 axis; a name's place in `names` decides its look, the same in every panel."""
+    """Draw lines over k on a log2 axis; a name's place in `names` decides its look, the same in every panel."""
     ks: set[int] = set()
     for name, points in lines.items():
         if not points:
@@ -144,7 +144,7 @@ def solve_rates(baseline: Mapping[str, float], trained: Mapping[str, float], nam
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element, the same bytes for the same figure."""
+    """Write the figure as an `<svg>` element, the same bytes for the same figure."""
     text = io.StringIO()
     with rc_context({"svg.hashsalt": "maxk"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
@@ -152,7 +152,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def look(place: int) -> tuple[str, str, str]:
-    """Colour, marker and line style of the line at a place: no two of the first 32 are the same."""
+    """Choose colour, marker and line style of the line at a place: no two of the first 32 are the same."""
     dash = DASHES[place // len(COLOURS) % len(DASHES)]
     return COLOURS[place % len(COLOURS)], next(islice(cycle(MARKERS), place, None)), dash
 

@@ -13,15 +13,15 @@ class Cell:
     """One cell of a sortable table."""
 
     text: str
-    "Text of the cell."
+    "Text as shown."
     value: float | str | None = None
-    "Key of sorting; None: empty, which sorts last."
+    "Key for sorting; None: an empty cell, which sorts last."
     css: str = ""
-    "Class."
+    "CSS class."
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole page that needs nothing but itself."""
+    """Write a whole page that needs nothing but itself."""
     style, script = (HERE / "report.css").read_text("utf-8"), (HERE / "report.js").read_text("utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -36,7 +36,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def sortable(headings: Sequence[str], rows: Sequence[Sequence[Cell]], css: str = "scroll") -> str:
-    """A table whose headings sort it; it scrolls inside its own box where the screen is too narrow."""
+    """Write a table whose headings sort it; it scrolls inside its own box where the screen is too narrow."""
     head = "".join(f'<th scope="col"><button type="button">{escape(heading)}</button></th>' for heading in headings)
     body = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return (
@@ -46,12 +46,12 @@ def sortable(headings: Sequence[str], rows: Sequence[Sequence[Cell]], css: str =
 
 
 def number(value: float | None, form: str = ".3f", css: str = "") -> Cell:
-    """A number; None is shown as a hyphen."""
+    """Write a number; None as a hyphen."""
     return Cell(text="-" if value is None else format(value, form), value=value, css=css)
 
 
 def figure(svg: str, caption: str) -> str:
-    """An inline drawing, with its caption as the text for those who cannot see it."""
+    """Write an inline drawing, with its caption as the text for those who cannot see it."""
     image = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" ', 1)
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 

@@ -24,12 +24,12 @@ TEST_HEADINGS = (
 
 
 def to_markdown(comparisons: Sequence[Comparison]) -> str:
-    """Tables, tests and notes of all benchmarks."""
+    """Write tables, tests and notes of all benchmarks."""
     return "\n".join(part for comparison in comparisons for part in _benchmark_parts(comparison))
 
 
 def tables_csv(comparisons: Sequence[Comparison]) -> str:
-    """All values of all tables, one per line, with their intervals; the paper's rows are marked `published`."""
+    """List all values of all tables, one per line, with their intervals; the paper's rows are marked `published`."""
     lines: list[str] = []
     for comparison in comparisons:
         for source, tables in (("here", comparison.tables), ("published", comparison.published)):
@@ -41,7 +41,7 @@ def tables_csv(comparisons: Sequence[Comparison]) -> str:
 
 
 def tests_csv(comparisons: Sequence[Comparison]) -> str:
-    """All paired tests, unrounded."""
+    """List all paired tests, unrounded."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [field.name for field in fields(PairedTest)]
@@ -63,7 +63,7 @@ def questions(comparison: Comparison) -> Iterator[tuple[str, Metric, Sequence[Pa
 
 
 def cells_of(test: PairedTest) -> tuple[str, ...]:
-    """A test under `TEST_HEADINGS`; p-values are the corrected ones."""
+    """Write a test under `TEST_HEADINGS`; p-values are the corrected ones."""
     return (
         str(test.k),
         test.other,
@@ -78,7 +78,7 @@ def cells_of(test: PairedTest) -> tuple[str, ...]:
 
 
 def p_text(p_value: float) -> str:
-    """A p-value as printed; a star marks significance.
+    """Print a p-value; a star marks significance.
 
     >>> p_text(0.03), p_text(0.2), p_text(1e-7)
     ('0.030*', '0.200', '<0.001*')

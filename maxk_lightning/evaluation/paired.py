@@ -14,37 +14,37 @@ from maxk_lightning.evaluation.estimates import LEVEL, Metric, columns_by_proble
 from maxk_lightning.evaluation.runs import Run
 
 DECIMALS = 12
-"Differences are rounded to so many decimals: equal rewards must tie, whatever the last bit of a float64 sum says."
+"Decimals that differences are rounded to: equal rewards must tie, whatever the last bit of a float64 sum says."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedTest:
-    """One k. Differences are other minus baseline."""
+    """The paired test at one k. Differences are other minus baseline."""
 
     k: int
-    "Samples that the best is taken of."
+    "Number of samples k of which the best is taken."
     baseline: str
-    "Name of a run."
+    "Name of the baseline."
     other: str
-    "Name of a run."
+    "Name of the other run."
     num_problems: int
     "Problems with at least k samples in both runs."
     num_gained: int
-    "Problems that the other run does better on."
+    "Problems on which other does better."
     num_lost: int
-    "Problems that the other run does worse on."
+    "Problems on which other does worse."
     difference: float
-    "Mean over problems."
+    "Mean difference over problems."
     low: float
     "Lower end of its bootstrap interval over problems; NaN for one problem."
     high: float
-    "Upper end."
+    "Upper end of the interval."
     effect_size: float
     "Matched-pairs rank-biserial correlation in [-1, 1]: how one-sided the signed ranks are; 0 without a difference."
     wilcoxon_p: float
-    "Wilcoxon signed-rank test, two-sided; problems without a difference are left out, as in the paper."
+    "p-value of the two-sided Wilcoxon signed-rank test; problems without a difference are left out, as in the paper."
     bootstrap_p: float
-    "Paired bootstrap test of the mean difference, two-sided."
+    "p-value of the two-sided paired bootstrap test of the mean difference."
     wilcoxon_holm: float = 1.0
     "`wilcoxon_p` corrected (Holm 1979) for the ks that were tested together."
     bootstrap_holm: float = 1.0
@@ -58,7 +58,7 @@ def paired_tests(baseline: Run, other: Run, metric: Metric) -> list[PairedTest]:
 
 
 def best_against_second(runs: Sequence[Run], metric: Metric) -> list[PairedTest]:
-    """The paper's test: at every k the best run against the second best, corrected for the number of ks.
+    """Make the paper's test: at every k the best run against the second best, corrected for the number of ks.
 
     The winner is chosen on the data that it is tested on, so p-values flatter it when many runs are close.
     """

@@ -16,9 +16,9 @@ class Plot:
     """A figure of one benchmark."""
 
     name: str
-    "Stem of its files."
+    "Stem of the names of its files."
     caption: str
-    "Sentence that says what the figure shows."
+    "Caption."
     figure: Figure
     "The drawing."
 
@@ -29,7 +29,7 @@ class Plot:
 
 
 def plots_of(comparison: Comparison, suffix: str = "") -> Iterator[Plot]:
-    """Curves, entropies where the engine told them, and a scatter per other run. Names end with `suffix`."""
+    """Draw curves, entropies where the engine gave them, and a scatter per other run. Names end with `suffix`."""
     benchmark = comparison.benchmark
     for metric in METRICS:
         yield Plot(
@@ -54,7 +54,7 @@ def plots_of(comparison: Comparison, suffix: str = "") -> Iterator[Plot]:
 
 
 def file_stem(text: str) -> str:
-    """A name that every file system takes.
+    """Make a name that every file system takes.
 
     >>> file_stem("curves a/b: c")
     'curves_a-b-_c'

@@ -16,14 +16,14 @@ from maxk_lightning.evaluation.samples import Sample
 from maxk_lightning.evaluation.tables import Table, cell_text
 
 NUM_PROBLEMS_SHOWN = 12
-"Problems whose programs are shown: those whose solve rates differ most, and some that nobody solves."
+"Number of problems whose programs are shown: those whose solve rates differ most, and some that nobody solves."
 NUM_UNSOLVED_SHOWN = 3
 MAX_CHARACTERS = 4000
-"Of a completion; the whole is in samples.jsonl."
+"Characters of a completion that are shown; the whole is in samples.jsonl."
 
 
 def html_report(comparisons: Sequence[Comparison], plots: Mapping[str, Sequence[Plot]]) -> str:
-    """The page; `plots` are the figures of each benchmark."""
+    """Write the page; `plots` are the figures of each benchmark."""
     names = list(dict.fromkeys(run.name for comparison in comparisons for run in comparison.runs))
     title = f"Best-of-N: {' / '.join(names)}"
     body = [f"<h1>{escape(title)}</h1>", _explanation(), _contents(comparisons)]

@@ -1,4 +1,4 @@
-"""What is compared: the outputs of `evaluate`, and the paper's published numbers as if they were runs."""
+"""The things that are compared: the outputs of `evaluate`, and the paper's published numbers as if they were runs."""
 
 import csv
 import json
@@ -28,48 +28,48 @@ class Run:
     """One output of `evaluate`; samples are read when something needs them."""
 
     path: Path
-    "The directory."
+    "Directory of the output."
     summary: Summary
-    "Contents of its summary.json."
+    "Content of its summary.json."
 
     @property
     def name(self) -> str:
-        """As tables and legends show it."""
+        """Name in tables and legends."""
         return self.summary.name
 
     @property
     def benchmark(self) -> str:
-        """What it was measured on."""
+        """Name of the benchmark."""
         return self.summary.benchmark
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Points over k."""
+        """Return the points over k."""
         return self.summary.max_at_k if metric == "max_at_k" else self.summary.pass_at_k
 
     @cached_property
     def samples(self) -> Mapping[str, Sequence[Sample]]:
-        """Samples of every problem."""
+        """Read the samples of every problem."""
         return by_problem(read_samples(self.path / "samples.jsonl"))
 
     @cached_property
     def rewards(self) -> Mapping[str, Sequence[float]]:
-        """Rewards of the scored samples of every problem."""
+        """Collect the rewards of the scored samples of every problem."""
         return rewards_of(self.samples)
 
     @cached_property
     def statements(self) -> Mapping[str, str]:
-        """Statement of every problem, where the output says."""
+        """Read the statement of every problem, where the output says."""
         path = self.path / STATEMENTS
         return dict(pair for _, pair in read_records(path, _statement)) if path.is_file() else {}
 
     @property
     def solve_rates(self) -> Mapping[str, float]:
-        """Share of fully correct samples of every problem that has a scored one."""
+        """Compute the share of fully correct samples of every problem that has a scored one."""
         return {problem.id: problem.solve_rate for problem in self.summary.problems if problem.num_samples}
 
     @property
     def entropy_counts(self) -> Mapping[int, int]:
-        """Tokens in each bin of entropy; empty where the engine did not tell."""
+        """Count the tokens in each bin of entropy; none where the engine gave no entropies."""
         total: Counter[int] = Counter()
         for group in self.samples.values():
             for sample in group:
@@ -82,14 +82,14 @@ class PublishedRun:
     """A row of the paper's tables."""
 
     name: str
-    "The paper's name of the method."
+    "Name of the method in the paper."
     benchmark: str
-    "The paper's name of the data set."
+    "Name of the data set in the paper."
     curves: Mapping[Metric, Sequence[Estimate]]
-    "Without intervals: none were published."
+    "Points over k, without intervals: none were published."
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Points over k; empty where the paper has no such row."""
+        """Return the points over k; none where the paper has no such row."""
         return self.curves.get(metric, ())
 
 
@@ -112,7 +112,7 @@ def load(*paths: str | Path) -> list[Run]:
 
 
 def published(benchmark: str | None = None) -> list[PublishedRun]:
-    """The paper's numbers (arXiv:2510.23393, Tables 1-14), on one data set or on all."""
+    """Read the paper's numbers (arXiv:2510.23393, Tables 1-14), on one data set or on all."""
     curves_of: dict[tuple[str, str], dict[Metric, list[Estimate]]] = {}
     with PAPER_TABLES.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -127,7 +127,7 @@ def published(benchmark: str | None = None) -> list[PublishedRun]:
 
 
 def write_statements(problems: Sequence[Problem], directory: Path) -> None:
-    """Write what the policy was asked, for readers of reports; tests, which can be large, are left out."""
+    """Write ids and statements of the problems, for readers of reports; tests, which can be large, are left out."""
     lines = [json.dumps({"id": problem.id, "prompt": problem.prompt}) + "\n" for problem in problems]
     (directory / STATEMENTS).write_text("".join(lines), encoding="utf-8")
 

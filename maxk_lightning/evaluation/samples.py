@@ -19,23 +19,23 @@ class Sample:
     """One scored completion, as a line of samples.jsonl; the fields are the keys."""
 
     id: str
-    "Problem."
+    "Id of the problem."
     sample: int
     "Index in its group, from 0."
     completion: str
     "Text of the completion."
     reward: float | None
-    "None: could not be scored, left out of its group."
+    "Reward; None: could not be scored, left out of its group."
     verdicts: tuple[Verdict, ...]
-    "One per test; empty for rewards that run no tests."
+    "Verdicts, one per test; empty for rewards that run no tests."
     finish_reason: FinishReason
     "`length`: truncated."
     num_tokens: int
-    "Sampled tokens, the stop token included."
+    "Number of sampled tokens, the stop token included."
     mean_entropy: float | None
     "Mean over tokens of the sampling distribution's entropy, in nats; None where the engine does not tell."
     entropy_counts: Mapping[int, int]
-    "Bin number (entropy / ENTROPY_BIN, rounded down) -> tokens; empty where the engine does not tell."
+    "Counts: bin number (entropy / ENTROPY_BIN, rounded down) -> tokens; empty where the engine does not tell."
 
 
 SAMPLE_KEYS = tuple(field.name for field in fields(Sample))

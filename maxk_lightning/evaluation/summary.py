@@ -1,4 +1,4 @@
-"""What one evaluation says: its curves, problem by problem, and how the completions were."""
+"""The summary of one evaluation: its curves, its problems and its completions."""
 
 import json
 import math
@@ -14,22 +14,22 @@ from maxk_lightning.rewards.extraction import extract_code
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemSummary:
-    """One problem."""
+    """The samples of one problem."""
 
     id: str
     "Id of the problem."
     num_samples: int
-    "Scored samples."
+    "Number of scored samples."
     num_missing: int
-    "Samples that could not be scored."
+    "Number of samples that could not be scored."
     num_solved: int
-    "Fully correct samples."
+    "Number of fully correct samples."
     mean_reward: float | None
-    "Over scored samples; None without any."
+    "Mean over scored samples; None without any."
     best_reward: float | None
-    "Over scored samples; None without any."
+    "Largest of scored samples; None without any."
     num_distinct: int
-    "Different programs in the group."
+    "Number of different programs in the group."
 
     @property
     def solve_rate(self) -> float:
@@ -39,16 +39,16 @@ class ProblemSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
-    """Where the wall-clock time went."""
+    """Wall-clock times of the parts of an evaluation."""
 
     generating: float = 0.0
-    "Sampling completions."
+    "Seconds of sampling completions."
     scoring: float = 0.0
-    "Judging them; runs beside generating."
+    "Seconds of judging them; runs beside generating."
     waiting: float = 0.0
-    "The part of scoring that generating had to wait for."
+    "Seconds of scoring that generating had to wait for."
     analysing: float = 0.0
-    "Computing this summary."
+    "Seconds of computing this summary."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,33 +60,33 @@ class Summary:
     benchmark: str
     "Name of the set of problems; runs on the same benchmark are compared problem by problem."
     num_problems: int
-    "P"
+    "Number of problems P."
     num_samples: int
-    "n, the size of the largest group."
+    "Size n of the largest group."
     num_missing: int
-    "Samples that could not be scored; they are left out of their groups."
+    "Number of samples that could not be scored; they are left out of their groups."
     max_at_k: tuple[Estimate, ...]
-    "For k = 1, 2, 4, ..., n."
+    "Curve for k = 1, 2, 4, ..., n."
     pass_at_k: tuple[Estimate, ...]
-    "For k = 1, 2, 4, ..., n."
+    "Curve for k = 1, 2, 4, ..., n."
     truncation_rate: float
     "Share of completions cut at the token limit."
     no_code_rate: float
     "Share of completions without a program."
     mean_tokens: float
-    "Per completion."
+    "Mean length of a completion."
     mean_entropy: float | None
-    "Per token, in nats; None where the engine does not tell."
+    "Mean entropy of a token, in nats; None where the engine does not tell."
     distinct_rate: float
-    "Different programs / samples, averaged over problems."
+    "Rate of different programs per sample, averaged over problems."
     seconds: Seconds
-    "Seconds by what they were spent on."
+    "Wall-clock times."
     problems: tuple[ProblemSummary, ...]
-    "One per problem."
+    "Problems, one by one."
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know before trusting the numbers; empty when there is nothing."""
+        """List what a reader must know before trusting the numbers; nothing when there is nothing."""
         notes = []
         if self.num_missing:
             notes.append(f"{self.num_missing} samples could not be scored and were left out of their groups.")

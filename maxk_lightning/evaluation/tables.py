@@ -11,33 +11,33 @@ from maxk_lightning.evaluation.figures import LABELS, HasCurves
 
 Mark = Literal["best", "second"]
 DIGITS = 3
-"Decimals that the paper prints; equal in print is equal in rank."
+"Decimals that the paper prints; values that are equal in print are equal in rank."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One method."""
+    """The row of a method."""
 
     name: str
     "Name of the method."
     points: dict[int, Estimate]
-    "Values by k; a k without one leaves its cell empty."
+    "Values by k; a k without a value leaves its cell empty."
     marks: dict[int, Mark]
     "Cells to set off."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One benchmark and metric; `str(table)` is Markdown."""
+    """The table of one benchmark and metric; `str(table)` is Markdown."""
 
     benchmark: str
-    "Benchmark that was measured on."
+    "Name of the benchmark."
     metric: Metric
-    "Metric that was measured."
+    "Name of the metric."
     ks: tuple[int, ...]
-    "Columns."
+    "Values of k, one per column."
     rows: tuple[Row, ...]
-    "Rows in the order in which they were given."
+    "Rows, in the order given."
 
     @property
     def title(self) -> str:
@@ -60,7 +60,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
-        """One line per value, unrounded, with interval and mark."""
+        """List one line per value, unrounded, with interval and mark."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["dataset", "metric", "method", "k", "value", "low", "high", "num_problems", "mark"])
@@ -73,13 +73,13 @@ class Table:
 
 
 def tables(runs: Sequence[HasCurves], metrics: Sequence[Metric]) -> list[Table]:
-    """One table per benchmark and metric, in the order of the runs."""
+    """Make one table per benchmark and metric, in the order of the runs."""
     benchmarks = dict.fromkeys(run.benchmark for run in runs)
     return [table(runs, metric, benchmark) for benchmark in benchmarks for metric in metrics]
 
 
 def table(runs: Sequence[HasCurves], metric: Metric = "max_at_k", benchmark: str | None = None) -> Table:
-    """The table of one benchmark (None: the only one there is); runs without the metric are left out.
+    """Make the table of one benchmark (None: the only one there is); runs without the metric are left out.
 
     Raises:
         ValueError: there is no run, or several benchmarks and none is named.
@@ -101,7 +101,7 @@ def table(runs: Sequence[HasCurves], metric: Metric = "max_at_k", benchmark: str
 
 
 def cell_text(row: Row, k: int) -> str:
-    """The value as printed; a hyphen where there is none."""
+    """Print a value; a hyphen where there is none."""
     return f"{row.points[k].value:.{DIGITS}f}" if k in row.points else "-"
 
 

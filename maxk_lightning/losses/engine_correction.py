@@ -25,12 +25,12 @@ else:
 
 
 class EngineCorrection(Protocol):
-    """Weights for the tokens' losses. Users plug in their own class by class path."""
+    """Turns two log-probs of each token into a weight of its loss."""
 
     def __call__(
         self, trainer_logprobs_BT: AnyTensor, engine_logprobs_BT: AnyTensor, mask_BT: AnyTensor, /
     ) -> AnyTensor:
-        """weights_BT, float32, detached; what it says of masked tokens does not matter."""
+        """Compute weights_BT, float32, detached; those of masked tokens do not matter."""
         ...
 
 
@@ -54,14 +54,14 @@ class TruncatedWeights(EngineCorrection):
     cap: float = 2.0
     "Largest weight, at least 1."
     per_sequence: bool = False
-    "True: one ratio per completion, the product over its tokens."
+    "Whether there is one ratio per completion, the product over its tokens."
 
     def __post_init__(self) -> None:
         if not self.cap >= 1.0:
             raise ValueError(f"`cap` is {self.cap}, must be at least 1")
 
     def __call__(self, trainer_logprobs_BT: Tensor, engine_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """See `EngineCorrection`."""
+        """Compute the weights; see `EngineCorrection`."""
         logprobs = _both(trainer_logprobs_BT, engine_logprobs_BT, mask_BT, self.per_sequence)
         return truncated_importance_weights(*logprobs, cap=self.cap).expand(mask_BT.shape)
 
@@ -71,18 +71,18 @@ class MaskedWeights(EngineCorrection):
     """The ratio inside [low, high], else 0."""
 
     low: float = 0.5
-    "Tokens that the trainer finds less likely than this share are left out; in [0, 1]."
+    "Smallest ratio that is kept; in [0, 1]."
     high: float = 5.0
-    "Tokens that the trainer finds more likely than this multiple are left out; at least 1."
+    "Largest ratio that is kept; at least 1."
     per_sequence: bool = False
-    "True: one ratio per completion, the product over its tokens; the whole completion is kept or left out."
+    "Whether there is one ratio per completion, the product over its tokens; it is kept or left out as a whole."
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.low <= 1.0 <= self.high:
             raise ValueError(f"`low` is {self.low} and `high` {self.high}, must satisfy 0 <= low <= 1 <= high")
 
     def __call__(self, trainer_logprobs_BT: Tensor, engine_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """See `EngineCorrection`."""
+        """Compute the weights; see `EngineCorrection`."""
         logprobs = _both(trainer_logprobs_BT, engine_logprobs_BT, mask_BT, self.per_sequence)
         return masked_importance_weights(*logprobs, low=self.low, high=self.high).expand(mask_BT.shape)
 

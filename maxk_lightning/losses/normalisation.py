@@ -20,13 +20,13 @@ class StepCounts:
     """Global counts of the optimizer batch."""
 
     num_prompts: int
-    "P over all micro-batches and ranks."
+    "Prompts P over all micro-batches and ranks."
     num_completions: int
-    "N, completions per prompt."
+    "Completions per prompt, N."
     total_tokens: int
     "Completion tokens over all micro-batches and ranks."
     max_tokens: int
-    "Longest completion that sampling allows (not the longest sampled)."
+    "Tokens of the longest completion that sampling allows (not of the longest sampled)."
 
 
 def weights_by_sequence(mask_BT: Tensor, num_prompts: int) -> Tensor:
@@ -46,7 +46,7 @@ def weights_by_constant(mask_BT: Tensor, num_prompts: int, max_tokens: int) -> T
 
 
 def token_weights(normalisation: Normalisation) -> Callable[[Tensor, StepCounts], Tensor]:
-    """The weights a config names: a function of mask_BT and the batch's counts. ValueError for an unknown name."""
+    """Return the weights that a config names: a function of mask_BT and the counts. ValueError for an unknown name."""
     if normalisation not in _BY_NAME:
         raise ValueError(f"`normalisation` is {normalisation!r}, must be one of {', '.join(_BY_NAME)}")
     return _BY_NAME[normalisation]

@@ -20,10 +20,10 @@ from maxk_lightning.objectives import LOG_RATIO_LIMIT, Objective
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTerms:
-    """What a policy loss says of every token."""
+    """The terms of a policy loss, token by token."""
 
     loss_BT: Tensor
-    "Unweighted, float32 or wider; 0 where masked."
+    "Losses of the tokens, unweighted, float32 or wider; 0 where masked."
     is_clipped_BT: Tensor
     "Whether a clip cut off the gradient (CISPO: bounded the ratio) of a token; False where masked."
 
@@ -41,13 +41,13 @@ class PolicyLoss(Protocol):
 
     @property
     def accepts_ratio_credits(self) -> bool:
-        """True for losses that multiply grad log pi by the credit alone, as credits that contain the ratio need."""
+        """Whether it multiplies grad log pi by the credit alone, as credits that contain the ratio need."""
         ...
 
     def __call__(
         self, logprobs_BT: AnyTensor, behaviour_logprobs_BT: AnyTensor, credits_B: AnyTensor, mask_BT: AnyTensor, /
     ) -> AnyTerms:
-        """Loss of every token; only `logprobs_BT` carries gradient."""
+        """Compute the loss of every token; only `logprobs_BT` carries gradient."""
         ...
 
 
@@ -69,7 +69,7 @@ class ScoreFunction(PolicyLoss):
     def __call__(
         self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
     ) -> LossTerms:
-        """See `PolicyLoss`; nothing clips."""
+        """Compute the losses; see `PolicyLoss`. Nothing clips."""
         logprobs_BT = masked(logprobs_BT, mask_BT)
         loss_BT = -credits_B.to(logprobs_BT.dtype).unsqueeze(-1) * logprobs_BT
         return LossTerms(loss_BT=loss_BT, is_clipped_BT=torch.zeros_like(mask_BT, dtype=torch.bool))
@@ -86,11 +86,11 @@ class ClippedSurrogate(PolicyLoss):
 
     accepts_ratio_credits: ClassVar[bool] = False
     clip_low: float = 0.2
-    "Ratios of tokens to be made less likely are followed down to 1 - clip_low; in (0, 1]."
+    "Lower clip, in (0, 1]: ratios of tokens to be made less likely are followed down to 1 - clip_low."
     clip_high: float | None = None
-    "Ratios of tokens to be made more likely are followed up to 1 + clip_high; None: the same as clip_low."
+    "Upper clip: ratios of tokens to be made more likely are followed up to 1 + clip_high; None: the same as clip_low."
     dual_clip: float | None = None
-    "Ratios of tokens to be made less likely are followed up to this; above 1 + clip_high; None: without bound."
+    "Bound above 1 + clip_high on ratios of tokens to be made less likely; None: no bound."
 
     def __post_init__(self) -> None:
         check_clips(self.clip_low, self.clip_high, self.dual_clip)
@@ -98,7 +98,7 @@ class ClippedSurrogate(PolicyLoss):
     def __call__(
         self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
     ) -> LossTerms:
-        """See `PolicyLoss`."""
+        """Compute the losses; see `PolicyLoss`."""
         ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT).exp()
         clip_high = self.clip_low if self.clip_high is None else self.clip_high
         return clipped_surrogate(ratios_BT, credits_B, mask_BT, self.clip_low, clip_high, self.dual_clip)
@@ -126,7 +126,7 @@ class SequenceClippedSurrogate(PolicyLoss):
     def __call__(
         self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
     ) -> LossTerms:
-        """See `PolicyLoss`."""
+        """Compute the losses; see `PolicyLoss`."""
         log_ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT)
         mean_B1 = log_ratios_BT.sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
         ratios_BT = mean_B1.exp().expand_as(log_ratios_BT)
@@ -144,9 +144,9 @@ class CISPO(PolicyLoss):
 
     accepts_ratio_credits: ClassVar[bool] = False
     ratio_low: float = 0.0
-    "Ratios are raised to this; 0: no lower bound."
+    "Lower bound of ratios; 0: none."
     ratio_high: float = 5.0
-    "Ratios are lowered to this."
+    "Upper bound of ratios."
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.ratio_low < 1.0 < self.ratio_high:
@@ -157,7 +157,7 @@ class CISPO(PolicyLoss):
     def __call__(
         self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
     ) -> LossTerms:
-        """See `PolicyLoss`."""
+        """Compute the losses; see `PolicyLoss`."""
         ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT).exp().detach()
         bounded_BT = ratios_BT.clamp(self.ratio_low, self.ratio_high)
         credits_B1 = credits_B.to(ratios_BT.dtype).unsqueeze(-1)
@@ -182,7 +182,7 @@ def clipped_surrogate(
 
 
 def log_ratios(logprobs_BT: Tensor, other_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """log pi - log other per token within +-LOG_RATIO_LIMIT; 0 where masked, whatever stands there."""
+    """Compute log pi - log other per token within +-LOG_RATIO_LIMIT; 0 where masked, whatever is there."""
     difference_BT = masked(logprobs_BT, mask_BT) - masked(other_logprobs_BT, mask_BT)
     return difference_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
@@ -193,7 +193,7 @@ def masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precisions become float32."""
+    """Turn half precisions into float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

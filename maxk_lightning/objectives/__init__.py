@@ -8,7 +8,7 @@ is max@1 without bias. Does not know yet: `WeightedObjectives` of a few k, or a 
 Training for a k above the one in use costs quality at small k; below it costs diversity.
 
 **How large a group?** n is `num_completions`. max@k needs k <= n and learns best from n of at least 2k: with n = k a
-group is a single subset, only its best sample is told apart, and every baseline but `loo1` is refused.
+group is a single subset, only its best sample differs from the others, and every baseline but `loo1` is refused.
 
 **The pair.** `MaxAtK(k)` with `losses.CISPO()`: on-policy credits, and one bounded ratio per token. It is unbiased in
 the first PPO iteration, and in later ones its cosine is within .02 of the best estimate of max@k, for every n, k,

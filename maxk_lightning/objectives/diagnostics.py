@@ -12,7 +12,7 @@ from maxk_lightning.objectives.subset_law import log_effective_fraction, log_nor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDiagnostics:
-    """Per group; NaN where the group has fewer than k samples, so average with nanmean.
+    """Diagnostics per group; NaN where it has fewer than k samples, so average with nanmean.
 
     They concern credits that contain sequence ratios (`ExactMaxAtK`, `OffPolicyMaxAtK`) and, tempered, `SetAdvantage`;
     on-policy credits in a loss with a ratio per token do not depend on them. Healthy: a standard deviation of log rho

@@ -16,7 +16,7 @@ from maxk_lightning.objectives.on_policy import check_k, check_k_below_n, check_
 from maxk_lightning.objectives.subset_law import subset_law, top_gains
 
 LOG_NORMALISER_LIMIT = 80.0
-"E is kept within e^+-80, which float32 holds; nothing near it can be trusted. `group_diagnostics` has the raw value."
+"Bound on |log E|: float32 holds e^+-80, and nothing near it can be trusted. `group_diagnostics` has the raw value."
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class ExactMaxAtK(Objective):
     k: int
     "Samples that the user will draw, 1 <= k <= num_completions."
     baseline: Literal["centred", "loo1", "none"] = "centred"
-    "What is subtracted; all three are unbiased."
+    "Baseline that is subtracted; all three are unbiased."
     self_normalise: bool = False
-    "True: leave E out. Less variance under drift, biased; at k = n the correction would cancel, so it needs k < n."
+    "Whether E is left out: less variance under drift, biased; needs k < n, as at k = n the correction would cancel."
     ratio_clip: float | None = 1.5
-    "Keep ratios within [1 / ratio_clip, ratio_clip], biased where that binds; None: no bias, no bound (but e^20)."
+    "Bound: ratios stay in [1 / ratio_clip, ratio_clip], biased where that binds; None: no bias, no bound (but e^20)."
 
     def __post_init__(self) -> None:
         check_k(self.k)
@@ -49,7 +49,7 @@ class ExactMaxAtK(Objective):
             raise ValueError(f"`ratio_clip` is {self.ratio_clip}, must be above 1, or null for no clip")
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`. Raises ValueError for k > N, and for k = N where that makes no sense."""
+        """Compute credits; see `Objective`. Raises ValueError for k > N, and for k = N where that makes no sense."""
         check_k_of_n(self.k, rewards_PN, "max@k")
         if self.baseline == "centred":
             check_k_below_n(self.k, rewards_PN, "baseline `centred`")
@@ -68,7 +68,7 @@ class ExactMaxAtK(Objective):
 def sorted_log_ratios(
     groups: SortedGroups, rewards_PN: Tensor, log_ratios_PN: Tensor, ratio_clip: float | None = None
 ) -> Tensor:
-    """Clamped log-ratios in rank order, -inf where missing."""
+    """Bring clamped log-ratios into rank order, -inf where missing."""
     log_ratios_PN = groups.sort_like(clamped_log_ratios(rewards_PN, log_ratios_PN))
     if ratio_clip is not None:
         bound = torch.tensor(ratio_clip, dtype=torch.float64).log().item()

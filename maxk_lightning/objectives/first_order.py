@@ -51,7 +51,7 @@ class OffPolicyMaxAtK(Objective):
     k: int
     "Samples that the user will draw, 1 <= k <= num_completions."
     baseline: Literal["none", "loo1", "mean", "zscore"] = "none"
-    "What is subtracted."
+    "Baseline that is subtracted."
     clamp: float | None = 0.2
     "Bound on |delta|, as in the paper's code, which does not publish its value; None: no bound (but e^20)."
 
@@ -62,7 +62,7 @@ class OffPolicyMaxAtK(Objective):
             raise ValueError(f"`clamp` is {self.clamp}, must be positive, or null for no bound")
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`. Raises ValueError for k > N, and for k = N with a baseline that is zero there."""
+        """Compute credits; see `Objective`. ValueError for k > N, and for k = N with a baseline that is zero there."""
         check_k_of_n(self.k, rewards_PN, "max@k")
         if self.baseline in ("mean", "zscore"):
             check_k_below_n(self.k, rewards_PN, f"baseline `{self.baseline}`")

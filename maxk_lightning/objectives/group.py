@@ -13,7 +13,7 @@ from maxk_lightning.estimators import check_rewards
 LOG_RATIO_LIMIT = 20.0
 "Bound on |log rho| before exp; e^20 = 5e8 times too likely is no longer a correction, only an overflow to come."
 EQUAL_REWARDS_TOLERANCE = 1e-12
-"A standard deviation below this share of the largest value is rounding noise: dividing by it would amplify nothing."
+"Share of the largest value below which a standard deviation is rounding noise: dividing by it would amplify nothing."
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,13 @@ class SortedGroups:
     """Rewards in ascending order, missing samples last."""
 
     rewards_PN: Tensor
-    "float64, ascending; 0 where missing."
+    "Rewards, float64, ascending; 0 where missing."
     is_present_PN: Tensor
     "Whether a rank holds a sample; True for the first n ranks."
     order_PN: Tensor
     "Column of the sample at each rank."
     num_samples_P: Tensor
-    "n, float64."
+    "Number of samples n, float64."
     ranks_PN: Tensor
     "1-based ranks, float64."
     best_P1: Tensor

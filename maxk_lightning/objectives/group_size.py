@@ -1,4 +1,4 @@
-"""Will an objective work with groups of this size? Asked before anything expensive runs."""
+"""The check of an objective against the size of the groups, before anything expensive runs."""
 
 import torch
 from torch import Tensor

@@ -20,16 +20,16 @@ class Objective(Protocol):
     """Turns the rewards of each group into credits. Users plug in their own class by class path.
 
     A class need not inherit from this one, but those that do can be named without their module on the command line.
-    Dataclasses of this kind have no slots: jsonargparse reads the `vars` of an instance that stands as a default.
+    Dataclasses of this kind have no slots: jsonargparse reads the `vars` of an instance used as a default.
     """
 
     @property
     def includes_ratio(self) -> bool:
-        """True: credits contain rho_i and multiply grad log pi directly; False: they are advantages for a surrogate."""
+        """Whether credits contain rho_i and multiply grad log pi directly, or are advantages for a surrogate."""
         ...
 
     def __call__(self, rewards_PN: AnyTensor, log_ratios_PN: AnyTensor, /) -> AnyTensor:
-        """Credits of every sample: credits_PN, float64, without gradient.
+        """Compute the credits of all samples: credits_PN, float64, without gradient.
 
         Args:
             rewards_PN: any float type; NaN marks a missing sample, whose credit is 0.

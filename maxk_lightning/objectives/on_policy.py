@@ -33,14 +33,14 @@ class MaxAtK(Objective):
     k: int
     "Samples that the user will draw, 1 <= k <= num_completions."
     baseline: Literal["centred", "loo1", "zscore", "none"] = "centred"
-    "What is subtracted."
+    "Baseline that is subtracted."
 
     def __post_init__(self) -> None:
         check_k(self.k)
         check_loo1(self.k, self.baseline)
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`. Raises ValueError for k > N, and for k = N with a baseline that is zero there."""
+        """Compute credits; see `Objective`. ValueError for k > N, and for k = N with a baseline that is zero there."""
         check_k_of_n(self.k, rewards_PN, "max@k")
         if self.baseline in ("centred", "zscore"):
             check_k_below_n(self.k, rewards_PN, f"baseline `{self.baseline}`")
@@ -64,7 +64,7 @@ class PassKTraining(Objective):
         check_k(self.k)
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`."""
+        """Compute credits; see `Objective`."""
         check_k_of_n(self.k, rewards_PN, "Pass@k Training")
         check_k_below_n(self.k, rewards_PN, "Pass@k Training")
         groups = sort_groups(rewards_PN)

@@ -31,10 +31,10 @@ class GRPO(Objective):
 
     includes_ratio: ClassVar[bool] = False
     scale_by_std: bool = True
-    "False: leave the division out; then `DrGRPO` says the same."
+    "Whether to divide by the standard deviation; without it, this is `DrGRPO`."
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`. Biased for the mean reward: divides by a std that its own samples make."""
+        """Compute credits; see `Objective`. Biased for the mean reward: divides by a std that its own samples make."""
         require_group_size(rewards_PN.shape[1], 2, "GRPO", ALONE)
         rewards_PN, is_present_PN = present_rewards(rewards_PN)
         advantage = z_scores if self.scale_by_std else deviations
@@ -51,7 +51,7 @@ class DrGRPO(Objective):
     includes_ratio: ClassVar[bool] = False
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`."""
+        """Compute credits; see `Objective`."""
         require_group_size(rewards_PN.shape[1], 2, "DrGRPO", ALONE)
         rewards_PN, is_present_PN = present_rewards(rewards_PN)
         return per_sample(deviations(rewards_PN, is_present_PN), is_present_PN)
@@ -64,7 +64,7 @@ class RLOO(Objective):
     includes_ratio: ClassVar[bool] = False
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`."""
+        """Compute credits; see `Objective`."""
         require_group_size(rewards_PN.shape[1], 2, "RLOO", ALONE)
         rewards_PN, is_present_PN = present_rewards(rewards_PN)
         n_P1 = is_present_PN.sum(-1, keepdim=True, dtype=torch.float64)
@@ -79,7 +79,7 @@ class BonMaxMean(Objective):
     includes_ratio: ClassVar[bool] = False
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`. All tied best samples are rewarded."""
+        """Compute credits; see `Objective`. All tied best samples are rewarded."""
         require_group_size(rewards_PN.shape[1], 2, "BonMaxMean", ALONE)
         rewards_PN, is_present_PN = present_rewards(rewards_PN)
         is_best_PN = rewards_PN == largest(rewards_PN, is_present_PN)
@@ -97,7 +97,7 @@ class BonMaxSecond(Objective):
     includes_ratio: ClassVar[bool] = False
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`."""
+        """Compute credits; see `Objective`."""
         require_group_size(rewards_PN.shape[1], 2, "BonMaxSecond", ALONE)
         rewards_PN, is_present_PN = present_rewards(rewards_PN)
         best_P1 = largest(rewards_PN, is_present_PN)
@@ -117,7 +117,7 @@ class MaxRL(Objective):
     includes_ratio: ClassVar[bool] = False
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`."""
+        """Compute credits; see `Objective`."""
         require_group_size(rewards_PN.shape[1], 2, "MaxRL", ALONE)
         try:
             check_binary(rewards_PN)
@@ -148,7 +148,7 @@ class RSGRPO(Objective):
             raise ValueError(f"`beta` is {self.beta}, must be positive and finite; as beta goes to 0 this is `DrGRPO`")
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`."""
+        """Compute credits; see `Objective`."""
         require_group_size(rewards_PN.shape[1], 2, "RSGRPO", ALONE)
         rewards_PN, is_present_PN = present_rewards(rewards_PN)
         weights_PN = (self.beta * (rewards_PN - largest(rewards_PN, is_present_PN))).exp() * is_present_PN

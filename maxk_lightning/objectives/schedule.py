@@ -53,7 +53,7 @@ class WeightedObjectives(Objective):
 
 
 Mixture = WeightedObjectives
-"Name under which configurations may call it too; `maxk_lightning.data.Mixture` is another thing."
+"Second name of `WeightedObjectives` in configurations; `maxk_lightning.data.Mixture` is another thing."
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 GRID_SIZE = 16
-"Candidates for log lambda in each of two rounds: leaves it within 0.1 for any log-ratios within +-20, close enough."
+"Number of candidates for log lambda in each of two rounds, which leave it within 0.1 for log-ratios within +-20."
 TABLE_BYTES = 2**28
-"Prompts are worked on in pieces whose tables fit in this."
+"Size of the tables of a piece; prompts are worked on in pieces."
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def log_effective_fraction(log_ratios_PN: Tensor, num_samples_P: Tensor, k: int)
 
 
 def subset_law(values_PN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> SubsetLaw:
-    """Moments of the law; values ascending, `log_ratios_PN` -inf at missing ranks."""
+    """Compute the moments of the law; values ascending, `log_ratios_PN` -inf at missing ranks."""
     pieces = _pieces(k, values_PN, log_ratios_PN, num_samples_P)
     moments = [_moments(values, _tilt(log_ratios, n_P, k)) for values, log_ratios, n_P in pieces]
     return SubsetLaw(*(torch.cat(parts) for parts in zip(*moments, strict=True)))

@@ -27,7 +27,7 @@ HUB_TIMEOUT_S = 10.0
 
 
 def resolve_policy(policy: str) -> str:
-    """The directory or hub name behind the config key `model.policy`.
+    """Return the directory or hub name behind the config key `model.policy`.
 
     `builtin` and `builtin-vague` are the tiny policies shipped with this package. A hub name has the form `owner/name`
     and is not looked up here.
@@ -51,7 +51,7 @@ def resolve_policy(policy: str) -> str:
 
 
 def find_policy(policy: str) -> str:
-    """The directory or hub name behind `model.policy`, for libraries that download what is not in their cache.
+    """Return the directory or hub name behind `model.policy`, for libraries that download what is not in their cache.
 
     Raises:
         ValueError: a hub name that is not cached while the hub cannot be reached: said at once, where the libraries
@@ -67,7 +67,7 @@ def find_policy(policy: str) -> str:
             raise OSError("HF_HUB_OFFLINE is set")
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_S)
     except urllib.error.HTTPError:
-        pass  # it answers; what it has to say is told by the library
+        pass  # it answers; the library reports what it says
     except OSError as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if not isinstance(reason, ssl.SSLError):  # certificates are the library's affair
@@ -151,7 +151,7 @@ def load_tokenizer(policy: str) -> "PreTrainedTokenizerBase":
 
 
 def load_stop_tokens(policy: str, tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Tokens that end a completion: the tokenizer's stop token and those of the model's generation_config."""
+    """Collect the tokens that end a completion: the tokenizer's stop token and those of generation_config."""
     from transformers import GenerationConfig
 
     try:
@@ -164,7 +164,7 @@ def load_stop_tokens(policy: str, tokenizer: "PreTrainedTokenizerBase") -> set[i
 
 @cache
 def weight_shapes(policy: str) -> dict[str, torch.Size]:
-    """Names and shapes of all weights of a policy, tied ones included, in their order; no weight is read."""
+    """List names and shapes of all weights of a policy, tied ones included, in their order; no weight is read."""
     with torch.device("meta"):
         model = load_model(policy, has_weights=False)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}

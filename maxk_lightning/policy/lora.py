@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
-"How peft names what stands in the place of an adapted layer: the layer itself, A and B."
+"peft's infixes for the wrapped layer, A and B."
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: see `types.Sampling`
@@ -25,7 +25,7 @@ class LoRA:
     r: int = 32
     "Rank of the adapters."
     alpha: float = 64.0
-    "Adapters are scaled by alpha / r."
+    "Numerator of the scale alpha / r of the adapters."
     target_modules: str | list[str] = "all-linear"
     "Names of the linear layers that get an adapter; `all-linear`: all but the output head."
 
@@ -39,7 +39,7 @@ class LoRA:
 
     @property
     def scaling(self) -> float:
-        """What B A is multiplied by."""
+        """The factor of B A."""
         return self.alpha / self.r
 
 
@@ -68,12 +68,12 @@ def add_adapters(model: "PreTrainedModel", lora: LoRA) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a weight of this name belongs to an adapter."""
+    """Tell whether a weight of this name belongs to an adapter."""
     return DOWN in name or UP in name
 
 
 def merged(named_tensors: Iterable[tuple[str, Tensor]], scaling: float) -> Iterator[tuple[str, Tensor]]:
-    """The plain weights that a model with adapters amounts to, under the names they have without adapters.
+    """Yield the plain weights that a model with adapters amounts to, under the names they have without adapters.
 
     Holds one adapted weight at a time and changes none: W and its A and B must come before the next adapted W, as
     they do in a `state_dict`. The sum is computed in A's type and rounded to W's.
@@ -119,7 +119,7 @@ def check_adapters(checkpoint: dict[str, Any], lora: LoRA | None, policy: str) -
 
 @contextmanager
 def without_adapters(model: "PreTrainedModel") -> Iterator[None]:
-    """Inside, the model computes what it computed before it had adapters."""
+    """Switch the adapters off inside a `with` block."""
     model.disable_adapters()
     try:
         yield

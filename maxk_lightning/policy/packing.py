@@ -26,24 +26,24 @@ class PackedRows:
     """
 
     input_ids_RL: Tensor
-    "int64; 0 where padded."
+    "Token ids, int64; 0 where padded."
     positions_RL: Tensor
     "Position of each token in its own prompt + completion, int64."
     segments_RL: Tensor
-    "`PROMPT`, 1, 2, ... or `PADDING`, int64."
+    "Segment of each token, int64: `PROMPT`, 1, 2, ... or `PADDING`."
     sources_M: Tensor
-    "Index into the flattened rows of the token that predicts each completion token, int64."
+    "Index, into the flattened rows, of the token that predicts each completion token, int64."
     targets_M: Tensor
-    "The completion tokens, completion by completion, int64."
+    "Completion tokens, completion by completion, int64."
     mask_BT: Tensor
-    "True on completion tokens, the first of each completion in column 0."
+    "Mask: True on completion tokens; the first of each completion is in column 0."
     copies_US: Tensor
-    "Index into the flattened rows of the tokens of U rows that hold a single completion; 0 where padded, int64."
+    "Index, into the flattened rows, of the tokens of U rows that hold a single completion; 0 where padded, int64."
     places_RL: Tensor
-    "Index into the flattened U rows of a copy of each token; 0 where padded, int64."
+    "Index, into the flattened U rows, of a copy of each token; 0 where padded, int64."
 
     def to(self, device: torch.device) -> "PackedRows":
-        """The same rows on a device."""
+        """Move the rows to a device."""
         return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
@@ -108,7 +108,7 @@ def _unshared(copies: Sequence[Sequence[int]], shape: torch.Size) -> tuple[Tenso
 
 
 def row_lengths(prompt: Tokens, group: Sequence[Tokens], max_row_tokens: int | None = None) -> list[int]:
-    """Tokens of each row that `pack` makes of a group."""
+    """Count the tokens of each row that `pack` makes of a group."""
     return [len(prompt) + sum(map(len, part)) for part in _parts(len(prompt), group, max_row_tokens)]
 
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenStats:
-    """What one pass of the policy says of given completion tokens."""
+    """Log-probs and entropies of given completion tokens in one pass."""
 
     logprobs_BT: Tensor
-    "log pi of each completion token under the tempered policy, float32, nats, with gradient; 0 where masked."
+    "Log-probs of the completion tokens under the tempered policy, float32, nats, with gradient; 0 where masked."
     entropies_BT: Tensor
-    "Entropy in nats of the distribution of each completion token, float32, no gradient; 0 where masked."
+    "Entropies of the distributions of the completion tokens, float32, nats, no gradient; 0 where masked."
 
 
 register_dataclass(
@@ -40,7 +40,7 @@ class Policy(nn.Module):
     """A causal language model whose forward pass returns log-probs instead of logits.
 
     Only completion tokens are projected to the vocabulary, a chunk at a time (see `projection`), so
-    that the logits never exist as a whole. All of it stands in one `forward`, because a sharded model may only be
+    that the logits never exist as a whole. All of it is in one `forward`, because a sharded model may only be
     entered at its root.
     """
 
@@ -63,7 +63,7 @@ class Policy(nn.Module):
         self._max_positions = max_positions(model)
 
     def forward(self, rows: PackedRows, temperature: float) -> TokenStats:
-        """Log-probs and entropies of the completion tokens.
+        """Compute log-probs and entropies of the completion tokens.
 
         Raises:
             ValueError: a sequence is so long that the model's rotary frequencies depend on its length.

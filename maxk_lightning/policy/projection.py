@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_LOGITS = 2**24
 "Logits computed at a time on a CPU, tokens times vocabulary: 64 MiB in float32."
 CHUNK_LOGITS_GPU = 2**26
-"""The same on a GPU, which reads the head once per chunk: 441 tokens of a vocabulary of 152k. An H200 makes about 400
-multiplications and additions in bfloat16 in the time in which it reads one number."""
+"""The same on a GPU, which reads the head once per chunk: 441 tokens of a vocabulary of 152k. An H200 does about 400
+bf16 FMAs per number read from memory."""
 
 
 def project(
@@ -27,7 +27,7 @@ def project(
     cap: float | None = None,
     chunk_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies (no gradient) of target tokens under softmax(head(hidden) / temperature), float32.
+    """Compute log-probs and entropies (no gradient) of targets under softmax(head(hidden) / temperature), float32.
 
     With `cap` the logits are cap * tanh(head(hidden) / cap), before the temperature.
 

@@ -58,10 +58,10 @@ def _shard(policy: Policy, mesh: DeviceMesh, is_bf16: bool) -> None:
 
 
 def sharded_modules(module: nn.Module) -> list[FSDPModule]:
-    """The modules inside `module` that hold shares."""
+    """List the modules inside `module` that hold shares."""
     return [child for child in module.modules() if isinstance(child, FSDPModule)]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded; all ranks must ask for it together."""
+    """Return the whole of a tensor that may be sharded; all ranks must ask for it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

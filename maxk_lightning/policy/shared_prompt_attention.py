@@ -28,7 +28,7 @@ BLOCK_TOKENS = 256
 """Tokens of a completion that attend together, to all that comes before the last of them: a kernel with a mask skips
 nothing, and the tokens behind a block need not be masked."""
 NO_MASK_1111 = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-"Not looked at; transformers leaves a mask of four dimensions alone, and would make one of its own for None."
+"Mask that nobody reads: transformers leaves four dimensions alone, and would make a mask of its own for None."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,11 @@ class SplitRows:
     """
 
     num_prompt_tokens: int
-    "W."
+    "Width W of the prompts."
     queries_UT: Tensor
-    "Index into the flattened packed rows of each completion's tokens; anything behind its end, int64."
+    "Index, into the flattened packed rows, of each completion's tokens, int64; anything behind its end."
     mask_U1TS: Tensor
-    "True where a completion's token may look in its row of one completion."
+    "Mask: True where a token of a completion may look in its row of one completion."
     places_RL: Tensor
     "Index of each token in the flattened prompts [R, W] followed by the flattened completions [U, T]; 0 where padded."
 

@@ -43,8 +43,8 @@ class StepGuard:
         if self._num_drifted == NUM_DRIFTED and self._includes_ratio:
             logger.warning(
                 "log rho has spread by more than %g within groups for %s steps (%.2g now): products of sequence ratios "
-                "say little there. Take model.objective: MaxAtK, which has none, with model.policy_loss: CISPO; or fewer "
-                "data.num_ppo_iterations, or a smaller model.optimizer.lr",
+                "say little there. Take model.objective: MaxAtK, which has none, with model.policy_loss: CISPO; or "
+                "fewer data.num_ppo_iterations, or a smaller model.optimizer.lr",
                 MAX_LOG_RATIO_STD, NUM_DRIFTED, spread,
             )  # fmt: skip
             self._includes_ratio = False  # once per run

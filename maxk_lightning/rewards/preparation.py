@@ -40,7 +40,7 @@ def prepare(problem: Problem, tests: Sequence[TestCase], limits: Limits) -> Prep
     if not tests:
         raise ValueError(f"problem {problem.id!r} has no tests")
     try:
-        check_function(problem.function, problem.checker)
+        check_function(problem.function, problem.checker if problem.values == "json" else None)
     except ValueError as error:
         raise ValueError(f"problem {problem.id!r}: {error}") from error
     inputs = tuple(encode(test.input) for test in tests)

@@ -110,14 +110,10 @@ class PolicyModule(LightningModule):
         self.objective = objective
         self.policy_loss = policy_loss or (ScoreFunction() if objective.includes_ratio else ClippedSurrogate())
         check_loss_fits(self.policy_loss, objective)
-        if kl_coef < 0:
-            raise ValueError(f"model.kl_coef is {kl_coef}, must not be negative")
-        if kl_target == "reference" and kl_coef == 0:
-            raise ValueError("model.kl_target: reference has no effect with model.kl_coef 0")
+        _check_penalty(kl_coef, kl_target)
         if old_logprobs == "engine" and engine_correction not in ("auto", None):
             raise ValueError("model.engine_correction has no effect with model.old_logprobs: engine")
-        if prompts_per_micro_batch is not None and tokens_per_micro_batch is not None:
-            raise ValueError("model.tokens_per_micro_batch excludes model.prompts_per_micro_batch: set one to null")
+        _check_sizes(prompts_per_micro_batch, tokens_per_micro_batch, max_row_tokens)
         self.token_weights = token_weights(normalisation)
         self.old = OldPolicy(engine_correction) if old_logprobs == "trainer" else None
         self.kl_coef = kl_coef
@@ -125,9 +121,6 @@ class PolicyModule(LightningModule):
         self.prompts_per_micro_batch = prompts_per_micro_batch
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.max_row_tokens = max_row_tokens
-        for name in ("prompts_per_micro_batch", "tokens_per_micro_batch", "max_row_tokens"):
-            if (size := getattr(self, name)) is not None and size < 1:
-                raise ValueError(f"model.{name} is {size}, must be at least 1")
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
         self.lora = lora
@@ -346,6 +339,22 @@ class PolicyModule(LightningModule):
         metrics.reset()
         for tag, value in values.items():
             self.log(f"{prefix}/{tag}", value, prog_bar=tag == "reward", sync_dist=True, **ONCE)
+
+
+def _check_penalty(kl_coef: float, kl_target: str) -> None:
+    if kl_coef < 0:
+        raise ValueError(f"model.kl_coef is {kl_coef}, must not be negative")
+    if kl_target == "reference" and kl_coef == 0:
+        raise ValueError("model.kl_target: reference has no effect with model.kl_coef 0")
+
+
+def _check_sizes(prompts: int | None, tokens: int | None, row_tokens: int | None) -> None:
+    sizes = {"prompts_per_micro_batch": prompts, "tokens_per_micro_batch": tokens, "max_row_tokens": row_tokens}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"model.{name} is {size}, must be at least 1")
+    if prompts is not None and tokens is not None:
+        raise ValueError("model.tokens_per_micro_batch excludes model.prompts_per_micro_batch: set one to null")
 
 
 def _rounds_stochastically(optimizer: OptimizerCallable) -> bool:

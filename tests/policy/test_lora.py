@@ -201,19 +201,6 @@ def test_the_command_line_sets_adapters() -> None:
     assert MaxKCLI([], run=False).model.lora is None
 
 
-@pytest.mark.slow
-def test_without_peft_one_sentence_says_what_to_install() -> None:
-    code = (
-        "import sys; sys.modules['peft'] = None  # as if it were not installed\n"
-        "from maxk_lightning.cli import main\n"
-        "sys.argv = ['maxk', 'fit', '--model.lora.r', '8']; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "model.lora needs peft: pip install 'maxk-lightning[lora]'" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_vllm_gets_merged_weights(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from maxk_lightning.commands.evaluate.summary_table import print_summary
 from maxk_lightning.commands.export import export
 from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
+from maxk_lightning.data.pipelines import VARIANTS
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.evaluation import curves
 from maxk_lightning.evaluation.runs import Run, write_statements
@@ -168,5 +169,5 @@ def _exported(ckpt: str, directory: Path) -> str:
 
 def _benchmark_name(source: ProblemSource) -> str:
     if isinstance(source, Builtin):
-        return f"{'builtin' if source.variant == 'standard' else f'builtin-{source.variant}'}-{source.split}"
+        return f"{VARIANTS[source.variant].directory.replace('_', '-')}-{source.split}"
     return Path(source.path).stem if isinstance(source, JsonLines) else type(source).__name__

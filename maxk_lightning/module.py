@@ -264,7 +264,9 @@ class PolicyModule(LightningModule):
         """Name the policy that the weights belong to, for `export`; of a policy with adapters keep these alone."""
         checkpoint["policy"] = self.policy_name
         if self.lora is not None:
-            keep_adapters(checkpoint, self.lora, has_frozen_weights=self._restores_in_place)
+            # torch.distributed.checkpoint restores all weights or none
+            has_frozen_weights = self.trainer.strategy.restore_checkpoint_after_setup
+            keep_adapters(checkpoint, self.lora, has_frozen_weights=has_frozen_weights)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the frozen weights back that the checkpoint leaves out.
@@ -273,7 +275,7 @@ class PolicyModule(LightningModule):
             ValueError: the checkpoint was written with other adapters, or none, or for another policy.
         """
         check_adapters(checkpoint, self.lora, self.policy_name)
-        if self.lora is not None and not self._restores_in_place:
+        if self.lora is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
             checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
 
     @property
@@ -289,11 +291,6 @@ class PolicyModule(LightningModule):
     @property
     def _ranks(self) -> Ranks:
         return Ranks(self.trainer.global_rank, self.trainer.world_size, self.device)
-
-    @property
-    def _restores_in_place(self) -> bool:
-        """Whether checkpoints go through torch.distributed.checkpoint, which restores all weights or none."""
-        return self.trainer.strategy.restore_checkpoint_after_setup
 
     def _load_policy(self) -> Policy:
         """The policy as the strategy holds it: whole, or this rank's share of every weight."""

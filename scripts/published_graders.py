@@ -21,7 +21,7 @@ from collections.abc import Sequence
 MEMORY_BYTES = 4 << 30  # as EvalPlus
 
 
-def grade(programs: Sequence[str], check: str, *, limit_s: int = 20) -> list[str]:
+def grade(programs: Sequence[str], check: str, *, limit_s: int = 120) -> list[str]:
     """Whether each program passes the check, by the benchmark's own code in another process."""
     job = json.dumps({"programs": programs, "check": check, "limit_s": limit_s})
     command = [sys.executable, os.path.abspath(__file__)]

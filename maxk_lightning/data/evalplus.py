@@ -1,15 +1,16 @@
 """HumanEval+ and MBPP+ (Liu et al. 2023): functions that are called on many inputs."""
 
 import ast
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from maxk_lightning.data.assertions import literal_value, parse_assertion
 from maxk_lightning.data.conditions import call_test, condition_checker
 from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.report import Facts, LoadReport
-from maxk_lightning.data.rows import Address, LeftOutError, Row, load_problems, texts
+from maxk_lightning.data.rows import SHORTENED, Address, LeftOutError, Row, load_problems, texts
 from maxk_lightning.data.selection import TestSelection, first
 from maxk_lightning.data.sources import check_limit
 from maxk_lightning.records import take
@@ -40,6 +41,19 @@ ORACLES: Mapping[str, tuple[str, str]] = {
 """Function -> condition and what it needs: what EvalPlus accepts beside its own answer
 (evalplus/eval/_special_oracle.py, commit 26d6d00). The published test of `find_zero` unpacks a number, which nothing
 passes."""
+ANSWER_BYTES: Mapping[str, Callable[..., float]] = {
+    "string_sequence": lambda n: 7.0 * n,
+    "make_a_pile": lambda n: 9.0 * n,
+    "tri": lambda n: 16.0 * n,
+    "all_prefixes": lambda text: len(text) ** 2 / 2,
+    "combinations_colors": lambda items, n: math.comb(len(items) + n - 1, n) * n * len(repr(items)) / len(items),
+    "get_coordinates": lambda point: 3.0 ** len(point) * (len(repr(point)) + 2),
+}
+"Function with a reference in place of results -> about how long its answer is, as text."
+MAX_ANSWER_BYTES = 2_000_000
+"""Tests with longer answers are left out, and counted: the sandbox gives a checker no more (`UnitTestReward` stops at
+8 MiB of output, EvalPlus at 4 GiB of memory)."""
+TOO_LONG = f"a test whose answer has more than {MAX_ANSWER_BYTES} characters"
 SET_CONDITION = "set(result) == set({expected})"
 NOT_NONE_CONDITION = "result == {expected} if isinstance(result, bool) else {expected} == (result is not None)"
 
@@ -49,7 +63,8 @@ class EvalPlus:
 
     Equal as Python compares, or floats within the row's tolerance; sets, reference functions and other special oracles
     are conditions that a checker evaluates in the sandbox. A test in another form than the published ones leaves its
-    problem out, and the report lists it. The reward is ours, the fraction of tests, where EvalPlus asks for all.
+    problem out, and the report lists it, as it does the few tests whose answers are millions of characters. The reward
+    is ours, the fraction of tests, where EvalPlus asks for all.
     """
 
     def __init__(
@@ -119,6 +134,7 @@ class _Reader:
             statement, starter = prompt, f"def {function}(...):"
         if not function.isidentifier():
             raise ValueError(f"`entry_point` is {function!r}, not a Python name")
+        published, num_too_long = without_long_answers(published, function)
         tests, checker = graded(published, function)
         return Problem(
             id=self.facts(row).id,
@@ -128,6 +144,7 @@ class _Reader:
             values="python",
             atol=published.atol if self.has_tolerance and checker is None else None,
             checker=checker,
+            metadata={SHORTENED: [TOO_LONG]} if num_too_long else {},
         )
 
 
@@ -178,6 +195,23 @@ def read_test(code: str) -> PublishedTest:
         condition=condition,
         prelude=_without_checks(module) if reference else "",
     )
+
+
+def without_long_answers(published: PublishedTest, function: str) -> tuple[PublishedTest, int]:
+    """The test without the inputs whose answers are too long for a checker, and how many those are."""
+    if published.results is not None or function not in ANSWER_BYTES:
+        return published, 0
+    inputs = [each for each in published.inputs if _num_bytes(function, each) <= MAX_ANSWER_BYTES]
+    return replace(published, inputs=inputs), len(published.inputs) - len(inputs)
+
+
+def _num_bytes(function: str, arguments: Sequence[Any]) -> float:
+    try:
+        return ANSWER_BYTES[function](*arguments)
+    except (TypeError, ValueError, ZeroDivisionError):  # arguments of another kind: the reference fails or is short
+        return 0.0
+    except OverflowError:
+        return math.inf
 
 
 def graded(published: PublishedTest, function: str) -> tuple[list[TestCase], str | None]:

@@ -254,6 +254,45 @@ def test_evalplus_leaves_out_tests_of_other_forms(tmp_path: Path) -> None:
         uneven.load()
 
 
+REFERENCE_TEST = """
+import numpy as np
+
+def assertion(out, exp, atol):
+    assert out == exp
+
+import math
+def ref_func(n):
+    return [n + 2 * i for i in range(n)]
+
+def check(candidate):
+    inputs = [[2], [1000000]]
+    for i, inp in enumerate(inputs):
+        assertion(candidate(*inp), ref_func(*inp), 0)
+"""
+
+
+def test_evalplus_oracles_are_conditions_and_too_long_answers_are_counted(tmp_path: Path) -> None:
+    sets = layouts.EVALPLUS_TEST.replace("out == exp", "set(out) == set(exp)")
+    rows = [
+        layouts.humaneval_row(test=sets),
+        layouts.humaneval_row(task_id="HumanEval/2", entry_point="make_a_pile", test=REFERENCE_TEST),
+        layouts.humaneval_row(task_id="HumanEval/3", test=layouts.EVALPLUS_TEST.replace("exp, 0)", "exp, 0.5)")),
+    ]
+    path = layouts.write_evalplus(tmp_path / "he", rows)
+    source = EvalPlus(path)
+    alike, pile, near = source.load()
+    assert [test.output for test in alike.tests] == [f"set(result) == set({value})" for value in (4, 0, 14)]
+    assert [(test.input, test.output) for test in pile.tests] == [("2\n", "result == ref_func(*arguments)")]
+    assert pile.checker is not None
+    assert "def ref_func(n):" in pile.checker
+    assert "import math" in pile.checker
+    assert "numpy" not in pile.checker
+    assert source.report is not None
+    assert [[facts.id for facts in rows] for rows in source.report.shortened.values()] == [["HumanEval/2"]]
+    assert (near.atol, near.checker) == (0.5, None)
+    assert [problem.atol for problem in EvalPlus(path, compare="equal").load()] == [None, None, None]
+
+
 def test_mbpp_plus_takes_the_function_from_its_assertions(tmp_path: Path) -> None:
     row = {
         "task_id": 9001,

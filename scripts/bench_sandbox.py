@@ -30,7 +30,8 @@ from typing import Any
 import bench_report
 
 from maxk_lightning.rewards import UnitTestReward
-from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.jobs import Job, RunFiles
+from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
 from maxk_lightning.rewards.sandbox.selftest import findings_of
 from maxk_lightning.rewards.sandbox.worker import WorkerSettings

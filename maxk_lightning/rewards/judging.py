@@ -6,7 +6,8 @@ from concurrent.futures import Future
 from maxk_lightning.rewards.comparison import is_literal, same_literal, same_output, same_value
 from maxk_lightning.rewards.futures import then
 from maxk_lightning.rewards.preparation import PreparedProblem, encode
-from maxk_lightning.rewards.sandbox.pool import Job, Judge, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.jobs import Job, Judge, RunFiles
+from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import MAX_RUNS_PER_REQUEST, Limits, Mode, Outcome
 from maxk_lightning.rewards.verdicts import Judgement, failure_of
 from maxk_lightning.types import MissingCause, Problem, Verdict

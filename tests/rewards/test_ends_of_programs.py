@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.jobs import Job, RunFiles
+from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
 from maxk_lightning.rewards.sandbox.worker import WorkerSettings
 

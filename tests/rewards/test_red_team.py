@@ -16,7 +16,8 @@ from maxk_lightning.commands.score import ScoreTotals
 from maxk_lightning.rewards import UnitTestReward, unit_tests
 from maxk_lightning.rewards.judging import judge_program
 from maxk_lightning.rewards.preparation import prepare
-from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.jobs import Job, RunFiles
+from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
 from maxk_lightning.rewards.sandbox.worker import PACKAGE, WorkerSettings
 from maxk_lightning.rewards.verdicts import RULES_VERSION
@@ -108,8 +109,13 @@ class StumblingPool(SandboxPool):
 
     is_to_stumble = False
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a program runs."""
+        return any(self._workers.values())
+
     def _replace_hung_workers(self) -> None:
-        if any(self._workers.values()) and self.is_to_stumble:
+        if self.is_busy and self.is_to_stumble:
             self.is_to_stumble = False
             raise LookupError("what nobody expected")
         super()._replace_hung_workers()
@@ -118,8 +124,10 @@ class StumblingPool(SandboxPool):
 def test_the_pool_lives_on_when_its_own_work_fails() -> None:
     pool = StumblingPool(WorkerSettings(backend="plain"), num_workers=1)
     running = pool.submit(plain_job(source=b"import time; time.sleep(60)"))
-    waiting = pool.submit(plain_job())
+    while not pool.is_busy:
+        time.sleep(0.01)
     pool.is_to_stumble = True
+    waiting = pool.submit(plain_job())  # wakes the pool's thread
     for failed in (running, waiting):
         assert "LookupError: what nobody expected" in str(failed.exception(30))
     [[_, outcome, _]] = pool.submit(plain_job()).result(30)

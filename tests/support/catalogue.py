@@ -27,7 +27,8 @@ from maxk_lightning.rewards.comparison import same_output
 from maxk_lightning.rewards.extraction import extract_code, with_prefix
 from maxk_lightning.rewards.judging import judge_program
 from maxk_lightning.rewards.preparation import encode, prepare
-from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.jobs import Job, RunFiles
+from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
 from maxk_lightning.rewards.sandbox.worker import WorkerSettings
 from maxk_lightning.rewards.verdicts import Judgement, failure_of, reward_of

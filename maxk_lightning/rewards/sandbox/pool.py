@@ -2,7 +2,6 @@
 
 import collections
 import errno
-import fcntl
 import functools
 import logging
 import os
@@ -10,18 +9,15 @@ import selectors
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from maxk_lightning.rewards.sandbox.jobs import Job, close_all, input_file, memory_file, read_output
 from maxk_lightning.rewards.sandbox.protocol import (
-    LIMIT_HITS,
     MAX_RUNS_PER_REQUEST,
-    Limits,
-    Mode,
     Outcome,
-    OutcomeKind,
     Request,
 )
 from maxk_lightning.rewards.sandbox.worker import Worker, WorkerLostError, WorkerSettings
@@ -36,81 +32,6 @@ RESTART_PAUSE_S = 0.2
 START_TIMEOUT_S = 60.0
 REPLY_GRACE_S = 30.0
 "On top of the wall limits of all runs of a request, before a silent worker is taken for hung."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFiles:
-    """What one run reads."""
-
-    stdin: bytes
-    "Standard input; a checker's first file."
-    expected: bytes = b""
-    "A checker's second file; empty otherwise."
-    output: bytes = b""
-    "A checker's third file; empty otherwise."
-
-
-Judge = Callable[[int, Outcome, bytes], Any]
-"Turns (index of the run, how it ended, its standard output) into a result, in the pool's thread."
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Job:
-    """One program and its runs."""
-
-    source: bytes
-    "Program text."
-    runs: Sequence[RunFiles]
-    "At least one."
-    judge: Judge
-    "Called once per run."
-    limits: Limits
-    "Of every run."
-    mode: Mode = "program"
-    "How the program is called."
-    function: str = ""
-    "Function to call in mode `call`."
-    max_limit_hits: int = 0
-    "Runs that may end by a time or output limit before the others are skipped; 0: no such rule."
-    future: "Future[tuple[Any, ...]]" = field(default_factory=Future)
-    "Gets one result per run."
-    results: dict[int, Any] = field(default_factory=dict)
-    "By index of the run."
-    num_limit_hits: int = 0
-    "Runs ended by a limit so far."
-    last_limit: OutcomeKind = "cpu_limit"
-    "The limit that ended the latest of them; runs that are skipped count as ended by it too."
-    num_attempts: int = 0
-    "Requests of this job that met a failing sandbox."
-    missing_cause: MissingCause | None = None
-    "Why runs were given up as `internal`; set before the future."
-    pending: list[int] = field(default_factory=list)
-    "Runs without a result, in order."
-
-    def __post_init__(self) -> None:
-        self.pending = list(range(len(self.runs)))
-
-    def conclude(self, index: int, outcome: Outcome, output: bytes = b"") -> None:
-        """Judge one run."""
-        if outcome.kind == "internal":
-            self.missing_cause = self.missing_cause or "lock_down_failed"
-        self.results[index] = self.judge(index, outcome, output)
-        if outcome.kind in LIMIT_HITS:
-            self.num_limit_hits += 1
-            self.last_limit = outcome.kind
-
-    def conclude_rest(self, outcome: Outcome) -> None:
-        """Judge the runs without a result as if they had ended so."""
-        for index in self.pending:
-            self.conclude(index, outcome)
-        self.pending = []
-
-    def fail(self, error: Exception) -> None:
-        """End with one sentence about what nobody expected; runs after it have no result."""
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        failure = RuntimeError(f"a program could not be judged, which is a bug in the sandbox ({what})")
-        failure.__cause__ = error
-        self.future.set_exception(failure)
 
 
 @dataclass(slots=True, eq=False)
@@ -213,7 +134,7 @@ class SandboxPool:
             if not job.future.done():
                 end(job)
         for flight in flights:
-            _close_all(flight.output_fds)
+            close_all(flight.output_fds)
         for worker in list(self._workers):
             self._remove(worker)
 
@@ -263,31 +184,31 @@ class SandboxPool:
         sent_fds: list[int] = []
         output_fds: list[int] = []
         try:
-            sent_fds += [_input_file(job.source), _memory_file()]
+            sent_fds += [input_file(job.source), memory_file()]
             for index in indexes:
                 files = job.runs[index]
-                sent_fds.append(_input_file(files.stdin))
-                output_fds.append(_memory_file())
+                sent_fds.append(input_file(files.stdin))
+                output_fds.append(memory_file())
                 sent_fds.append(output_fds[-1])
                 if job.mode == "checker":
-                    sent_fds += [_input_file(files.expected), _input_file(files.output)]
+                    sent_fds += [input_file(files.expected), input_file(files.output)]
             worker.send(request, sent_fds)
         except WorkerLostError as error:
             self._queue.appendleft(job)
-            _close_all(output_fds)
+            close_all(output_fds)
             self._lose(worker, error)
         except OSError as error:
-            _close_all(output_fds)
+            close_all(output_fds)
             self._postpone(job, error)
         except Exception as error:  # noqa: BLE001 - a request that cannot be written is a bug; its job fails
-            _close_all(output_fds)
+            close_all(output_fds)
             job.fail(error)
         else:
             allowance_s = len(indexes) * job.limits.wall_s + REPLY_GRACE_S
             deadline = time.monotonic() + allowance_s
             self._workers[worker].append(_Flight(job, indexes, output_fds, request.id, allowance_s, deadline))
         finally:
-            _close_all(fd for fd in sent_fds if fd not in output_fds)
+            close_all(fd for fd in sent_fds if fd not in output_fds)
 
     def _postpone(self, job: Job, error: OSError) -> None:
         """Out of descriptors or memory: wait for jobs under way to free some, or give up where there are none."""
@@ -325,12 +246,12 @@ class SandboxPool:
                 if outcome.kind == "internal" and job.num_attempts + 1 < MAX_ATTEMPTS:
                     has_internal = True
                 else:
-                    job.conclude(index, _final(outcome), _read_output(fd, job.limits.output_bytes))
+                    job.conclude(index, _final(outcome), read_output(fd, job.limits.output_bytes))
         except Exception as error:  # noqa: BLE001 - a judge that raises is a bug; its job fails, the pool lives on
             job.fail(error)
             return
         finally:
-            _close_all(flight.output_fds)
+            close_all(flight.output_fds)
         job.num_attempts += has_internal
         self._continue(job)
 
@@ -360,7 +281,7 @@ class SandboxPool:
         self._num_failed_starts += not worker.is_ready
         self._remove(worker)
         for position, flight in reversed(list(enumerate(flights))):
-            _close_all(flight.output_fds)
+            close_all(flight.output_fds)
             flight.job.num_attempts += position == 0
             if flight.job.num_attempts >= MAX_ATTEMPTS:
                 self._continue(flight.job, "worker_lost")
@@ -390,31 +311,3 @@ def _final(outcome: Outcome) -> Outcome:
     """How a run counts that is not tried again: what was killed until the last attempt has brought it about itself."""
     is_killed = outcome.kind == "internal" and outcome.status == signal.SIGKILL
     return replace(outcome, kind="signalled") if is_killed else outcome
-
-
-def _memory_file() -> int:
-    return os.memfd_create("run", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-
-
-def _input_file(content: bytes) -> int:
-    """A memory file that whoever reads it can not make larger or smaller."""
-    fd = _memory_file()
-    try:
-        written = 0
-        while written < len(content):
-            written += os.pwrite(fd, content[written:] if written else content, written)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _read_output(fd: int, max_bytes: int) -> bytes:
-    """At most one byte more than allowed, so that the reader can tell."""
-    return os.pread(fd, min(os.fstat(fd).st_size, max_bytes + 1), 0)
-
-
-def _close_all(fds: Any) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -13,7 +13,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from maxk_lightning.rewards.sandbox.pool import Job, RunFiles, SandboxPool
+from maxk_lightning.rewards.sandbox.jobs import Job, RunFiles
+from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome, OutcomeKind
 from maxk_lightning.rewards.sandbox.worker import Backend, WorkerSettings
 

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import sys
 
 OVERVIEW = """\
@@ -29,6 +30,9 @@ PLAIN = ("score", "evaluate", "compare", "data", "export", "doctor")
 
 def main() -> None:
     """Run the command named by the first argument."""
+    # Threads that spin while they wait for another one take its core when anything else runs, the sandbox's workers
+    # included: a rollout then takes 20 times as long. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for noisy in ("torchao", "torch.utils._pytree"):  # torchao, where transformers finds it, misses kernels
         logging.getLogger(noisy).setLevel(logging.ERROR)
     args = sys.argv[1:]

@@ -18,4 +18,4 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports --no-cache
-OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$selection" "$@"
+OMP_NUM_THREADS=1 pytest -n 2 --dist loadscope --no-loadscope-reorder -m "$selection" "$@"

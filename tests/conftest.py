@@ -7,26 +7,34 @@ from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
+VLLM = ("tests/rollouts/engines/test_vllm", "tests/shell/test_vllm_fit.py", "tests/shell/test_real_model.py")
+"Tests of engines that take gigabytes, and look whether their processes are gone."
 SANDBOX = ("tests/rewards/", "tests/commands/test_score.py")
 "Tests that look at all processes of the machine, listen on one port, or count seconds."
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each group of tests to one worker, the long ones first, so that no worker is left with a long one alone."""
+class GroupScheduling(LoadScopeScheduling):
+    """Gives each group of tests to one worker. (xdist's own `loadgroup` does not see its marks under pytest 9.2.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """What one worker runs, one after another: all engines of vLLM, all sandboxes, else the tests of a file."""
+        for name, paths in (("vllm", VLLM), ("sandbox", SANDBOX)):
+            if nodeid.startswith(paths):
+                return name
+        return nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """Run groups of tests in two processes."""
+    return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the long ones, so that no worker is left with a long one alone."""
     items.sort(key=_rank)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
-
-
-def _group(item: pytest.Item) -> str:
-    """What one worker runs, one after another: all engines of vLLM, all sandboxes, else the tests of a file."""
-    if item.get_closest_marker("vllm"):
-        return "vllm"
-    path = item.nodeid.partition("::")[0]
-    return "sandbox" if path.startswith(SANDBOX) else path
 
 
 def _rank(item: pytest.Item) -> int:

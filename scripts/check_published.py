@@ -81,6 +81,8 @@ class PublishedSet:
     "(solution, its function, problem) -> a program for that problem."
     checks: Mapping[str, str] = field(default_factory=dict)
     "Problem id -> the benchmark's own check of a function; empty: there is none that can be run here."
+    has_more_tests: bool = False
+    "Whether the source has more tests than the check: what passes here must pass there, and not the other way round."
 
 
 @dataclass(kw_only=True)
@@ -196,6 +198,14 @@ def evalplus_set(name: str, file: str) -> Callable[[Path], PublishedSet]:
     return load
 
 
+def human_eval_set(root: Path) -> PublishedSet:
+    """Problems of HumanEval+, programs that pass them held against HumanEval's own check."""
+    plus = evalplus_set("HumanEval+, programs against HumanEval's own check", HUMANEVAL_PLUS)(root)
+    rows = rows_of(root / HUMANEVAL)
+    checks = {row["task_id"]: f"{row['test']}\ncheck({row['entry_point']})" for row in rows}
+    return replace(plus, num_rows=len(rows), checks=checks, has_more_tests=True)
+
+
 def mbpp_set(name: str, file: str, mode: Mode, compare: Compare = "tokens") -> Callable[[Path], PublishedSet]:
     """A file of MBPP, all splits; where functions are called, its check is the assertions."""
 
@@ -272,10 +282,12 @@ def live_code_bench_set(root: Path) -> PublishedSet:
     )
 
 
+HUMANEVAL = "humaneval/HumanEval.jsonl.gz"
 HUMANEVAL_PLUS, MBPP_PLUS = "evalplus/HumanEvalPlus-OriginFmt.jsonl.gz", "evalplus/MbppPlus-OriginFmt.jsonl.gz"
 SANITIZED, FULL = "mbpp/sanitized-mbpp.json", "mbpp/mbpp.jsonl"
 SETS: Mapping[str, tuple[Sequence[str], Callable[[Path], PublishedSet]]] = {
     "HumanEval+": ([HUMANEVAL_PLUS], evalplus_set("HumanEval+", HUMANEVAL_PLUS)),
+    "HumanEval, own check": ([HUMANEVAL, HUMANEVAL_PLUS], human_eval_set),
     "MBPP+": ([MBPP_PLUS], evalplus_set("MBPP+", MBPP_PLUS)),
     "MBPP full, function": ([FULL], mbpp_set("MBPP full, `function`", FULL, "function")),
     "MBPP sanitized, function": ([SANITIZED], mbpp_set("MBPP sanitized, `function`", SANITIZED, "function")),
@@ -379,7 +391,8 @@ def _count(problem: Problem, judged: Judged, published: PublishedSet, counts: Co
         tally[1] += 1
         ours = _summary(score)
         if verdict:
-            agrees = has_passed == (verdict == "pass") or (has_passed and not is_whole)
+            may_differ = not is_whole if has_passed else published.has_more_tests
+            agrees = has_passed == (verdict == "pass") or may_differ
             counts.agreement[0] += agrees
             counts.agreement[1] += 1
             if not agrees:

@@ -26,6 +26,7 @@ from maxk_lightning.records import read_problems
 from maxk_lightning.rewards import UnitTestReward
 from maxk_lightning.rollouts import TransformersEngine
 from maxk_lightning.rollouts.collect import collect
+from maxk_lightning.rollouts.rollout import Order
 from maxk_lightning.types import Problem, Sampling, TestCase
 from tests.support.paths import ROOT
 
@@ -306,10 +307,11 @@ def test_the_shipped_policy_scores_like_a_base_model(
     prompts = [PromptTemplate().render(problem, tokenizer, seed) for seed, problem in enumerate(problems)]
     sampling = Sampling(num_completions=64, max_new_tokens=64)
     with UnitTestReward() as reward:
-        rollout = collect(TransformersEngine(policy), reward, problems, prompts, sampling)
-    scores = max_at_k(rollout.rewards_PN, [1, 64]).mean(dim=0).tolist()
+        order = Order(index=0, problems=problems, prompts=prompts, sampling=sampling)
+        rewards_PN = collect(TransformersEngine(policy), reward, order).samples.rewards_PN
+    scores = max_at_k(rewards_PN, [1, 64]).mean(dim=0).tolist()
     assert best_of_1[0] <= scores[0] <= best_of_1[1]
     assert best_of_64[0] <= scores[1] <= best_of_64[1]
-    solved_P = (rollout.rewards_PN == 1.0).double().mean(dim=1)
+    solved_P = (rewards_PN == 1.0).double().mean(dim=1)
     assert (solved_P == 0.0).double().mean() > never_solved  # some problems are never solved
     assert ((solved_P > 0.0) & (solved_P < 0.05)).double().mean() > 0.1  # many only rarely

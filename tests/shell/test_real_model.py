@@ -57,6 +57,7 @@ def test_a_rollout_trains_with_exact_ratios_and_finite_losses(smollm2: str, tmp_
         "data.num_ppo_iterations": 2,
         "rollout.engine": "maxk_lightning.rollouts.TransformersEngine",
         "rollout.engine.init_args.dtype": "bfloat16",
+        "rollout.reward": "tests.support.fakes.LengthReward",  # tells all samples apart: every group gets credit
         "rollout.max_logprob_gap": MAX_GAP,
         "rollout.sampling.num_completions": 6,
         "rollout.sampling.max_new_tokens": 24,
@@ -73,6 +74,7 @@ def test_a_rollout_trains_with_exact_ratios_and_finite_losses(smollm2: str, tmp_
     losses, norms = _scalars(tmp_path, "train/loss"), _scalars(tmp_path, "train/grad_norm")
     assert len(losses) == len(norms) == 2
     assert torch.isfinite(torch.tensor(losses + norms)).all()
+    assert min(norms) > 0.0
     assert _scalars(tmp_path, "train/log_ratio_std")[0] == 0.0
     assert 0.0 < _scalars(tmp_path, "rollout/logprob_gap")[0] < MAX_GAP
     assert 0.0 < _scalars(tmp_path, "train/engine_gap")[0] < MAX_GAP

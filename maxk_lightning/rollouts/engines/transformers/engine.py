@@ -39,7 +39,7 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, policy: str = "builtin", *, max_batch_rows: int = 256, device: str = "auto", dtype: Dtype = "float32"
+        self, policy: str = "builtin", *, max_batch_rows: int = 256, device: str = "auto", dtype: Dtype = "auto"
     ) -> None:
         """Prepare an engine; the model is loaded at the first use.
 
@@ -54,6 +54,8 @@ class TransformersEngine:
         Raises:
             ValueError: `max_batch_rows` is below 1.
         """
+        # A default of its own would follow a YAML to another engine: jsonargparse keeps arguments of the same name when
+        # `rollout.engine` names another class than the one that stands as default.
         if max_batch_rows < 1:
             raise ValueError(f"rollout.engine.max_batch_rows is {max_batch_rows}, must be at least 1")
         self.policy = policy

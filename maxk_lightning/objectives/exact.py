@@ -29,7 +29,8 @@ class ExactMaxAtK(Objective):
         centred: E pi_i A_i with A_i = E[max | i in I] - E[max | i not in I]; needs k < n; 0 for equal rewards.
     A_i does not depend on rho_i, so the ratio is counted once. Groups that lost samples until fewer than k are left
     (k + 1 with `centred` or `self_normalise`) get credits of 0. With a `ratio_clip` no credit exceeds ratio_clip^k k/n
-    times the range of the rewards (`none`: times the largest |reward|).
+    times the range of the rewards (`none`: times the largest |reward|; `self_normalise`: the smaller of 1 and
+    ratio_clip^2k k/n, times the range).
     """
 
     includes_ratio: ClassVar[bool] = True

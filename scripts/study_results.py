@@ -119,7 +119,7 @@ class StudyPlan:
     """The content of configs/study/plan.yaml; its comments say what the keys mean."""
 
     configs: Path
-    "Directory of the plan, of common.yaml, and of the YAML of each arm without `config`."
+    "Directory of the plan, of common.yaml, and of the YAML of each arm."
     tuning: Mapping[str, int]
     test: Mapping[str, int]
     quick: Mapping[str, Any]
@@ -144,7 +144,7 @@ class StudyPlan:
 
     def config_of(self, arm: str) -> Path:
         """Find the YAML of an arm's method."""
-        return self.configs / self.arms[arm].get("config", f"{arm}.yaml")
+        return self.configs / f"{arm}.yaml"
 
 
 def read_plan(configs: Path = CONFIGS) -> StudyPlan:

@@ -132,3 +132,20 @@ def test_the_runs_of_the_paper_differ_in_hardware_only() -> None:
         assert models[0] == models[1]
         assert other["model"]["optimizer"]["init_args"]["lr"] == 5e-6
         assert other["trainer"]["max_epochs"] == first["trainer"]["max_epochs"]
+
+
+@pytest.mark.parametrize(
+    "baseline", sorted((ROOT / "configs" / "baselines").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_a_baseline_can_be_laid_over_a_big_config(baseline: Path, tmp_path: Path) -> None:
+    """Objective and loss change together, and the objective is one that cannot explode."""
+    cli = MaxKCLI(
+        ["--config", str(ROOT / "configs" / "qwen7b.yaml"), "--config", str(baseline)]
+        + ["--model.policy", _policy("7b", tmp_path / "policy"), "--trainer.accelerator", "cpu"],
+        run=False,
+    )
+    wanted = _raw(baseline)["model"]["objective"]["class_path"]
+    assert type(cli.model.objective).__name__ == wanted.rpartition(".")[2]
+    log_ratios_PN = torch.linspace(-30, 30, 16, dtype=torch.float64)[None, torch.randperm(16)]
+    rewards_PN = torch.rand(1, 16, dtype=torch.float64)
+    assert cli.model.objective(rewards_PN, log_ratios_PN).abs().max() < 20

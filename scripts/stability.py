@@ -1,11 +1,11 @@
 """Which objectives hold on a real language model: SmolLM2-135M-Instruct on MBPP, every optimizer step looked at.
 
-    python scripts/stability.py --policy "$(scripts/get_smollm2.sh)" --mbpp PATH --out docs/stability
-    python scripts/stability.py --out docs/stability --report       # tables of what is there, without running
+    python scripts/stability.py --policy "$(scripts/get_smollm2.sh)" --mbpp mbpp.jsonl     # local copies; or the hub's
+    python scripts/stability.py --report       # the table of docs/stability.md from what is kept, without running
 
 Every arm of configs/stability is trained with each learning rate for five rollouts of three optimizer steps. A run
-that has ended is kept as a small JSON in the output directory and is not made again, so a study that was stopped goes
-on. `stability.md` there has the table; its last column says whether every step held.
+that has ended is kept as a small JSON and is not made again, so a study that was stopped goes on. The last column of
+the table says whether every step held.
 """
 
 import argparse
@@ -19,8 +19,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from study_report import filled
+
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs/stability"
+RESULTS = ROOT / "docs/results/stability"
+PAGE = ROOT / "docs/stability.md"
 BOUNDED = ("grpo", "max_at_k", "off_policy_bon", "exact_max_at_k", "set_advantage")
 UNBOUNDED = ("off_policy_bon_unbounded", "exact_max_at_k_unbounded")
 LEARNING_RATES = (1e-5, 5e-6)
@@ -38,19 +41,22 @@ def main() -> None:
     parser.add_argument("--mbpp", default="google-research-datasets/mbpp", help="hub name, or path of mbpp.jsonl")
     parser.add_argument("--arms", nargs="*", default=[*BOUNDED, *UNBOUNDED])
     parser.add_argument("--learning_rates", nargs="*", type=float, default=LEARNING_RATES)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="what is kept")
     parser.add_argument("--report", action="store_true", help="write the table only")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.results.mkdir(parents=True, exist_ok=True)
     for learning_rate in options.learning_rates:
         for arm in options.arms:
-            path = options.out / f"{arm}_{learning_rate:.0e}.json"
+            path = options.results / f"{arm}_{learning_rate:.0e}.json"
             if not path.is_file() and not options.report:
                 print(f"{arm}, learning rate {learning_rate:.0e}", flush=True)
                 path.write_text(json.dumps(run(arm, learning_rate, options.policy, options.mbpp), indent=1) + "\n")
-    report = table([json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))])
-    (options.out / "stability.md").write_text(report + "\n")
-    print(report)
+    PAGE.write_text(filled(PAGE.read_text(), {"table": table(read_results(options.results))}))
+
+
+def read_results(results: Path) -> list[dict]:
+    """Everything that is kept."""
+    return [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
 
 
 def run(arm: str, learning_rate: float, policy: str, mbpp: str) -> dict[str, object]:
@@ -96,7 +102,7 @@ def table(results: Sequence[dict]) -> str:
     ]
     arms = [*BOUNDED, *UNBOUNDED]
     ordered = sorted(results, key=lambda result: (arms.index(result["arm"]), -result["learning_rate"]))
-    return "\n".join([*lines, *map(_row, ordered)])
+    return "\n".join([*lines, *map(_row, ordered), ""])
 
 
 def _row(result: dict) -> str:

@@ -155,11 +155,18 @@ class PromptDataModule(LightningDataModule):
             sampling: Settings of the completions.
             places: Which of the rollout's prompts; None: those it begins with. Behind these come all problems that are
                 not among them, in an order of this rollout's own, for `refill`.
+
+        Raises:
+            ValueError: there are no problems for so many places.
         """
         stream = PromptStream(num_problems=len(self.problems["fit"]), seed=self.seed)
         places = range(self.prompts_per_rollout) if places is None else places
         positions = self._positions(index)
         further = stream.others(positions) if places.stop > len(positions) else []
+        if places.stop > len(positions) + len(further):
+            raise ValueError(
+                f"data.train: the rollout in the checkpoint has {places.stop} prompts, too many for the problems here"
+            )
         problems, seeds = [], []
         for place in self._ranks.own(places, first=places.start):
             is_further = place >= len(positions)

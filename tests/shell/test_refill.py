@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ def _fit(
 
 
 def _has_credit(group: Group) -> bool:
-    """Of centred max@2 for four samples, all of them scored."""
-    return len(set(group.rewards)) > 1
+    """Of centred max@2, all samples scored: not every pair has the same best reward, as where three of four are best."""
+    return len({max(pair) for pair in combinations(group.rewards, 2)}) > 1
 
 
 def _ids(groups: Sequence[Group]) -> list[str]:
@@ -185,6 +186,16 @@ def test_a_run_resumes_amid_a_refilled_rollout_and_behind_it(random_policy: str,
             assert {tag: ours[tag] for tag in tags} == {tag: theirs[tag] for tag in tags}
 
 
+def test_a_rollout_ahead_is_not_taken_up_by_a_run_of_another_size(random_policy: str, tmp_path: Path) -> None:
+    _fit(random_policy, tmp_path, Equal(), ahead=1)
+    checkpoint = tmp_path / "end.ckpt"
+    with pytest.raises(ValueError, match="prompts are not those of this configuration"):
+        _fit(random_policy, tmp_path, Equal(), ahead=1, prompts_per_rollout=6, ckpt_path=checkpoint)
+    few = Builtin("train", limit=9)
+    with pytest.raises(ValueError, match=r"data\.train: the rollout in the checkpoint has 12 prompts"):
+        _fit(random_policy, tmp_path, Equal(), ahead=1, train=few, ckpt_path=checkpoint)
+
+
 def test_drift_is_logged_by_ppo_iteration(random_policy: str, tmp_path: Path) -> None:
     spreads: list[float] = []
 
@@ -192,7 +203,10 @@ def test_drift_is_logged_by_ppo_iteration(random_policy: str, tmp_path: Path) ->
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             spreads.append(float(trainer.callback_metrics["train/log_ratio_std"]))
 
-    trained = fit(random_policy, tmp_path, epochs=1, callbacks=[Spreads()], data={"prompts_per_step": 2})
+    trained = fit(
+        random_policy, tmp_path, epochs=1, callbacks=[Spreads()], data={"prompts_per_step": 2},
+        module={"objective": MaxAtK(k=2)},
+    )  # fmt: skip
     logged = {tag: float(value) for tag, value in trained.trainer.callback_metrics.items()}
     assert len(spreads) == 4
     assert logged["train/log_ratio_std_first"] == pytest.approx(sum(spreads[:2]) / 2)
@@ -238,9 +252,8 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_killed_twice_is_bit_for_bit_the_undisturbed_one(options: str, one: Run, tmp_path: Path) -> None:
-    killed = Run(tmp_path, options).start_and_kill()
-    killed.start_and_kill("--ckpt_path", "last", delay_s=0.3).finish("--ckpt_path", "last")
+def test_a_killed_run_is_bit_for_bit_the_undisturbed_one(options: str, one: Run, tmp_path: Path) -> None:
+    killed = Run(tmp_path, options).start_and_kill(delay_s=0.3).finish("--ckpt_path", "last")
     for key in ("state_dict", "optimizer_states", "global_step"):
         assert_same(_state(killed)[key], _state(one)[key], key)
     whole = scalars(one.root)

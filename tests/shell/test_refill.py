@@ -95,7 +95,7 @@ def _fit(
 
 
 def _has_credit(group: Group) -> bool:
-    """Of centred max@2, all samples scored: not every pair has the same best reward, as where three of four are best."""
+    """Of centred max@2, all samples scored: not every pair has the same best; three equal best of four have none."""
     return len({max(pair) for pair in combinations(group.rewards, 2)}) > 1
 
 

@@ -20,11 +20,12 @@ from maxk_lightning.losses import (
     token_weights,
 )
 from maxk_lightning.metrics import RolloutMetrics
-from maxk_lightning.objectives import MaxAtK, Objective, is_idle, objective_at
+from maxk_lightning.objectives import MaxAtK, Objective, objective_at
 from maxk_lightning.policy import Policy, build_policy, resolve_policy
 from maxk_lightning.policy.lora import LoRA, check_adapters, keep_adapters, merged
 from maxk_lightning.policy.sharding import load_sharded, whole
 from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.refill import has_credit
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Group, Samples
 from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.training.guard import StepGuard
@@ -177,7 +178,7 @@ class PolicyModule(LightningModule):
         reference, old, ranks = self.reference, self.old, self._ranks
         return StepLoss(
             policy=self._policy,
-            objective=self._objective,
+            objective=self.objective_of(self.current_epoch),
             policy_loss=self.policy_loss,
             token_weights=self.token_weights,
             counts=count(samples, ranks),
@@ -194,10 +195,9 @@ class PolicyModule(LightningModule):
 
     def idle(self, groups: Sequence[Group]) -> list[bool]:
         """Whether each group gets no credit and nothing else is to be computed for it: there is no KL penalty."""
-        rewards_PN = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
-        if self.kl_coef > 0 or not groups:
+        if self.kl_coef > 0:
             return [False] * len(groups)
-        return is_idle(self._objective, rewards_PN).tolist()
+        return [not credited for credited in has_credit(self.objective_of(self.current_epoch), groups)]
 
     def on_train_epoch_end(self) -> None:
         """Let go of what the reference and the old policy said of this rollout."""
@@ -278,10 +278,9 @@ class PolicyModule(LightningModule):
         if self.lora is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
             checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
 
-    @property
-    def _objective(self) -> Objective:
-        """The objective in force, by the share of the planned rollouts that is done."""
-        return objective_at(self.objective, self.current_epoch / max(1, self.trainer.max_epochs or 1))
+    def objective_of(self, index: int) -> Objective:
+        """The objective in force for a rollout, by the share of the planned ones that came before it."""
+        return objective_at(self.objective, index / max(1, self.trainer.max_epochs or 1))
 
     @property
     def _policy(self) -> Policy:

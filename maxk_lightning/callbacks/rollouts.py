@@ -3,6 +3,8 @@
 import logging
 import random
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
 from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
 from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.refill import Refill, has_credit
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
 from maxk_lightning.seeds import derive_seed
@@ -110,9 +113,10 @@ class RolloutCallback(Callback):
                 f"data: the checkpoint was saved amid a rollout with {stored['schedule']}, which cannot go on with "
                 f"{data.schedule}; change these at the end of a rollout"
             )
-        order = data.order(stored["index"], self.sampling)
-        rollout = self.sampler.restore(stored, order, _ranks(trainer))
-        self._serve(trainer, pl_module, rollout, order.index, stored["num_done"])
+        orders = partial(data.order, stored["index"], self.sampling)
+        rollout = self.sampler.restore(stored, orders, _ranks(trainer))
+        self._serve(trainer, pl_module, rollout, stored["index"], stored["num_done"])
+        pl_module.guard.spreads = stored["spreads"]
         if (stored["old_logprobs"] is None) != (pl_module.old is None):
             raise ValueError("model.old_logprobs: the checkpoint was saved amid a rollout with another choice")
         if pl_module.old is not None:
@@ -121,14 +125,18 @@ class RolloutCallback(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score this epoch's rollout, or take the one that was sampled ahead."""
         data, ranks = _datamodule(trainer), _ranks(trainer)
-        order = data.order(trainer.current_epoch, self.sampling)
-        _seed_global_generators(derive_seed(data.seed, "rollout", order.index, ranks.rank))
-        rollout = self.sampler.take(order, ranks) or self._sample(trainer, pl_module, order, ranks)
-        self._serve(trainer, pl_module, rollout, order.index)
+        index = trainer.current_epoch
+        _seed_global_generators(derive_seed(data.seed, "rollout", index, ranks.rank))
+        rollout = self.sampler.take(index, partial(data.order, index, self.sampling), ranks)
+        if rollout is None:
+            refill = data.refill_of(index, self.sampling, pl_module.objective_of(index))
+            rollout = self._sample(trainer, pl_module, data.order(index, self.sampling), refill)
+        self._serve(trainer, pl_module, rollout, index)
         pl_module.note_old(data.buffers["fit"].steps)
         self._log_once(trainer, pl_module)
-        if self.rollouts_ahead and trainer.max_epochs is not None and order.index + 1 != trainer.max_epochs:
-            self.sampler.begin(data.order(order.index + 1, self.sampling), pl_module.weights(), ranks)
+        if self.rollouts_ahead and trainer.max_epochs is not None and index + 1 != trainer.max_epochs:
+            refill = data.refill_of(index + 1, self.sampling, pl_module.objective_of(index + 1))
+            self.sampler.begin(data.order(index + 1, self.sampling), pl_module.weights(), ranks, refill)
         else:
             self.sampler.sleep()
         self._training_since = time.perf_counter()
@@ -146,12 +154,15 @@ class RolloutCallback(Callback):
     ) -> None:
         """Remember when the last step ended: a validation may follow in the same epoch. Stop a run that diverged."""
         self._training_until = time.perf_counter()
+        self.sampler.advance(_ranks(trainer))
         if pl_module.guard.is_exhausted and not trainer.is_last_batch:  # see `RolloutCheckpoint`
             _stop(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
-        """Log how long the PPO iterations took, or those of them that a resumed run has made."""
+        """Log how far the policy moved in the PPO iterations, and how long they took, or what a resumed run made."""
         self._log_once(trainer, pl_module)
+        for tag, spread in _drift(pl_module.guard.spreads, len(_datamodule(trainer).buffers["fit"].steps)).items():
+            pl_module.log(tag, spread, **ONCE)
         pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
         if pl_module.guard.is_exhausted:
             _stop(trainer, pl_module)
@@ -190,6 +201,7 @@ class RolloutCallback(Callback):
                 "index": trainer.current_epoch,
                 "num_done": num_done,
                 "schedule": data.schedule,
+                "spreads": pl_module.guard.spreads,
                 "old_logprobs": old and old.state(data.buffers["fit"].steps, _ranks(trainer)),
             }
         checkpoint["rollouts"] = self.sampler.state(_ranks(trainer), current)
@@ -201,25 +213,26 @@ class RolloutCallback(Callback):
         self.sampler.load_state(checkpoint.get("rollouts", {}))
 
     def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
-        self.sampler.wait()
+        self.sampler.finish(_ranks(trainer))
         data = _datamodule(trainer)
         order = data.eval_order(stage, self.eval_sampling)
-        data.buffers[stage].fill(self._sample(trainer, pl_module, order, _ranks(trainer)))
+        data.buffers[stage].fill(self._sample(trainer, pl_module, order))
 
-    def _sample(self, trainer: Trainer, pl_module: PolicyModule, order: Order, ranks: Ranks) -> Rollout:
+    def _sample(self, trainer: Trainer, pl_module: PolicyModule, order: Order, refill: Refill | None = None) -> Rollout:
         """A rollout of the current weights.
 
         Raises:
             EngineError: the engine failed twice; in `fit` a checkpoint has been saved.
         """
         try:
-            return self.sampler.sample(order, pl_module.weights(), ranks)
+            return self.sampler.sample(order, pl_module.weights(), _ranks(trainer), refill)
         except EngineError as error:
             raise EngineError(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
 
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
         self.sampler.current = rollout
+        module.guard.spreads = []
         _datamodule(trainer).buffers["fit"].fill(rollout, index, num_done, module.idle)
         self._age = trainer.global_step - num_done - rollout.version
         if module.old is not None:
@@ -233,7 +246,11 @@ class RolloutCallback(Callback):
         self._logged_epoch = trainer.current_epoch
         self._training_since = self._training_until = time.perf_counter()
         pl_module.log_samples(rollout.samples)
+        credited = has_credit(pl_module.objective_of(trainer.current_epoch), rollout.samples.groups)
+        num_prompts, num_credited = _ranks(trainer).total([len(credited), sum(credited)])
         values = {
+            "rollout/num_prompts": num_prompts,
+            "rollout/credit_fraction": num_credited / num_prompts,
             "rollout/age": float(self._age),
             "rollout/logprob_gap": rollout.logprob_gap,
             "time/sync_s": rollout.sync_s,
@@ -263,6 +280,12 @@ def _check_trainer(trainer: Trainer) -> None:
             f"trainer.precision is {trainer.precision}, must be 32-true or bf16-mixed: weights and optimizer stay in "
             "float32, because half precision rounds away updates as small as a learning rate of 5e-6 makes them"
         )
+
+
+def _drift(spreads: Sequence[float], num_steps: int) -> dict[str, float]:
+    """Mean spread of log rho over the first and over the last PPO iteration, of `num_steps` optimizer steps each."""
+    parts = {"first": spreads[:num_steps], "last": spreads[-num_steps:]}
+    return {f"train/log_ratio_std_{name}": sum(part) / len(part) for name, part in parts.items()}
 
 
 def _ranks(trainer: Trainer) -> Ranks:

@@ -25,9 +25,9 @@ class Ranks:
     device: torch.device = CPU
     "Device on which numbers are reduced: NCCL wants a GPU, gloo the CPU."
 
-    def own(self, items: Sequence[T]) -> Sequence[T]:
-        """The items of this rank, given all of them in the order of the prompt stream."""
-        return items[self.rank :: self.world_size]
+    def own(self, items: Sequence[T], first: int = 0) -> Sequence[T]:
+        """The items of this rank, given all of them in the order of the prompt stream, or those from `first` on."""
+        return items[(self.rank - first) % self.world_size :: self.world_size]
 
     def num_own(self, num_items: int) -> int:
         """How many of the first `num_items` are this rank's: (num_items - rank) / world_size, rounded up."""

@@ -119,6 +119,8 @@ class Rollout:
     "Wall-clock seconds that pushing these weights to the engine took, their proof included."
     logprob_gap: float = float("nan")
     "Mean |log-prob of the engine - log-prob of the trainer| in that proof, nats per token, worst rank."
+    chosen: Sequence[int] | None = None
+    "Places of the groups to train on, in the order of all ranks' groups in the prompt stream; None: all."
 
 
 def rewards_of(groups: Sequence[Group], num_completions: int) -> Tensor:

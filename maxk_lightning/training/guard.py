@@ -20,6 +20,8 @@ class StepGuard:
         """Begin to watch; `includes_ratio` of the objective decides what the warning advises."""
         self.num_skipped = 0
         "Steps in a row that were skipped, up to the last one."
+        self.spreads: list[float] = []
+        "Spread of log rho at every step that was made on the current rollout."
         self._includes_ratio = includes_ratio
         self._num_drifted = 0
 
@@ -37,8 +39,9 @@ class StepGuard:
         return is_finite
 
     def watch_drift(self, values: Mapping[str, float]) -> None:
-        """Warn once when log rho has spread too far for several steps in a row, and say which key to change."""
+        """Note how far log rho has spread; warn once when it is too far for several steps in a row, with what helps."""
         spread = values["log_ratio_std"]
+        self.spreads.append(spread)
         self._num_drifted = self._num_drifted + 1 if spread > MAX_LOG_RATIO_STD else 0
         if self._num_drifted == NUM_DRIFTED and self._includes_ratio:
             logger.warning(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.losses import EngineCorrection, PolicyLoss, StepCounts, kl_k3
-from maxk_lightning.objectives import ZERO_CREDIT, Objective, SetAdvantage, group_diagnostics, largest_k
+from maxk_lightning.objectives import ZERO_CREDIT, Objective, group_diagnostics, largest_k, tempering
 from maxk_lightning.policy import Policy, TokenStats
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Samples, rewards_of
@@ -148,8 +148,8 @@ class StepLoss:
         credits_PN = self.objective(rewards_PN, log_ratios_PN) if len(rewards_PN) > 0 else rewards_PN
         diagnostics = group_diagnostics(rewards_PN, log_ratios_PN, largest_k(self.objective))
         sums: Sums = {}
-        if isinstance(self.objective, SetAdvantage):
-            sums["group/tempering"] = self.objective.tempering(rewards_PN, log_ratios_PN).nansum()
+        if (alpha_P := tempering(self.objective, rewards_PN, log_ratios_PN)) is not None:
+            sums["group/tempering"] = alpha_P.nansum()
         return credits_PN, sums | {
             "count/group": torch.tensor(len(rewards_PN)),
             "group/log_ratio_std": diagnostics.log_ratio_std_P.nansum(),

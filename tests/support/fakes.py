@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Sequence
 
+from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Problem, Score
 
 
@@ -15,6 +16,18 @@ class LengthReward:
 
     def reward(self, text: str) -> float | None:
         return sum(character.islower() for character in text) / max(1, len(text))
+
+
+class SparseReward(LengthReward):
+    """Tells the samples of one problem in three apart; those of the others get one reward, so they have no credit."""
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Score]]:
+        scores = super().score(problems, completions)
+        equal = Score(reward=0.25, verdicts=())
+        return [
+            [equal] * len(group) if derive_seed(problem.id) % 3 else group
+            for problem, group in zip(problems, scores, strict=True)
+        ]
 
 
 class LossyReward(LengthReward):

@@ -13,7 +13,7 @@ from maxk_lightning.policy.memory import GIB, EngineMemory, Workload
 from maxk_lightning.rollouts import EngineLoad, MeasuredEngine
 
 CUDA_OVERHEAD_BYTES = 3 * GIB
-"An assumption: context, NCCL and cuBLAS workspaces, vLLM's CUDA graphs, fragmentation."
+"An assumption: context, NCCL and cuBLAS workspaces, fragmentation."
 COMPUTE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 "Types of matrix products by `trainer.precision`; otherwise that of the weights."
 
@@ -77,6 +77,7 @@ def workload_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCa
         has_whole_gradients=not machine.reduces_every_micro_batch and num_groups < groups_per_step,
         engine=_engine_memory(data, rollout, machine),
         overhead_bytes=CUDA_OVERHEAD_BYTES if machine.has_gpu else 0,
+        capacity_bytes=machine.capacity_bytes,
     )
 
 

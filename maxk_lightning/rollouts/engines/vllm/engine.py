@@ -18,6 +18,7 @@ from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.text import answer_text
 from maxk_lightning.rollouts.engines.vllm.entropy import entropy_recorder
 from maxk_lightning.rollouts.engines.vllm.errors import as_engine_error, finish_reason
+from maxk_lightning.rollouts.engines.vllm.footprint import MAX_BATCHED_TOKENS, fixed_bytes, prefill_bytes
 from maxk_lightning.rollouts.engines.weights import checked, engine_dtype
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-DEFAULT_UTILIZATION = 0.9
-"Share of a GPU that vLLM takes where nobody says how much."
+DEFAULT_UTILIZATION = 0.92
+"Share of a GPU that vLLM 0.32 takes where nobody says how much."
 MISSING = "rollout.engine: VLLMEngine needs vLLM: pip install vllm (on a CPU: scripts/test.sh --all shows how)"
 
 
@@ -49,6 +50,7 @@ class VLLMEngine:
         kv_cache_gib: float | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
+        max_num_batched_tokens: int | None = None,
         enforce_eager: bool = False,
         sleep_while_training: bool = False,
         record_entropy: bool = False,
@@ -63,6 +65,8 @@ class VLLMEngine:
             kv_cache_gib: Size of the KV cache. The way to share a GPU with training: what is left is told exactly.
             max_model_len: Longest prompt + completion; None: the policy's own limit.
             max_num_seqs: Completions generated at the same time.
+            max_num_batched_tokens: Tokens read in one pass; longer prompts are read in parts on a GPU. More take more
+                memory. None: 8192 on a GPU, vLLM's choice on a CPU.
             enforce_eager: No CUDA graphs: slower, starts sooner.
             sleep_while_training: Free the KV cache and the weights between rollouts (CUDA only).
             record_entropy: Also tell the entropy of the distribution each token was drawn from, before top_p; costs
@@ -80,6 +84,7 @@ class VLLMEngine:
             "kv_cache_gib": kv_cache_gib,
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
             "timeout_s": timeout_s,
         }
         for name, value in limits.items():
@@ -91,6 +96,7 @@ class VLLMEngine:
         self.kv_cache_gib = kv_cache_gib
         self.max_model_len = max_model_len
         self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
         self.enforce_eager = enforce_eager
         self.sleep_while_training = sleep_while_training
         self.record_entropy = record_entropy
@@ -165,16 +171,26 @@ class VLLMEngine:
                 engine.abort_request(list(places))
 
     def memory(self, load: EngineLoad) -> EngineMemory:
-        """Tell what it will hold: its copy of the weights, and a KV cache of the configured size."""
-        dtype = engine_dtype(self.dtype, on_gpu=load.gpu_bytes is not None)
+        """Tell what it will hold: its copy of the weights, a KV cache of the configured size, and its workspace."""
+        on_gpu = load.gpu_bytes is not None
+        dtype = engine_dtype(self.dtype, on_gpu=on_gpu)
+        model = describe(self.policy, dtype)
+        prefill = fixed = 0
+        if on_gpu:
+            num_tokens = self.max_num_batched_tokens or MAX_BATCHED_TOKENS
+            prefill = prefill_bytes(model.config, dtype, num_tokens, self.max_num_seqs)
+            fixed = fixed_bytes(model.config, self.max_num_seqs, has_graphs=not self.enforce_eager)
         if self.kv_cache_gib is not None:
             kv_cache_bytes = int(self.kv_cache_gib * GIB)
         else:
-            share = self.gpu_memory_utilization or DEFAULT_UTILIZATION
-            weights = tensor_bytes(describe(self.policy, dtype).parameters())
-            kv_cache_bytes = max(0, int(share * (load.gpu_bytes or 0)) - weights)
+            share = int((self.gpu_memory_utilization or DEFAULT_UTILIZATION) * (load.gpu_bytes or 0))
+            kv_cache_bytes = max(0, share - tensor_bytes(model.parameters()) - prefill - fixed)
         return EngineMemory(
-            weights_dtype=dtype, kv_cache_bytes=kv_cache_bytes, is_asleep_in_training=self.sleep_while_training
+            weights_dtype=dtype,
+            kv_cache_bytes=kv_cache_bytes,
+            is_asleep_in_training=self.sleep_while_training,
+            prefill_bytes=prefill,
+            fixed_bytes=fixed,
         )
 
     def sleep(self) -> bool:
@@ -230,6 +246,7 @@ class VLLMEngine:
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "kv_cache_memory_bytes": None if self.kv_cache_gib is None else int(self.kv_cache_gib * 2**30),
             "max_model_len": self.max_model_len,
+            "max_num_batched_tokens": self.max_num_batched_tokens or (MAX_BATCHED_TOKENS if on_gpu else None),
             # vLLM draws for a part of a prompt, too, and takes that back by a generator offset that CPUs lack.
             "enable_chunked_prefill": None if on_gpu else False,
             "enable_sleep_mode": self.sleep_while_training or None,
@@ -307,7 +324,8 @@ class VLLMEngine:
 def _undisturbed_generators() -> Iterator[None]:
     """Put the global random generators back, which vLLM seeds when it starts."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []  # all of them would be warned of
+    with torch.random.fork_rng(devices):
         yield
     random.setstate(python)
     np.random.set_state(numpy)

@@ -161,7 +161,6 @@ class PolicyModule(LightningModule):
     def training_step(self, samples: Samples, batch_idx: int) -> None:
         """Make one optimizer step over this rank's samples of it, micro-batch by micro-batch."""
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
         step_loss = self.step_loss(samples)
         micro_batches, sums = step_loss.cut(samples, self._ranks)
         for number, micro_batch in enumerate(micro_batches, start=1):
@@ -323,6 +322,7 @@ class PolicyModule(LightningModule):
         elif self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, grad_norm)
         optimizer.step()
+        optimizer.zero_grad()  # the rollout that follows wants their memory
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
         for tag, value in (values | {"skipped_steps": float(not is_allowed)}).items():

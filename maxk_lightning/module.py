@@ -24,7 +24,7 @@ from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, is_idle, objec
 from maxk_lightning.policy import Policy, build_policy, resolve_policy
 from maxk_lightning.policy.lora import LoRA, check_adapters, keep_adapters, merged
 from maxk_lightning.policy.sharding import load_sharded, whole
-from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.ranks import Ranks, ranks_of
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Group, Samples
 from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.training.guard import StepGuard
@@ -289,7 +289,7 @@ class PolicyModule(LightningModule):
 
     @property
     def _ranks(self) -> Ranks:
-        return Ranks(self.trainer.global_rank, self.trainer.world_size, self.device)
+        return ranks_of(self.trainer)
 
     def _load_policy(self) -> Policy:
         """The policy as the strategy holds it: whole, or this rank's share of every weight."""

@@ -16,7 +16,7 @@ from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
 from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
-from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.ranks import Ranks, ranks_of
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
 from maxk_lightning.seeds import derive_seed
@@ -111,7 +111,7 @@ class RolloutCallback(Callback):
                 f"{data.schedule}; change these at the end of a rollout"
             )
         order = data.order(stored["index"], self.sampling)
-        rollout = self.sampler.restore(stored, order, _ranks(trainer))
+        rollout = self.sampler.restore(stored, order, ranks_of(trainer))
         self._serve(trainer, pl_module, rollout, order.index, stored["num_done"])
         if (stored["old_logprobs"] is None) != (pl_module.old is None):
             raise ValueError("model.old_logprobs: the checkpoint was saved amid a rollout with another choice")
@@ -120,7 +120,7 @@ class RolloutCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score this epoch's rollout, or take the one that was sampled ahead."""
-        data, ranks = _datamodule(trainer), _ranks(trainer)
+        data, ranks = _datamodule(trainer), ranks_of(trainer)
         order = data.order(trainer.current_epoch, self.sampling)
         _seed_global_generators(derive_seed(data.seed, "rollout", order.index, ranks.rank))
         rollout = self.sampler.take(order, ranks) or self._sample(trainer, pl_module, order, ranks)
@@ -190,9 +190,9 @@ class RolloutCallback(Callback):
                 "index": trainer.current_epoch,
                 "num_done": num_done,
                 "schedule": data.schedule,
-                "old_logprobs": old and old.state(data.buffers["fit"].steps, _ranks(trainer)),
+                "old_logprobs": old and old.state(data.buffers["fit"].steps, ranks_of(trainer)),
             }
-        checkpoint["rollouts"] = self.sampler.state(_ranks(trainer), current)
+        checkpoint["rollouts"] = self.sampler.state(ranks_of(trainer), current)
 
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
@@ -204,7 +204,7 @@ class RolloutCallback(Callback):
         self.sampler.wait()
         data = _datamodule(trainer)
         order = data.eval_order(stage, self.eval_sampling)
-        data.buffers[stage].fill(self._sample(trainer, pl_module, order, _ranks(trainer)))
+        data.buffers[stage].fill(self._sample(trainer, pl_module, order, ranks_of(trainer)))
 
     def _sample(self, trainer: Trainer, pl_module: PolicyModule, order: Order, ranks: Ranks) -> Rollout:
         """A rollout of the current weights.
@@ -263,10 +263,6 @@ def _check_trainer(trainer: Trainer) -> None:
             f"trainer.precision is {trainer.precision}, must be 32-true or bf16-mixed: weights and optimizer stay in "
             "float32, because half precision rounds away updates as small as a learning rate of 5e-6 makes them"
         )
-
-
-def _ranks(trainer: Trainer) -> Ranks:
-    return Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 
 
 def _datamodule(trainer: Trainer) -> PromptDataModule:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -63,6 +63,30 @@ class Ranks:
         reduced = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(reduced, dist.ReduceOp.MAX if reduction == "max" else dist.ReduceOp.SUM)
         return [float(number) for number in reduced]
+
+
+class Launched(Protocol):
+    """What a Lightning Trainer knows of its processes."""
+
+    @property
+    def global_rank(self) -> int:
+        """Number of this process."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        ...
+
+    @property
+    def strategy(self) -> Any:
+        """Its `root_device` is the device of this process."""
+        ...
+
+
+def ranks_of(trainer: Launched) -> Ranks:
+    """The ranks of a Trainer."""
+    return Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 
 
 def interleave(shares: Sequence[Sequence[T]]) -> list[T]:

@@ -37,6 +37,10 @@ class EngineMemory:
     "Size of its KV cache."
     is_asleep_in_training: bool = False
     "Whether it frees both while the policy trains."
+    num_shards: int = 1
+    "GPUs that its copy of the weights is split over."
+    batched_tokens: int = 0
+    "Tokens that it computes at once, whose activations it holds while it samples; 0: unknown."
 
 
 @dataclass(frozen=True, kw_only=True)

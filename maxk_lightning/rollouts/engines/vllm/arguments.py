@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from maxk_lightning.policy import resolve_policy
-from maxk_lightning.policy.memory import GIB, EngineMemory, describe, tensor_bytes
+from maxk_lightning.policy.memory import GIB, EngineMemory, describe, kv_bytes_per_token, tensor_bytes
 from maxk_lightning.rollouts.engines.vllm.place import Place
 from maxk_lightning.rollouts.engines.weights import engine_dtype
 
@@ -112,11 +112,9 @@ def check_share(settings: VLLMSettings) -> None:
     """
     if settings.kv_cache_gib is not None or settings.gpu_memory_utilization is not None:
         return
-    config: Any = describe(settings.policy, torch.bfloat16).config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token_bytes = 4 * config.num_hidden_layers * config.num_key_value_heads * head_dim  # keys and values in bfloat16
-    num_tokens = settings.max_model_len or config.max_position_embeddings
-    size = max(0.01, PROPOSED_COMPLETIONS * num_tokens * token_bytes / settings.tensor_parallel_size / GIB)
+    num_tokens = settings.max_model_len or int(describe(settings.policy, torch.bfloat16).config.max_position_embeddings)
+    num_bytes = PROPOSED_COMPLETIONS * num_tokens * kv_bytes_per_token(settings.policy, torch.bfloat16)
+    size = max(0.01, num_bytes / settings.tensor_parallel_size / GIB)
     raise ValueError(
         f"rollout.engine: vLLM would take {DEFAULT_UTILIZATION:.0%} of a GPU that the policy is on; set kv_cache_gib. "
         f"{size:.2g} holds {PROPOSED_COMPLETIONS} completions of {num_tokens} tokens (max_model_len)"

@@ -3,6 +3,7 @@
 import logging
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngi
 from maxk_lightning.rollouts.ranks import Ranks, ranks_of
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
+from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.strategy import FSDP2Strategy
 from maxk_lightning.types import Sampling
@@ -66,6 +68,11 @@ class RolloutCallback(Callback):
             raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
         if rollouts_ahead and getattr(engine, "sleep_while_training", False):
             raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
+        if rollouts_ahead and getattr(engine, "tensor_parallel_size", 1) > 1:
+            raise ValueError(
+                "rollout.engine.tensor_parallel_size: with rollouts_ahead the collectives of engine and training would "
+                "meet on the same GPUs in another order on every rank, and hang"
+            )
         self.engine = engine
         self.reward = reward
         self.sampling = sampling
@@ -128,7 +135,7 @@ class RolloutCallback(Callback):
         pl_module.note_old(data.buffers["fit"].steps)
         self._log_once(trainer, pl_module)
         if self.rollouts_ahead and trainer.max_epochs is not None and order.index + 1 != trainer.max_epochs:
-            self.sampler.begin(data.order(order.index + 1, self.sampling), pl_module.weights(), ranks)
+            self.sampler.begin(data.order(order.index + 1, self.sampling), _weights(trainer, pl_module), ranks)
         else:
             self.sampler.sleep()
         self._training_since = time.perf_counter()
@@ -213,7 +220,7 @@ class RolloutCallback(Callback):
             EngineError: the engine failed twice; in `fit` a checkpoint has been saved.
         """
         try:
-            return self.sampler.sample(order, pl_module.weights(), ranks)
+            return self.sampler.sample(order, _weights(trainer, pl_module), ranks)
         except EngineError as error:
             raise EngineError(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
 
@@ -236,6 +243,7 @@ class RolloutCallback(Callback):
         values = {
             "rollout/age": float(self._age),
             "rollout/logprob_gap": rollout.logprob_gap,
+            "rollout/sequence_gap": rollout.sequence_gap,
             "time/sync_s": rollout.sync_s,
             "time/generate_s": rollout.generate_s,
             "time/score_s": rollout.score_s,
@@ -263,6 +271,11 @@ def _check_trainer(trainer: Trainer) -> None:
             f"trainer.precision is {trainer.precision}, must be 32-true or bf16-mixed: weights and optimizer stay in "
             "float32, because half precision rounds away updates as small as a learning rate of 5e-6 makes them"
         )
+
+
+def _weights(trainer: Trainer, module: PolicyModule) -> Weights:
+    """The policy as it is, to be proved in the precision that steps compute in: hooks run outside of it."""
+    return replace(module.weights(), forward_context=trainer.precision_plugin.forward_context)
 
 
 def _datamodule(trainer: Trainer) -> PromptDataModule:

@@ -123,8 +123,8 @@ class MaxKCLI(LightningCLI):
             return {}
         if not self._get(self.config_init, "dry_run"):
             raise ValueError(
-                f"trainer.accelerator: torch sees {torch.cuda.device_count()} of the {num_gpus} GPUs that this run wants; "
-                "--dry_run true checks it without them"
+                f"trainer.accelerator: torch sees {torch.cuda.device_count()} of the {num_gpus} GPUs that this run "
+                "wants; --dry_run true checks it without them"
             )
         return {"accelerator": "cpu", "devices": num_gpus}
 

@@ -40,6 +40,8 @@ class EngineMemory:
     "Activations of the most tokens that it reads at once, and the logits that it draws from."
     fixed_bytes: int = 0
     "CUDA graphs and buffers of the sampler, which it never frees."
+    num_shards: int = 1
+    "GPUs that its copy of the weights is split over."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ def _engine_items(workload: Workload) -> list[MemoryItem]:
     engine = workload.engine
     if engine is None:
         return []
-    weights = tensor_bytes(describe(workload.policy, engine.weights_dtype).parameters())
+    weights = tensor_bytes(describe(workload.policy, engine.weights_dtype).parameters()) // engine.num_shards
     awake = 0 if engine.is_asleep_in_training else 1
     return [
         MemoryItem(name="engine's weights", train_bytes=awake * weights, sample_bytes=weights),

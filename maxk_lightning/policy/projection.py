@@ -146,7 +146,8 @@ class _HalfProduct(torch.autograd.Function):
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
     """Logits, float32 where `has_float32_head` says so; of half precision elsewhere."""
-    if hidden_CD.is_cuda and hidden_CD.dtype in HALF and len(hidden_CD) > 0:
+    is_half = hidden_CD.dtype in HALF and len(hidden_CD) > 0
+    if is_half and has_float32_head(hidden_CD.dtype, hidden_CD.device.type):
         return torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32)
     return F.linear(hidden_CD, weight_VD)
 

@@ -152,7 +152,7 @@ class Sampler:
             if device is not None and device.type == "cuda":
                 torch.cuda.set_device(device)
             rollout = collect(self.engine, self.reward, order, version)
-            return replace(rollout, sync_s=sync_s, logprob_gap=gap)
+            return replace(rollout, sync_s=sync_s, logprob_gap=gap.mean, sequence_gap=gap.of_sums)
 
         return run
 

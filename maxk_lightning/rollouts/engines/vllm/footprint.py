@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 
-MAX_BATCHED_TOKENS = 8192
-"""Tokens read at once on a GPU. vLLM itself takes 16384 on an H100, whose activations are 2.4 GB for a 7B model; TRL
-takes 4096 for this reason."""
 CUDA_GRAPHS_BYTES = 2**30
 "An assumption: graphs for all batch sizes up to 512, with their memory pool; 0.5 to 1 GiB."
 SAMPLER_COPIES = 3

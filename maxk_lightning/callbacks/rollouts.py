@@ -3,6 +3,8 @@
 import logging
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
 from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
-from maxk_lightning.rollouts.ranks import Ranks, ranks_of
+from maxk_lightning.rollouts.ranks import RankError, Ranks, ranks_of
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
 from maxk_lightning.rollouts.weight_sync import Weights
@@ -130,7 +132,9 @@ class RolloutCallback(Callback):
         data, ranks = _datamodule(trainer), ranks_of(trainer)
         order = data.order(trainer.current_epoch, self.sampling)
         _seed_global_generators(derive_seed(data.seed, "rollout", order.index, ranks.rank))
-        rollout = self.sampler.take(order, ranks) or self._sample(trainer, pl_module, order, ranks)
+        with _saved(trainer):
+            rollout = self.sampler.take(order, ranks)
+        rollout = rollout or self._sample(trainer, pl_module, order, ranks)
         self._serve(trainer, pl_module, rollout, order.index)
         pl_module.note_old(data.buffers["fit"].steps)
         self._log_once(trainer, pl_module)
@@ -218,11 +222,10 @@ class RolloutCallback(Callback):
 
         Raises:
             EngineError: the engine failed twice; in `fit` a checkpoint has been saved.
+            RankError: the reward or the engine of a rank raised something else; likewise.
         """
-        try:
+        with _saved(trainer):
             return self.sampler.sample(order, _weights(trainer, pl_module), ranks)
-        except EngineError as error:
-            raise EngineError(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
 
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
@@ -291,6 +294,19 @@ def _stop(trainer: Trainer, module: PolicyModule) -> None:
         f"diverged (see train/log_ratio_std and train/credit_max); {_save_checkpoint(trainer)}, with a smaller "
         "model.optimizer.lr"
     )
+
+
+@contextmanager
+def _saved(trainer: Trainer) -> Iterator[None]:
+    """Save a checkpoint when the rollout of a new epoch fails, on all ranks; says so in the error."""
+    try:
+        yield
+    except (EngineError, RankError) as error:
+        raise type(error)(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
+    except Exception as error:
+        if trainer.world_size == 1:  # of several ranks the others may be elsewhere
+            error.add_note(_save_checkpoint(trainer, is_epoch_new=True))
+        raise
 
 
 def _save_checkpoint(trainer: Trainer, *, is_epoch_new: bool = False) -> str:

@@ -18,7 +18,7 @@ from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.rollouts.ranks import RankError, Ranks, ranks_of
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
@@ -51,7 +51,8 @@ class RolloutCallback(Callback):
             eval_sampling: Of validation, test and predict.
             rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
                 One rollout off-policy, which exact and first-order off-policy objectives correct for; `rollout/age`
-                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly.
+                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly. Not with
+                an engine on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
                 on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; float32 on both
                 sides differs by less than 1e-5 and deserves a bound of 1e-4.
@@ -100,6 +101,8 @@ class RolloutCallback(Callback):
         """
         if stage == "fit":
             _check_trainer(trainer)
+            if self.rollouts_ahead:
+                check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
@@ -259,6 +262,23 @@ class RolloutCallback(Callback):
 def rollout_callback(trainer: Trainer) -> RolloutCallback | None:
     """The rollout callback of a Trainer, for callbacks that tell about its rollouts; None: it has none."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)), None)  # type: ignore[attr-defined]
+
+
+def check_overlap(engine: RolloutEngine, device: torch.device) -> None:
+    """Refuse to sample ahead on the GPU that trains.
+
+    Both would give their kernels to the same stream: a token waits for a whole micro-batch, so that most of the rollout
+    is sampled after the training, from older weights, in memory that could not be given back.
+
+    Raises:
+        ValueError: the engine is in this process and on that GPU.
+    """
+    is_here = isinstance(engine, VLLMEngine) or (isinstance(engine, TransformersEngine) and engine.device != "cpu")
+    if device.type == "cuda" and is_here:
+        raise ValueError(
+            f"rollout.rollouts_ahead: {type(engine).__name__} samples on the GPU that trains, where both wait for each "
+            "other and nothing is gained; set it to 0, or take VLLMServerEngine with GPUs of its own"
+        )
 
 
 def _check_trainer(trainer: Trainer) -> None:

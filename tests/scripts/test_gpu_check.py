@@ -59,8 +59,9 @@ def test_steps_that_fail_hang_or_die_stop_no_other(tmp_path: Path) -> None:
     assert late.verdict == "not run"
 
 
+@pytest.mark.slow
 def test_a_finding_whose_tests_are_all_skipped_has_not_passed(tmp_path: Path) -> None:
-    steps = Steps(tmp_path, {"MAXK_GPU_CHECK": "cpu", "PYTHONPATH": str(ROOT)}, 200)
+    steps = Steps(tmp_path, {"MAXK_GPU_CHECK": "cpu", "PYTHONPATH": str(ROOT)}, 500, patience=5.0)
     steps.check(Finding(name="D6", about="", tests="d06"))
     (outcome,) = steps.outcomes
     assert (outcome.verdict, outcome.remark) == ("skipped", "needs two GPUs")

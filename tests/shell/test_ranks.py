@@ -169,13 +169,14 @@ FAILURES = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1700)
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_rank_that_fails_ends_all_of_them_with_a_checkpoint(name: str, tmp_path: Path) -> None:
     """Nobody waits for a rank that has left: the time-out of the processes is half an hour."""
     options, sentence = FAILURES[name]
     no_validation = "--data.validation null --checkpoint.every_n_train_steps null --checkpoint.every_n_epochs 9"
     process = Run(tmp_path, f"{DDP} {no_validation} {options}").start()
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode not in (0, None)
     assert sentence in errors.decode()
     assert f"the run can be continued from {tmp_path / 'checkpoints' / 'last.ckpt'}" in errors.decode()
@@ -185,11 +186,12 @@ def test_a_rank_that_fails_ends_all_of_them_with_a_checkpoint(name: str, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_a_policy_that_the_reading_rank_cannot_load_ends_all_of_them(tmp_path: Path) -> None:
     shutil.copytree(resolve_policy("builtin"), tmp_path / "policy")
     weights = tmp_path / "policy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     process = Run(tmp_path / "run", f"{FSDP2} --model.policy {tmp_path / 'policy'}").start()
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode not in (0, None)
     assert "ValueError: Error while deserializing header" in errors.decode()

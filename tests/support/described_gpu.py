@@ -57,6 +57,9 @@ def describe(total_bytes: int) -> None:
         def is_cumem_allocator_available(self) -> bool:
             return True
 
+        def is_sleep_mode_available(self) -> bool:
+            return True
+
     own = vllm.platforms.current_platform
     vllm.platforms.current_platform = Described()
     for name in ("vllm.engine.arg_utils", "vllm.v1.engine.input_processor", "vllm.entrypoints.launchers.cli_args"):
@@ -67,6 +70,7 @@ def describe(total_bytes: int) -> None:
     vllm.config.vllm.HAS_TRITON = True
     torch.cuda.is_available = lambda: True
     torch.cuda.current_device = lambda: 0
+    torch.cuda.get_device_properties = lambda device=None: types.SimpleNamespace(uuid=f"{device}-of-eight")
 
 
 def colocated(question: dict[str, Any]) -> dict[str, Any]:

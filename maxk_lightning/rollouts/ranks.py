@@ -1,8 +1,8 @@
 """The processes that train together: which groups each of them samples, and what they agree on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,8 @@ CPU = torch.device("cpu")
 class Ranks:
     """This process among `world_size`. Rank r samples every `world_size`-th group of the prompt stream, from r on.
 
-    All ranks must call `all_true`, `largest`, `total`, `gather` and `gather_each` together, in the same order.
+    All ranks must call `all_true`, `largest`, `total`, `together`, `gather` and `gather_each` together, in the same
+    order.
     """
 
     rank: int = 0
@@ -48,6 +49,22 @@ class Ranks:
     def gather(self, items: Sequence[T]) -> list[T]:
         """The items of all ranks in the order of the prompt stream; the inverse of `own`."""
         return interleave(self.gather_each(items))
+
+    def together(self, make: Callable[[], T]) -> T:
+        """The result of a call on every rank, in which no rank waits for another one behind an input that it refuses.
+
+        Raises:
+            ValueError: the call refused its input, here or on any other rank, which would wait for this one.
+        """
+        refusal = result = None
+        try:
+            result = make()
+        except ValueError as error:
+            refusal = error
+        told = [message for message in self.gather_each(None if refusal is None else str(refusal)) if message]
+        if told:
+            raise refusal or ValueError(told[0])
+        return cast(T, result)
 
     def gather_each(self, thing: T) -> list[T]:
         """The thing of every rank, by rank."""

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -48,11 +49,12 @@ class Sampler:
 
         Raises:
             EngineError: the fresh ones failed, too.
+            ValueError: the engine of any rank refuses what it is asked.
         """
         for is_last_attempt in (False, True):
             rollout = None
             if self._sync.refresh(weights, order.prompts, order.sampling, ranks):
-                rollout = _unless_the_engine_fails(self._collector(order))
+                rollout = ranks.together(partial(_unless_the_engine_fails, self._collector(order)))
             if ranks.all_true(rollout is not None):
                 break
             self._sync.close()
@@ -135,7 +137,7 @@ class Sampler:
         """Wait for the rollout that is under way; None when there is none, or the engine of any rank failed."""
         if self._ahead is None:
             return None
-        rollout = _unless_the_engine_fails(self._ahead[1].result)
+        rollout = ranks.together(partial(_unless_the_engine_fails, self._ahead[1].result))
         return rollout if ranks.all_true(rollout is not None) else None
 
     def _collector(self, order: Order, device: torch.device | None = None) -> Callable[[], Rollout]:

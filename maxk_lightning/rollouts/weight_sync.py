@@ -72,6 +72,7 @@ class WeightSync:
 
         Raises:
             RuntimeError: the engine's log-probs are not the trainer's.
+            ValueError: the engine of any rank refuses weights or prompts.
         """
         if self.version == weights.step:
             return True
@@ -79,7 +80,7 @@ class WeightSync:
         tested = list(prompts[:NUM_TEST_PROMPTS]) or [Prompt(problem_id="", token_ids=(0,), seed=0)]
         num_tokens = min(NUM_TEST_TOKENS, sampling.max_new_tokens)
         short = replace(sampling, num_completions=1, max_new_tokens=num_tokens, top_p=1.0)
-        samples = self._push(weights, tested, short)
+        samples = ranks.together(lambda: self._push(weights, tested, short))
         if not ranks.all_true(samples is not None):
             return False
         assert samples is not None

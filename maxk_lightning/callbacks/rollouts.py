@@ -3,6 +3,8 @@
 import logging
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +18,8 @@ from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
-from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.rollouts.ranks import RankError, Ranks, ranks_of
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
 from maxk_lightning.rollouts.weight_sync import Weights
@@ -49,7 +51,8 @@ class RolloutCallback(Callback):
             eval_sampling: Of validation, test and predict.
             rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
                 One rollout off-policy, which exact and first-order off-policy objectives correct for; `rollout/age`
-                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly.
+                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly. Not with
+                an engine on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
                 on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; float32 on both
                 sides differs by less than 1e-5 and deserves a bound of 1e-4.
@@ -98,6 +101,8 @@ class RolloutCallback(Callback):
         """
         if stage == "fit":
             _check_trainer(trainer)
+            if self.rollouts_ahead:
+                check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
@@ -118,7 +123,7 @@ class RolloutCallback(Callback):
                 f"{data.schedule}; change these at the end of a rollout"
             )
         order = data.order(stored["index"], self.sampling)
-        rollout = self.sampler.restore(stored, order, _ranks(trainer))
+        rollout = self.sampler.restore(stored, order, ranks_of(trainer))
         self._serve(trainer, pl_module, rollout, order.index, stored["num_done"])
         if (stored["old_logprobs"] is None) != (pl_module.old is None):
             raise ValueError("model.old_logprobs: the checkpoint was saved amid a rollout with another choice")
@@ -127,10 +132,12 @@ class RolloutCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score this epoch's rollout, or take the one that was sampled ahead."""
-        data, ranks = _datamodule(trainer), _ranks(trainer)
+        data, ranks = _datamodule(trainer), ranks_of(trainer)
         order = data.order(trainer.current_epoch, self.sampling)
         _seed_global_generators(derive_seed(data.seed, "rollout", order.index, ranks.rank))
-        rollout = self.sampler.take(order, ranks) or self._sample(trainer, pl_module, order, ranks)
+        with _saved(trainer):
+            rollout = self.sampler.take(order, ranks)
+        rollout = rollout or self._sample(trainer, pl_module, order, ranks)
         self._serve(trainer, pl_module, rollout, order.index)
         pl_module.note_old(data.buffers["fit"].steps)
         self._log_once(trainer, pl_module)
@@ -197,9 +204,9 @@ class RolloutCallback(Callback):
                 "index": trainer.current_epoch,
                 "num_done": num_done,
                 "schedule": data.schedule,
-                "old_logprobs": old and old.state(data.buffers["fit"].steps, _ranks(trainer)),
+                "old_logprobs": old and old.state(data.buffers["fit"].steps, ranks_of(trainer)),
             }
-        checkpoint["rollouts"] = self.sampler.state(_ranks(trainer), current)
+        checkpoint["rollouts"] = self.sampler.state(ranks_of(trainer), current)
 
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
@@ -211,18 +218,17 @@ class RolloutCallback(Callback):
         self.sampler.wait()
         data = _datamodule(trainer)
         order = data.eval_order(stage, self.eval_sampling)
-        data.buffers[stage].fill(self._sample(trainer, pl_module, order, _ranks(trainer)))
+        data.buffers[stage].fill(self._sample(trainer, pl_module, order, ranks_of(trainer)))
 
     def _sample(self, trainer: Trainer, pl_module: PolicyModule, order: Order, ranks: Ranks) -> Rollout:
         """A rollout of the current weights.
 
         Raises:
             EngineError: the engine failed twice; in `fit` a checkpoint has been saved.
+            RankError: the reward or the engine of a rank raised something else; likewise.
         """
-        try:
+        with _saved(trainer):
             return self.sampler.sample(order, _weights(trainer, pl_module), ranks)
-        except EngineError as error:
-            raise EngineError(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
 
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
@@ -258,6 +264,23 @@ def rollout_callback(trainer: Trainer) -> RolloutCallback | None:
     return next((callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)), None)  # type: ignore[attr-defined]
 
 
+def check_overlap(engine: RolloutEngine, device: torch.device) -> None:
+    """Refuse to sample ahead on the GPU that trains.
+
+    Both would give their kernels to the same stream: a token waits for a whole micro-batch, so that most of the rollout
+    is sampled after the training, from older weights, in memory that could not be given back.
+
+    Raises:
+        ValueError: the engine is in this process and on that GPU.
+    """
+    is_here = isinstance(engine, VLLMEngine) or (isinstance(engine, TransformersEngine) and engine.device != "cpu")
+    if device.type == "cuda" and is_here:
+        raise ValueError(
+            f"rollout.rollouts_ahead: {type(engine).__name__} samples on the GPU that trains, where both wait for each "
+            "other and nothing is gained; set it to 0, or take VLLMServerEngine with GPUs of its own"
+        )
+
+
 def _check_trainer(trainer: Trainer) -> None:
     """Refuse Trainer flags that would do nothing or the wrong thing here."""
     if trainer.gradient_clip_val:
@@ -271,10 +294,6 @@ def _check_trainer(trainer: Trainer) -> None:
             f"trainer.precision is {trainer.precision}, must be 32-true or bf16-mixed: weights and optimizer stay in "
             "float32, because half precision rounds away updates as small as a learning rate of 5e-6 makes them"
         )
-
-
-def _ranks(trainer: Trainer) -> Ranks:
-    return Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 
 
 def _weights(trainer: Trainer, module: PolicyModule) -> Weights:
@@ -295,6 +314,19 @@ def _stop(trainer: Trainer, module: PolicyModule) -> None:
         f"diverged (see train/log_ratio_std and train/credit_max); {_save_checkpoint(trainer)}, with a smaller "
         "model.optimizer.lr"
     )
+
+
+@contextmanager
+def _saved(trainer: Trainer) -> Iterator[None]:
+    """Save a checkpoint when the rollout of a new epoch fails, on all ranks; says so in the error."""
+    try:
+        yield
+    except (EngineError, RankError) as error:
+        raise type(error)(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
+    except Exception as error:
+        if trainer.world_size == 1:  # of several ranks the others may be elsewhere
+            error.add_note(_save_checkpoint(trainer, is_epoch_new=True))
+        raise
 
 
 def _save_checkpoint(trainer: Trainer, *, is_epoch_new: bool = False) -> str:

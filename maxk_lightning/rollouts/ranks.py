@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,11 +11,15 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
+class RankError(RuntimeError):
+    """A rank failed at something that all ranks do; all of them raise this, and none waits for another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """This process among `world_size`. Rank r samples every `world_size`-th group of the prompt stream, from r on.
 
-    All ranks must call `all_true`, `largest`, `total`, `together`, `gather` and `gather_each` together, in the same
+    All ranks must call `together`, `all_true`, `largest`, `total`, `gather` and `gather_each` together, in the same
     order.
     """
 
@@ -34,6 +38,25 @@ class Ranks:
         """How many of the first `num_items` are this rank's: (num_items - rank) / world_size, rounded up."""
         return max(0, -((self.rank - num_items) // self.world_size))
 
+    def together(self, make: Callable[[], T]) -> T:
+        """What `make` gives on this rank, in which ranks do not communicate.
+
+        Raises:
+            RankError: it raised on one of several ranks; on a single one its error stays as it is.
+        """
+        if self.world_size == 1:
+            return make()
+        made, failure = [], None
+        try:
+            made.append(make())
+        except Exception as error:  # noqa: BLE001 - rewards and engines are the user's; raised again on all ranks
+            failure = error
+        if not self.all_true(failure is None):
+            sentences = self.gather_each(failure and f"{type(failure).__name__}: {failure}")
+            failed = [f"rank {rank}: {sentence}" for rank, sentence in enumerate(sentences) if sentence is not None]
+            raise RankError("; ".join(failed)) from failure
+        return made[0]
+
     def all_true(self, value: bool) -> bool:
         """Whether it is true on every rank."""
         return value if self.world_size == 1 else self.total([not value])[0] == 0
@@ -50,22 +73,6 @@ class Ranks:
         """The items of all ranks in the order of the prompt stream; the inverse of `own`."""
         return interleave(self.gather_each(items))
 
-    def together(self, make: Callable[[], T]) -> T:
-        """The result of a call on every rank, in which no rank waits for another one behind an input that it refuses.
-
-        Raises:
-            ValueError: the call refused its input, here or on any other rank, which would wait for this one.
-        """
-        refusal = result = None
-        try:
-            result = make()
-        except ValueError as error:
-            refusal = error
-        told = [message for message in self.gather_each(None if refusal is None else str(refusal)) if message]
-        if told:
-            raise refusal or ValueError(told[0])
-        return cast(T, result)
-
     def gather_each(self, thing: T) -> list[T]:
         """The thing of every rank, by rank."""
         if self.world_size == 1:
@@ -80,6 +87,30 @@ class Ranks:
         reduced = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(reduced, dist.ReduceOp.MAX if reduction == "max" else dist.ReduceOp.SUM)
         return [float(number) for number in reduced]
+
+
+class Launched(Protocol):
+    """What a Lightning Trainer knows of its processes."""
+
+    @property
+    def global_rank(self) -> int:
+        """Number of this process."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        ...
+
+    @property
+    def strategy(self) -> Any:
+        """Its `root_device` is the device of this process."""
+        ...
+
+
+def ranks_of(trainer: Launched) -> Ranks:
+    """The ranks of a Trainer."""
+    return Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 
 
 def interleave(shares: Sequence[Sequence[T]]) -> list[T]:

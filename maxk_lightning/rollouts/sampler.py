@@ -49,7 +49,7 @@ class Sampler:
 
         Raises:
             EngineError: the fresh ones failed, too.
-            ValueError: the engine of any rank refuses what it is asked.
+            RankError: the reward or the engine of one of several ranks raised anything else.
         """
         for is_last_attempt in (False, True):
             rollout = None
@@ -72,17 +72,23 @@ class Sampler:
             self._sync.close()  # sampled when its epoch begins
 
     def take(self, order: Order, ranks: Ranks) -> Rollout | None:
-        """The rollout that was begun for this order, or stored; None: there is none, or the engine of a rank failed."""
+        """The rollout that was begun for this order, or stored; None: there is none, or the engine of a rank failed.
+
+        Raises:
+            RankError: the reward of one of several ranks raised.
+        """
         stored = self._stored.pop("ahead", None)
         if stored is not None and stored["index"] == order.index:
             return from_state(stored, order, ranks)
         if self._ahead is None or self._ahead[0] != order.index:
             return None
-        rollout = self._finish(ranks)
+        future = self._ahead[1]
         self._ahead = None
-        if rollout is None:
-            self._sync.close()
-        return rollout
+        rollout = ranks.together(partial(_unless_the_engine_fails, future.result))
+        if ranks.all_true(rollout is not None):
+            return rollout
+        self._sync.close()
+        return None
 
     def wait(self) -> None:
         """Wait until nothing is being sampled: an engine does one thing at a time."""
@@ -97,9 +103,9 @@ class Sampler:
             current: What to keep beside the rollout that is being trained on; None: training on it is over.
         """
         state = {}
-        ahead = self._finish(ranks)
-        if self._ahead is not None and ahead is not None:
-            state["ahead"] = {"index": self._ahead[0], **to_state(ahead, ranks)}
+        # One that failed is left out; `take` says so.
+        if self._ahead is not None and ranks.all_true(self._ahead[1].exception() is None):
+            state["ahead"] = {"index": self._ahead[0], **to_state(self._ahead[1].result(), ranks)}
         elif "ahead" in self._stored:
             state["ahead"] = self._stored["ahead"]
         if current is not None:
@@ -132,13 +138,6 @@ class Sampler:
         self.wait()
         self._ahead = None
         self._sync.close()
-
-    def _finish(self, ranks: Ranks) -> Rollout | None:
-        """Wait for the rollout that is under way; None when there is none, or the engine of any rank failed."""
-        if self._ahead is None:
-            return None
-        rollout = ranks.together(partial(_unless_the_engine_fails, self._ahead[1].result))
-        return rollout if ranks.all_true(rollout is not None) else None
 
     def _collector(self, order: Order, device: torch.device | None = None) -> Callable[[], Rollout]:
         """Make a function that samples the order from the weights that the engine has now.

@@ -72,7 +72,7 @@ class WeightSync:
 
         Raises:
             RuntimeError: the engine's log-probs are not the trainer's.
-            ValueError: the engine of any rank refuses weights or prompts.
+            RankError: the engine of one of several ranks refused weights or prompts.
         """
         if self.version == weights.step:
             return True
@@ -109,9 +109,10 @@ class WeightSync:
             return self.engine.generate(prompts, sampling)
         except EngineError as error:
             logger.warning("%s", error)
+            return None
+        finally:
             for _ in named_tensors:  # gathering a sharded weight takes all ranks, also those whose engine failed
                 pass
-            return None
 
     def _judge(self, gap: Gap, ranks: Ranks) -> None:
         numbers = torch.tensor(gap, dtype=torch.float64).nan_to_num(nan=torch.inf)  # a maximum may lose NaN

@@ -7,6 +7,7 @@ import torch
 
 from maxk_lightning.policy import resolve_policy
 from maxk_lightning.policy.memory import GIB, EngineMemory, describe, kv_bytes_per_token, tensor_bytes
+from maxk_lightning.rollouts.engines.vllm.footprint import fixed_bytes, prefill_bytes
 from maxk_lightning.rollouts.engines.vllm.place import Place
 from maxk_lightning.rollouts.engines.weights import engine_dtype
 
@@ -122,7 +123,7 @@ def check_share(settings: VLLMSettings) -> None:
 
 
 def memory_of(settings: VLLMSettings, gpu_bytes: int | None) -> EngineMemory:
-    """What an engine holds: its part of the weights, and a KV cache of the configured size.
+    """What an engine holds: its part of the weights, a KV cache of the configured size, and its workspace.
 
     Args:
         settings: Of the engine.
@@ -130,18 +131,25 @@ def memory_of(settings: VLLMSettings, gpu_bytes: int | None) -> EngineMemory:
     """
     on_gpu = gpu_bytes is not None
     dtype = engine_dtype(settings.dtype, on_gpu=on_gpu)
+    model = describe(settings.policy, dtype)
+    prefill = fixed = 0
+    if on_gpu:
+        num_tokens = settings.batched_tokens(on_gpu=True) or BATCHED_TOKENS
+        prefill = prefill_bytes(model.config, dtype, num_tokens, settings.max_num_seqs) // settings.tensor_parallel_size
+        fixed = fixed_bytes(model.config, settings.max_num_seqs, has_graphs=not settings.enforce_eager)
     if settings.kv_cache_gib is not None:
         kv_cache_bytes = int(settings.kv_cache_gib * GIB)
     else:
-        share = settings.gpu_memory_utilization or DEFAULT_UTILIZATION
-        weights = tensor_bytes(describe(settings.policy, dtype).parameters()) // settings.tensor_parallel_size
-        kv_cache_bytes = max(0, int(share * (gpu_bytes or 0)) - weights)
+        share = int((settings.gpu_memory_utilization or DEFAULT_UTILIZATION) * (gpu_bytes or 0))
+        weights = tensor_bytes(model.parameters()) // settings.tensor_parallel_size
+        kv_cache_bytes = max(0, share - weights - prefill - fixed)
     return EngineMemory(
         weights_dtype=dtype,
         kv_cache_bytes=kv_cache_bytes,
         is_asleep_in_training=settings.sleep_while_training,
         num_shards=settings.tensor_parallel_size,
-        batched_tokens=settings.batched_tokens(on_gpu=on_gpu) or 0,
+        prefill_bytes=prefill,
+        fixed_bytes=fixed,
     )
 
 

@@ -200,7 +200,7 @@ class VLLMEngine:
                 engine.abort_request(list(places))
 
     def memory(self, load: EngineLoad) -> EngineMemory:
-        """Tell what it will hold: its copy of the weights, and a KV cache of the configured size."""
+        """Tell what it will hold: its copy of the weights, a KV cache of the configured size, and its workspace."""
         return memory_of(self._settings, load.gpu_bytes)
 
     def sleep(self) -> bool:
@@ -346,7 +346,8 @@ class VLLMEngine:
 def _undisturbed_generators() -> Iterator[None]:
     """Put the global random generators back, which vLLM seeds when it starts."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []  # all of them would be warned of
+    with torch.random.fork_rng(devices):
         yield
     random.setstate(python)
     np.random.set_state(numpy)

@@ -317,6 +317,8 @@ def test_a_push_that_fails_halfway_can_be_repeated(engine: VLLMEngine) -> None:
     assert engine.sleep()
     with pytest.raises(ValueError, match="is not finite"):
         engine.load_weights((weights | {"model.norm.weight": torch.full((128,), torch.nan)}).items(), 8)
+    with pytest.raises(EngineError, match=r"(sleeps|halfway): load weights before the next sample"):
+        engine.generate(PROMPTS, SAMPLING)
     engine.load_weights(weights.items(), 9)
     assert engine.generate(PROMPTS, SAMPLING) == before
 

@@ -51,7 +51,13 @@ def generation_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_card(
-    name: str, base: str, steps: int, config: Mapping[str, Any] | None, validation: CurvesByName, runs: Sequence[Run]
+    name: str,
+    base: str,
+    steps: int,
+    config: Mapping[str, Any] | None,
+    validation: CurvesByName,
+    runs: Sequence[Run],
+    mixed_with: str | None = None,
 ) -> str:
     """Write the card.
 
@@ -62,13 +68,15 @@ def model_card(
         config: The run's YAML; None: unknown.
         validation: max@k curves of the run's validations, by name.
         runs: Evaluations of this policy, and of others to compare with.
+        mixed_with: Another policy's part in the weights, in words; None: there is none.
     """
+    with_other = f", with {mixed_with}" if mixed_with else ""
     parts = [
         _front_matter(base),
         f"# {name}\n",
         f"`{base}` trained for Best-of-N (max@k) with maxk-lightning, after "
-        f"[arXiv:2510.23393](https://arxiv.org/abs/2510.23393): {steps} optimizer steps. Draw several samples and keep "
-        "the best by a verifier such as unit tests.\n",
+        f"[arXiv:2510.23393](https://arxiv.org/abs/2510.23393): {steps} optimizer steps{with_other}. Draw several "
+        "samples and keep the best by a verifier such as unit tests.\n",
         _usage(config),
         _results(runs),
         _validation(validation),

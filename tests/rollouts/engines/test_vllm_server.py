@@ -7,9 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from maxk_lightning.policy import load_model
 from maxk_lightning.rollouts import EngineError, VLLMServerEngine
 from maxk_lightning.rollouts.engines.vllm.gpus import RankGpu, check_gpus
 from maxk_lightning.rollouts.engines.vllm.http import Server
@@ -137,6 +142,60 @@ def test_a_server_gets_gpus_that_no_rank_trains_on(gpus: str | None, num_needed:
         with pytest.raises(ValueError, match=reason):
             check_gpus(gpus, num_needed, [*RANKS, OTHER])
     check_gpus(None, 8, [None])  # on a CPU nobody needs any
+
+
+class Receiving:
+    """In the place of a connection: notes the weights in the files that it is told of."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        self.dtypes: set[torch.dtype] = set()
+        self.names: set[str] = set()
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path == "collective_rpc":
+            for file in Path(body["kwargs"]["weights_path"]).iterdir():
+                loaded = load_file(file)
+                self.names |= set(loaded)
+                self.dtypes |= {tensor.dtype for tensor in loaded.values()}
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, torch.bfloat16),
+        ({"server_args": {"dtype": "float32"}}, torch.float32),
+        ({"server_args": {"dtype": "half"}}, torch.float16),
+        ({"server_args": {"dtype": "auto"}}, torch.bfloat16),
+        ({"wire_dtype": "float32"}, torch.float32),
+    ],
+)
+def test_files_hold_weights_in_the_type_of_the_server(
+    tmp_path: Path, options: dict[str, Any], expected: torch.dtype
+) -> None:
+    engine = VLLMServerEngine(transfer="file", transfer_dir=str(tmp_path), **options)
+    receiving = Receiving()
+    engine._server = receiving  # type: ignore[assignment]
+    weights = load_model("builtin").state_dict()
+    engine.load_weights(weights.items(), 1)
+    assert receiving.dtypes == {expected}
+    assert receiving.names == set(weights)
+    assert not list(tmp_path.iterdir())
+
+
+def test_closing_leaves_the_transfer_group_before_the_server_ends() -> None:
+    """Its buffers are on the trainer's GPU, and a restart opens another one."""
+    engine = VLLMServerEngine(gpus="7")
+    order: list[str] = []
+    engine._sender = SimpleNamespace(shutdown=lambda: order.append("group"))  # type: ignore[assignment]
+    engine._process = SimpleNamespace(close=lambda: order.append("server"))  # type: ignore[assignment]
+    engine.close()
+    assert order == ["group", "server"]
 
 
 def test_options_that_cannot_work_are_refused() -> None:

@@ -94,8 +94,8 @@ def wait_until_ready(server: Server, process: Process | None, timeout_s: float) 
         time.sleep(0.5)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port of this machine that nobody listens on."""
+def free_port(host: str = "") -> int:
+    """A port that nobody listens on at an address of this machine; "": at any of them."""
     with socket.socket() as free:
         free.bind((host, 0))
         port: int = free.getsockname()[1]

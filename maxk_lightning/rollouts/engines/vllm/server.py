@@ -111,7 +111,6 @@ class VLLMServerEngine:
             _check_address(url, master_address)
         if transfer == "ipc":
             _check_shared(url, gpus, server_args)
-        dtype = wire_dtype or server_args.get("dtype", "bfloat16")
         self.policy = policy
         self.url = url
         self.gpus = gpus
@@ -119,7 +118,7 @@ class VLLMServerEngine:
         self.head_dtype = head_dtype
         self.transfer = transfer
         self.transfer_dir = transfer_dir
-        self.wire_dtype: torch.dtype = getattr(torch, str(dtype)) if dtype in get_args(WireDtype) else torch.bfloat16
+        self.wire_dtype: torch.dtype = wire_dtype_of(wire_dtype, server_args)
         self.master_address = master_address
         self.master_port = master_port
         self.max_connections = max_connections
@@ -241,7 +240,7 @@ class VLLMServerEngine:
             check_gpus(self.gpus, self._num_gpus(), gpus)
         if self.transfer == "ipc" and len(gpus) > 1:
             raise ValueError("rollout.engine.transfer: ipc serves a single rank; with several take nccl and gpus")
-        port = told_by_first_rank(free_port())
+        port = told_by_first_rank(free_port(LOOPBACK))
         server = Server(self.url or f"http://{LOOPBACK}:{port}", self.timeout_s)
         failure = None
         try:
@@ -320,7 +319,7 @@ class VLLMServerEngine:
             info = nccl_info(
                 rank=rank(),
                 address=self.master_address,
-                port=self.master_port or free_port(self.master_address),
+                port=self.master_port or free_port(),
                 num_workers=server.get("get_world_size")["world_size"],
             )
         return Sender(server=server, is_alive=self._is_alive, source=source, init_info=info, is_sender=rank() == 0)
@@ -328,6 +327,13 @@ class VLLMServerEngine:
     def _is_alive(self) -> bool:
         has_process = self._process is None or self._process.is_alive()
         return has_process and self._server is not None and self._server.is_healthy()
+
+
+def wire_dtype_of(chosen: WireDtype | None, server_args: Mapping[str, Any]) -> torch.dtype:
+    """The type in which weights travel: the chosen one, else the server's, which may also be called half or float."""
+    named = {"half": "float16", "float": "float32", **{name: name for name in get_args(WireDtype)}}
+    dtype: torch.dtype = getattr(torch, chosen or named.get(str(server_args.get("dtype")), "bfloat16"))
+    return dtype
 
 
 def _check_address(url: str, master_address: str) -> None:

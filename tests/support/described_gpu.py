@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 import types
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from typing import Any
 
 NAME, CAPABILITY = "NVIDIA H100 80GB HBM3", (9, 0)
@@ -29,7 +29,6 @@ def describe(total_bytes: int) -> None:
     sys.modules["vllm._C_stable_libtorch"] = types.ModuleType("kernels")  # of CUDA builds; nothing here calls one
     importlib.import_module("torchao.prototype.mx_formats")  # asks torch for GPUs when it is imported
     import torch
-    import vllm.config.vllm
     import vllm.platforms
     from vllm.platforms import cuda, interface
 
@@ -57,6 +56,9 @@ def describe(total_bytes: int) -> None:
         def is_cumem_allocator_available(self) -> bool:
             return True
 
+        def is_sleep_mode_available(self) -> bool:
+            return True
+
     own = vllm.platforms.current_platform
     vllm.platforms.current_platform = Described()
     for name in ("vllm.engine.arg_utils", "vllm.v1.engine.input_processor", "vllm.entrypoints.launchers.cli_args"):
@@ -64,9 +66,12 @@ def describe(total_bytes: int) -> None:
     vllm.platforms.current_platform = own
     importlib.import_module("vllm.v1.worker.utils")  # loads kernels that only the platform of this build has
     vllm.platforms.current_platform = Described()
-    vllm.config.vllm.HAS_TRITON = True
+    importlib.import_module("vllm.config.vllm").HAS_TRITON = True  # type: ignore[attr-defined]
     torch.cuda.is_available = lambda: True
     torch.cuda.current_device = lambda: 0
+    torch.cuda.get_rng_state = lambda device=None: torch.zeros(16, dtype=torch.uint8)
+    torch.cuda.set_rng_state = lambda state, device=None: None
+    torch.cuda.get_device_properties = lambda device=None: types.SimpleNamespace(uuid=f"{device}-of-eight")
 
 
 def colocated(question: dict[str, Any]) -> dict[str, Any]:
@@ -161,17 +166,21 @@ def transfer(question: dict[str, Any]) -> dict[str, Any]:
     from vllm.distributed.weight_transfer.nccl_common import worker_init_payload
     from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferInitInfo
 
-    from maxk_lightning.rollouts import VLLMServerEngine
+    from maxk_lightning.rollouts import EngineError, VLLMServerEngine
 
-    WeightTransferTrainerFactory.trainer_init = _catch
+    caught: list[Any] = []
+
+    def catch(info: Any, **_: Any) -> None:
+        caught.append(info)
+        raise ValueError("not opened here")
+
+    WeightTransferTrainerFactory.trainer_init = catch
     engine = VLLMServerEngine(question["policy"], url=question["url"])
     try:
         engine.load_weights(iter(()), 0)
         raise AssertionError("no group was opened")
-    except Caught as caught:
-        (info,), _ = caught.what
-    assert is_dataclass(info)
-    assert not isinstance(info, type)
+    except (EngineError, ValueError):
+        (info,) = caught
     shared = {name: value for name, value in asdict(info).items() if name != "rank"}
     payload = worker_init_payload(NCCLWeightTransferInitInfo(rank_offset=1, **shared))
     worker = types.SimpleNamespace(init_info_cls=NCCLWeightTransferInitInfo)

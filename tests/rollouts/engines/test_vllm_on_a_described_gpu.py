@@ -4,9 +4,14 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,8 @@ CAPACITY_GIB = {"qwen7b": 139.8, "qwen0.5b_lora": 23.6}
 H100_GIB = 79.1
 OF_THE_ENGINE = ("engine's", "total", "weight in transfer")
 "Rows of a memory table that are not the trainer's while the engine starts."
+FORMER_PORT = 51217
+"A constant that two runs on one machine once shared."
 Answer = dict[str, Any]
 
 
@@ -102,7 +109,37 @@ def answers(policies: dict[str, str]) -> dict[str, Answer]:
     }
     questions = {path.stem: _colocated(path, policies) for path in CONFIGS}
     questions |= {name: _colocated(first, policies, **change) for name, change in changes.items()}
-    return dict(zip(questions, _ask(list(questions.values())), strict=True))
+    size = {"kv-cache-memory-bytes": 6 << 30, "max-model-len": 768}
+    servers: dict[str, dict[str, Any]] = {
+        "server": {},
+        "server on the trainer's": {"gpus": "0,1"},
+        "server of two": {"gpus": "1,2", "server_args": {**size, "tensor-parallel-size": 2}},
+        "server beside": {"transfer": "ipc", "server_args": size},
+    }
+    policy = policies["Qwen/Qwen2.5-Coder-7B-Instruct"]
+    questions |= {name: {"about": "server", "policy": policy, "options": chosen} for name, chosen in servers.items()}
+    with _two_workers() as url, socket.socket() as taken:
+        with suppress(OSError):  # somebody else's is as good
+            taken.bind(("127.0.0.1", FORMER_PORT))
+            taken.listen()
+        questions["transfer"] = {"about": "transfer", "policy": policy, "url": url}
+        return dict(zip(questions, _ask(list(questions.values())), strict=True))
+
+
+@contextmanager
+def _two_workers() -> Iterator[str]:
+    """A server that says that it has two workers; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"world_size": 2}')
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
@@ -148,3 +185,27 @@ def test_the_share_that_the_memory_table_assumes_is_vllms(answers: dict[str, Ans
     assert {answer["default_share"] for name, answer in answers.items() if name.startswith("qwen")} == {
         DEFAULT_UTILIZATION
     }
+
+
+def test_a_server_lands_on_gpus_of_its_own(answers: dict[str, Answer]) -> None:
+    assert "needs GPUs that no rank trains on" in answers["server"]["refused"]
+    assert "the policy trains on 0;" in answers["server on the trainer's"]["refused"]
+
+
+def test_vllm_reads_a_servers_arguments_as_meant(answers: dict[str, Answer]) -> None:
+    expected = {
+        "utilization": 0.01,  # or it would not start beside a trainer
+        "kv_cache_bytes": 6 << 30,
+        "head_dtype": "torch.float32",
+        "logprobs_mode": "processed_logprobs",
+    }
+    of_two, beside = answers["server of two"], answers["server beside"]
+    assert of_two["gpus"] == "1,2"
+    assert of_two["arguments"].items() >= (expected | {"tensor_parallel_size": 2, "backend": "nccl"}).items()
+    assert beside["gpus"] == "0"  # the rank's own
+    assert beside["arguments"].items() >= (expected | {"tensor_parallel_size": 1, "backend": "ipc"}).items()
+
+
+def test_the_transfer_group_meets_at_a_port_that_nobody_has(answers: dict[str, Answer]) -> None:
+    assert answers["transfer"]["master_port"] != FORMER_PORT
+    assert answers["transfer"]["world_size"] == 3  # rank 0 and both workers

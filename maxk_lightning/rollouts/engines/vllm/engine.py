@@ -122,6 +122,7 @@ class VLLMEngine:
         "Tokens that end a completion, known once vLLM runs."
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._asleep: list[str] = []  # parts of its memory that it has given back, by vLLM's names
+        self._is_torn = False  # some of its weights are old, or nowhere
         self._shares_process_group = False
         self._num_requests = 0
         self._entropies = Entropies()
@@ -135,7 +136,7 @@ class VLLMEngine:
             EngineError: vLLM failed.
         """
         self._start("dummy")
-        self.version = None  # until all of them have arrived
+        self.version, self._is_torn = None, True  # until all of them have arrived
         failure = None
         try:
             self._take_over(checked(named_tensors, weight_shapes(self.policy)))
@@ -143,7 +144,7 @@ class VLLMEngine:
             failure = error
         if self._peers.any_true(failure is not None):  # the others would wait for this rank at their next sample
             raise failure or EngineError("vLLM failed in another rank of this engine")
-        self.version = version
+        self.version, self._is_torn = version, False
 
     def _take_over(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         with as_engine_error("loading weights"):
@@ -169,11 +170,13 @@ class VLLMEngine:
 
         Raises:
             ValueError: a prompt leaves no room for a completion.
-            EngineError: vLLM failed, took too long, or sleeps without weights.
+            EngineError: vLLM failed, took too long, or has no whole set of weights.
         """
         self._start("auto")
         if self._asleep:
             raise EngineError("vLLM sleeps: load weights before the next sample")
+        if self._is_torn:  # it would wait for ever
+            raise EngineError("the last push of weights to vLLM ended halfway: load weights before the next sample")
         joined, first = self._peers.join(prompts)
         self._check_lengths(joined, sampling)
         engine = self.llm.llm_engine
@@ -228,7 +231,7 @@ class VLLMEngine:
             ABANDONED.append(self.llm)
         else:
             self._shut_down()
-        self.llm, self._asleep, self.version = None, [], None
+        self.llm, self._asleep, self._is_torn, self.version = None, [], False, None
         self._peers.close()
         gc.collect()
         if torch.cuda.is_available():

@@ -29,7 +29,7 @@ class Place:
         if self.on_gpu and self.world_size == 1 and self.device_index != 0:
             raise ValueError(
                 f"rollout.engine: this process is on cuda:{self.device_index}, but a single vLLM takes the first "
-                f"visible GPU; start with CUDA_VISIBLE_DEVICES={_name_of_gpu(self.device_index)} and trainer.devices: 1"
+                f"visible GPU; start with CUDA_VISIBLE_DEVICES={name_of_gpu(self.device_index)} and trainer.devices: 1"
             )
         if self.world_size % tensor_parallel_size:
             raise ValueError(
@@ -54,7 +54,7 @@ def current_place() -> Place:
     return Place(on_gpu=on_gpu, device_index=device_index, rank=rank, world_size=world_size)
 
 
-def _name_of_gpu(index: int) -> str:
+def name_of_gpu(index: int) -> str:
     """What CUDA_VISIBLE_DEVICES calls a visible GPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index].strip() if visible else str(index)

@@ -15,11 +15,11 @@ from maxk_lightning.data.report import report_of
 from maxk_lightning.objectives import Objective
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.rollouts.buffer import RolloutBuffer
-from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.ranks import Ranks, ranks_of
 from maxk_lightning.rollouts.refill import Refill
 from maxk_lightning.rollouts.rollout import Order, Samples
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.types import Problem, Prompt, Sampling
+from maxk_lightning.types import LARGEST, Problem, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 EvalStage = Literal["validate", "test", "predict"]
@@ -90,8 +90,8 @@ class PromptDataModule(LightningDataModule):
         self.max_prompt_tokens = max_prompt_tokens
         self.seed = seed
         for name in ("prompts_per_rollout", "prompts_per_step", "num_ppo_iterations", "max_prompt_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} is {getattr(self, name)}, must be at least 1")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"data.{name} is {getattr(self, name)}, must be at least 1 and at most {LARGEST}")
         if refill < 0:
             raise ValueError(f"data.refill is {refill}, must be at least 0")
         if self.prompts_per_rollout % self.prompts_per_step:
@@ -226,9 +226,7 @@ class PromptDataModule(LightningDataModule):
 
     @property
     def _ranks(self) -> Ranks:
-        if self.trainer is None:
-            return Ranks()
-        return Ranks(self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy.root_device)
+        return Ranks() if self.trainer is None else ranks_of(self.trainer)
 
     def _empty_buffer(self, stage: str) -> RolloutBuffer:
         if stage == "fit":

@@ -24,7 +24,7 @@ from maxk_lightning.objectives import MaxAtK, Objective, objective_at
 from maxk_lightning.policy import Policy, build_policy, resolve_policy
 from maxk_lightning.policy.lora import LoRA, check_adapters, keep_adapters, merged
 from maxk_lightning.policy.sharding import load_sharded, whole
-from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.ranks import Ranks, ranks_of
 from maxk_lightning.rollouts.refill import has_credit
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Group, Samples
 from maxk_lightning.rollouts.weight_sync import Weights
@@ -162,7 +162,6 @@ class PolicyModule(LightningModule):
     def training_step(self, samples: Samples, batch_idx: int) -> None:
         """Make one optimizer step over this rank's samples of it, micro-batch by micro-batch."""
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
         step_loss = self.step_loss(samples)
         micro_batches, sums = step_loss.cut(samples, self._ranks)
         for number, micro_batch in enumerate(micro_batches, start=1):
@@ -289,7 +288,7 @@ class PolicyModule(LightningModule):
 
     @property
     def _ranks(self) -> Ranks:
-        return Ranks(self.trainer.global_rank, self.trainer.world_size, self.device)
+        return ranks_of(self.trainer)
 
     def _load_policy(self) -> Policy:
         """The policy as the strategy holds it: whole, or this rank's share of every weight."""
@@ -322,6 +321,7 @@ class PolicyModule(LightningModule):
         elif self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, grad_norm)
         optimizer.step()
+        optimizer.zero_grad()  # the rollout that follows wants their memory
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
         for tag, value in (values | {"skipped_steps": float(not is_allowed)}).items():

@@ -21,6 +21,8 @@ MissingCause = Literal["lock_down_failed", "worker_lost", "no_worker", "hand_ove
 """Why the sandbox gave no verdict: the program's process could not be made or locked down, its worker died or fell
 silent, no worker could be started, or the program could not be handed over (no memory or descriptors left)."""
 FinishReason = Literal["stop", "length"]
+LARGEST = 2**20
+"More completions, tokens or prompts at once than this are a slip of the keyboard, which would end in an overflow."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +104,11 @@ class Sampling:
     sampled, a prefill not included. That token counts and is trained on, and its text stays."""
 
     def __post_init__(self) -> None:
-        if self.num_completions < 1:
-            raise ValueError(f"num_completions is {self.num_completions}, must be at least 1")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
+        for name, number in (("num_completions", self.num_completions), ("max_new_tokens", self.max_new_tokens)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}, must be at least 1")
+            if number > LARGEST:
+                raise ValueError(f"{name} is {number}, must be at most {LARGEST}")
         if not self.temperature > 0.0:
             raise ValueError(f"temperature is {self.temperature}, must be positive")
         if not 0.0 < self.top_p <= 1.0:

@@ -3,7 +3,9 @@
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +19,12 @@ from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
-from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.rollouts.ranks import RankError, ranks_of
 from maxk_lightning.rollouts.refill import Refill, has_credit
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
+from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.strategy import FSDP2Strategy
 from maxk_lightning.types import Sampling
@@ -50,7 +53,8 @@ class RolloutCallback(Callback):
             eval_sampling: Of validation, test and predict.
             rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
                 One rollout off-policy, which exact and first-order off-policy objectives correct for; `rollout/age`
-                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly.
+                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly. Not with
+                an engine on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
                 on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; float32 on both
                 sides differs by less than 1e-5 and deserves a bound of 1e-4.
@@ -69,6 +73,11 @@ class RolloutCallback(Callback):
             raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
         if rollouts_ahead and getattr(engine, "sleep_while_training", False):
             raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
+        if rollouts_ahead and getattr(engine, "tensor_parallel_size", 1) > 1:
+            raise ValueError(
+                "rollout.engine.tensor_parallel_size: with rollouts_ahead the collectives of engine and training would "
+                "meet on the same GPUs in another order on every rank, and hang"
+            )
         self.engine = engine
         self.reward = reward
         self.sampling = sampling
@@ -94,6 +103,8 @@ class RolloutCallback(Callback):
         """
         if stage == "fit":
             _check_trainer(trainer)
+            if self.rollouts_ahead:
+                check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
@@ -114,7 +125,7 @@ class RolloutCallback(Callback):
                 f"{data.schedule}; change these at the end of a rollout"
             )
         orders = partial(data.order, stored["index"], self.sampling)
-        rollout = self.sampler.restore(stored, orders, _ranks(trainer))
+        rollout = self.sampler.restore(stored, orders, ranks_of(trainer))
         self._serve(trainer, pl_module, rollout, stored["index"], stored["num_done"])
         pl_module.guard.spreads = stored["spreads"]
         if (stored["old_logprobs"] is None) != (pl_module.old is None):
@@ -124,10 +135,11 @@ class RolloutCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score this epoch's rollout, or take the one that was sampled ahead."""
-        data, ranks = _datamodule(trainer), _ranks(trainer)
+        data, ranks = _datamodule(trainer), ranks_of(trainer)
         index = trainer.current_epoch
         _seed_global_generators(derive_seed(data.seed, "rollout", index, ranks.rank))
-        rollout = self.sampler.take(index, partial(data.order, index, self.sampling), ranks)
+        with _saved(trainer):
+            rollout = self.sampler.take(index, partial(data.order, index, self.sampling), ranks)
         if rollout is None:
             refill = data.refill_of(index, self.sampling, pl_module.objective_of(index))
             rollout = self._sample(trainer, pl_module, data.order(index, self.sampling), refill)
@@ -136,7 +148,7 @@ class RolloutCallback(Callback):
         self._log_once(trainer, pl_module)
         if self.rollouts_ahead and trainer.max_epochs is not None and index + 1 != trainer.max_epochs:
             refill = data.refill_of(index + 1, self.sampling, pl_module.objective_of(index + 1))
-            self.sampler.begin(data.order(index + 1, self.sampling), pl_module.weights(), ranks, refill)
+            self.sampler.begin(data.order(index + 1, self.sampling), _weights(trainer, pl_module), ranks, refill)
         else:
             self.sampler.sleep()
         self._training_since = time.perf_counter()
@@ -154,7 +166,7 @@ class RolloutCallback(Callback):
     ) -> None:
         """Remember when the last step ended: a validation may follow in the same epoch. Stop a run that diverged."""
         self._training_until = time.perf_counter()
-        self.sampler.advance(_ranks(trainer))
+        self.sampler.advance(ranks_of(trainer))
         if pl_module.guard.is_exhausted and not trainer.is_last_batch:  # see `RolloutCheckpoint`
             _stop(trainer, pl_module)
 
@@ -202,9 +214,9 @@ class RolloutCallback(Callback):
                 "num_done": num_done,
                 "schedule": data.schedule,
                 "spreads": pl_module.guard.spreads,
-                "old_logprobs": old and old.state(data.buffers["fit"].steps, _ranks(trainer)),
+                "old_logprobs": old and old.state(data.buffers["fit"].steps, ranks_of(trainer)),
             }
-        checkpoint["rollouts"] = self.sampler.state(_ranks(trainer), current)
+        checkpoint["rollouts"] = self.sampler.state(ranks_of(trainer), current)
 
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
@@ -213,7 +225,7 @@ class RolloutCallback(Callback):
         self.sampler.load_state(checkpoint.get("rollouts", {}))
 
     def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
-        self.sampler.finish(_ranks(trainer))
+        self.sampler.finish(ranks_of(trainer))
         data = _datamodule(trainer)
         order = data.eval_order(stage, self.eval_sampling)
         data.buffers[stage].fill(self._sample(trainer, pl_module, order))
@@ -223,11 +235,10 @@ class RolloutCallback(Callback):
 
         Raises:
             EngineError: the engine failed twice; in `fit` a checkpoint has been saved.
+            RankError: the reward or the engine of a rank raised something else; likewise.
         """
-        try:
-            return self.sampler.sample(order, pl_module.weights(), _ranks(trainer), refill)
-        except EngineError as error:
-            raise EngineError(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
+        with _saved(trainer):
+            return self.sampler.sample(order, _weights(trainer, pl_module), ranks_of(trainer), refill)
 
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
@@ -247,12 +258,13 @@ class RolloutCallback(Callback):
         self._training_since = self._training_until = time.perf_counter()
         pl_module.log_samples(rollout.samples)
         credited = has_credit(pl_module.objective_of(trainer.current_epoch), rollout.samples.groups)
-        num_prompts, num_credited = _ranks(trainer).total([len(credited), sum(credited)])
+        num_prompts, num_credited = ranks_of(trainer).total([len(credited), sum(credited)])
         values = {
             "rollout/num_prompts": num_prompts,
             "rollout/credit_fraction": num_credited / num_prompts,
             "rollout/age": float(self._age),
             "rollout/logprob_gap": rollout.logprob_gap,
+            "rollout/sequence_gap": rollout.sequence_gap,
             "time/sync_s": rollout.sync_s,
             "time/generate_s": rollout.generate_s,
             "time/score_s": rollout.score_s,
@@ -265,6 +277,23 @@ class RolloutCallback(Callback):
 def rollout_callback(trainer: Trainer) -> RolloutCallback | None:
     """The rollout callback of a Trainer, for callbacks that tell about its rollouts; None: it has none."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)), None)  # type: ignore[attr-defined]
+
+
+def check_overlap(engine: RolloutEngine, device: torch.device) -> None:
+    """Refuse to sample ahead on the GPU that trains.
+
+    Both would give their kernels to the same stream: a token waits for a whole micro-batch, so that most of the rollout
+    is sampled after the training, from older weights, in memory that could not be given back.
+
+    Raises:
+        ValueError: the engine is in this process and on that GPU.
+    """
+    is_here = isinstance(engine, VLLMEngine) or (isinstance(engine, TransformersEngine) and engine.device != "cpu")
+    if device.type == "cuda" and is_here:
+        raise ValueError(
+            f"rollout.rollouts_ahead: {type(engine).__name__} samples on the GPU that trains, where both wait for each "
+            "other and nothing is gained; set it to 0, or take VLLMServerEngine with GPUs of its own"
+        )
 
 
 def _check_trainer(trainer: Trainer) -> None:
@@ -288,8 +317,9 @@ def _drift(spreads: Sequence[float], num_steps: int) -> dict[str, float]:
     return {f"train/log_ratio_std_{name}": sum(part) / len(part) for name, part in parts.items()}
 
 
-def _ranks(trainer: Trainer) -> Ranks:
-    return Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
+def _weights(trainer: Trainer, module: PolicyModule) -> Weights:
+    """The policy as it is, to be proved in the precision that steps compute in: hooks run outside of it."""
+    return replace(module.weights(), forward_context=trainer.precision_plugin.forward_context)
 
 
 def _datamodule(trainer: Trainer) -> PromptDataModule:
@@ -305,6 +335,19 @@ def _stop(trainer: Trainer, module: PolicyModule) -> None:
         f"diverged (see train/log_ratio_std and train/credit_max); {_save_checkpoint(trainer)}, with a smaller "
         "model.optimizer.lr"
     )
+
+
+@contextmanager
+def _saved(trainer: Trainer) -> Iterator[None]:
+    """Save a checkpoint when the rollout of a new epoch fails, on all ranks; says so in the error."""
+    try:
+        yield
+    except (EngineError, RankError) as error:
+        raise type(error)(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
+    except Exception as error:
+        if trainer.world_size == 1:  # of several ranks the others may be elsewhere
+            error.add_note(_save_checkpoint(trainer, is_epoch_new=True))
+        raise
 
 
 def _save_checkpoint(trainer: Trainer, *, is_epoch_new: bool = False) -> str:

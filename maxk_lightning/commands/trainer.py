@@ -5,7 +5,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -21,7 +23,7 @@ from maxk_lightning.callbacks import (
     SampleWriter,
 )
 from maxk_lightning.checkpoints import check_checkpoint
-from maxk_lightning.commands.memory_plan import machine_of, remark_on, workload_of
+from maxk_lightning.commands.memory_plan import gpus_wanted, machine_of, on_gpus, remark_on, workload_of
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy.memory import items_of, table
@@ -94,12 +96,13 @@ class MaxKCLI(LightningCLI):
         """Build the objects; bad values end the command with one sentence."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             self.parser.error(str(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the run one directory for everything, so that a resumed run goes on in the same TensorBoard curves."""
         config = self._get(self.config_init, "trainer")
+        kwargs |= self._stand_in(config)
         if config.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="tensorboard")
         if not config.get("plugins"):
@@ -107,6 +110,23 @@ class MaxKCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             config["callbacks"] = [RolloutProgressBar(), *(config.get("callbacks") or [])]
         return super().instantiate_trainer(**kwargs)
+
+    def _stand_in(self, config: Any) -> dict[str, Any]:
+        """Arguments of the Trainer of a dry run for GPUs that this machine has not.
+
+        Raises:
+            ValueError: they are missing, and it is no dry run.
+        """
+        num_gpus = gpus_wanted(config)
+        self._is_planned = num_gpus > torch.cuda.device_count()
+        if not self._is_planned:
+            return {}
+        if not self._get(self.config_init, "dry_run"):
+            raise ValueError(
+                f"trainer.accelerator: torch sees {torch.cuda.device_count()} of the {num_gpus} GPUs that this run "
+                "wants; --dry_run true checks it without them"
+            )
+        return {"accelerator": "cpu", "devices": num_gpus}
 
     def before_fit(self) -> None:
         """Refuse what cannot work, and what would overwrite an earlier run, before anything expensive starts."""
@@ -153,6 +173,7 @@ class MaxKCLI(LightningCLI):
 
     def _print_memory(self) -> None:
         machine, rollout = machine_of(self.trainer), self._get(self.config_init, "rollout")
+        machine = on_gpus(machine) if self._is_planned else machine
         workload = workload_of(self.model, self.datamodule, rollout, machine)
         if self.trainer.is_global_zero:
             print(table(items_of(workload), machine.capacity_bytes), remark_on(rollout, workload), sep="\n")

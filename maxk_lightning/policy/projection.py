@@ -14,8 +14,33 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_LOGITS = 2**24
 "Logits computed at a time on a CPU, tokens times vocabulary: 64 MiB in float32."
 CHUNK_LOGITS_GPU = 2**26
-"""The same on a GPU, which reads the head once per chunk: 441 tokens of a vocabulary of 152k. An H200 does about 400
+"""The fewest on a GPU, which reads the head once per chunk: 441 tokens of a vocabulary of 152k. An H200 does about 400
 bf16 FMAs per number read from memory."""
+MAX_CHUNK_LOGITS_GPU = 2**28
+"""The most on a GPU: 1766 tokens of that vocabulary. The backward pass reads and writes the head's gradient once per
+chunk, which at 441 tokens takes as long as the products."""
+LOGITS_COPIES = 4
+"float32 tensors of a chunk's logits that live at once: logits, log-probs, and the gradients of both."
+HALF = (torch.bfloat16, torch.float16)
+
+
+def has_float32_head(dtype: torch.dtype, device_type: str) -> bool:
+    """Whether matrix products of this type on such a device give logits that are not rounded to it.
+
+    Logits of 16 to 32 are 0.125 apart in bfloat16: hundredths of a nat per token, which add up over a completion. A GPU
+    leaves the sums of its products in float32 for nothing. A CPU has no such product, and one of float32 takes 3 to 4
+    times as long. An engine has to compute its logits in the same way.
+    """
+    return dtype not in HALF or device_type == "cuda"
+
+
+def chunk_logits_for(free_bytes: int) -> int:
+    """Logits at a time on a GPU with so much memory left: those that take half of it, within bounds.
+
+    >>> [chunk_logits_for(gib * 2**30) / 2**26 for gib in (1, 4, 80)]
+    [1.0, 2.0, 4.0]
+    """
+    return min(max(free_bytes // (2 * LOGITS_COPIES * 4), CHUNK_LOGITS_GPU), MAX_CHUNK_LOGITS_GPU)
 
 
 def project(
@@ -35,7 +60,7 @@ def project(
     head's gradient in place; anything else (a bias, adapters, a cap) goes through activation checkpointing.
     """
     vocabulary: int = head.weight.shape[0]  # type: ignore[assignment, index]
-    chunk_logits = chunk_logits or (CHUNK_LOGITS if hidden_MD.device.type == "cpu" else CHUNK_LOGITS_GPU)
+    chunk_logits = chunk_logits or _chunk_logits(hidden_MD.device)
     chunk_tokens = max(1, chunk_logits // vocabulary)
     if type(head) is nn.Linear and getattr(head, "bias", None) is None and cap is None:
         dtype = _compute_dtype(hidden_MD)
@@ -60,7 +85,7 @@ class _Projection(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies = [], []
         for hidden_CD, targets_C in _chunks(chunk_tokens, hidden_MD, targets_M):
-            all_logprobs_CV = _all_logprobs(F.linear(hidden_CD, weight_VD), temperature)
+            all_logprobs_CV = _all_logprobs(_logits(hidden_CD, weight_VD), temperature)
             logprobs.append(_chosen(all_logprobs_CV, targets_C))
             entropies.append(_entropies(all_logprobs_CV))
         ctx.save_for_backward(hidden_MD, weight_VD, targets_M)
@@ -83,7 +108,7 @@ class _Projection(torch.autograd.Function):
         chunks = _chunks(ctx.chunk_tokens, hidden_MD, targets_M, grads_M / ctx.temperature, hidden_grads_MD)
         for hidden_CD, targets_C, grads_C, hidden_grads_CD in reversed(chunks):
             if ctx.last_logprobs_CV is None:
-                probs_CV = _all_logprobs(F.linear(hidden_CD, weight_VD), ctx.temperature).exp_()
+                probs_CV = _all_logprobs(_logits(hidden_CD, weight_VD), ctx.temperature).exp_()
             else:
                 probs_CV, ctx.last_logprobs_CV = ctx.last_logprobs_CV.exp_(), None
             logit_grads_CV = probs_CV.mul_(-grads_C[:, None])
@@ -100,10 +125,47 @@ class _Projection(torch.autograd.Function):
         return hidden_grads_MD, weight_grad_VD, None, None, None
 
 
+class _HalfProduct(torch.autograd.Function):
+    """hidden weight^T of half precision, with float32 results."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_CD, weight_VD)
+        return _logits(hidden_CD, weight_VD).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads_CV: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden_CD, weight_VD = ctx.saved_tensors
+        grads_CV = grads_CV.to(weight_VD.dtype)
+        return (
+            grads_CV @ weight_VD if ctx.needs_input_grad[0] else None,
+            grads_CV.T @ hidden_CD if ctx.needs_input_grad[1] else None,
+        )
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    """Logits, float32 where `has_float32_head` says so; of half precision elsewhere."""
+    is_half = hidden_CD.dtype in HALF and len(hidden_CD) > 0
+    if is_half and has_float32_head(hidden_CD.dtype, hidden_CD.device.type):
+        return torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32)
+    return F.linear(hidden_CD, weight_VD)
+
+
+def _logits_of(head: nn.Module, hidden_CD: Tensor) -> Tensor:
+    """Logits of any head, by the product of `_logits` where it is a matrix."""
+    dtype = _compute_dtype(hidden_CD)
+    if type(head) is not nn.Linear or dtype not in HALF:
+        logits_CV: Tensor = head(hidden_CD)
+        return logits_CV
+    logits_CV = _HalfProduct.apply(hidden_CD.to(dtype), head.weight.to(dtype))  # type: ignore[no-untyped-call]
+    return logits_CV if head.bias is None else logits_CV + head.bias.float()
+
+
 def _head_stats(
     head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, temperature: float, cap: float | None
 ) -> tuple[Tensor, Tensor]:
-    logits_CV = head(hidden_CD)
+    logits_CV = _logits_of(head, hidden_CD)
     if cap is not None:
         logits_CV = cap * torch.tanh(logits_CV / cap)
     all_logprobs_CV = _all_logprobs(logits_CV, temperature)
@@ -128,6 +190,14 @@ def _entropies(all_logprobs_CV: Tensor) -> Tensor:
 
 def _chunks(size: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(torch.split(tensor, size) for tensor in tensors), strict=True))
+
+
+def _chunk_logits(device: torch.device) -> int:
+    if device.type != "cuda":
+        return CHUNK_LOGITS
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return chunk_logits_for(free + cached)
 
 
 def _compute_dtype(hidden_MD: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -50,12 +51,14 @@ class Sampler:
 
         Raises:
             EngineError: the fresh ones failed, too.
+            RankError: the reward or the engine of one of several ranks raised anything else.
         """
         for is_last_attempt in (False, True):
             if self._sync.refresh(weights, order.prompts, order.sampling, ranks):
                 draw = Draw(order, refill)
                 while draw.due is not None:
-                    draw.add(_unless_the_engine_fails(self._collector(draw.due)), ranks)
+                    make = partial(_unless_the_engine_fails, self._collector(draw.due))
+                    draw.add(ranks.together(make), ranks)
                 if draw.rollout is not None:
                     return draw.rollout
             self._sync.close()
@@ -74,24 +77,31 @@ class Sampler:
     def advance(self, ranks: Ranks) -> None:
         """Let the rollout ahead go on with further prompts, where what was under way is done on every rank."""
         if self._ahead is not None and self._ahead.can_refill:
-            while self._ahead.due is not None and ranks.all_true(self._part is not None and self._part.done()):
+            while self._ahead.due is not None and ranks.all_true(
+                self._part is not None and _has_ended_well(self._part)
+            ):
                 self._add_part(self._ahead, ranks)
 
     def take(self, index: int, orders: Orders, ranks: Ranks) -> Rollout | None:
-        """The rollout of this number that was begun, or stored; None: there is none, or the engine of a rank failed."""
+        """The rollout of this number that was begun, or stored; None: there is none, or the engine of a rank failed.
+
+        Raises:
+            RankError: the reward of one of several ranks raised.
+        """
         stored = self._stored.pop("ahead", None)
         if stored is not None and stored["index"] == index:
             return self.restore(stored, orders, ranks)
         if self._ahead is None or self._ahead.index != index:
             return None
         rollout = self.finish(ranks)
-        self._ahead = None
-        if rollout is None:
+        part, self._ahead, self._part = self._part, None, None
+        if rollout is None and part is not None:
+            ranks.together(partial(_unless_the_engine_fails, part.result))
             self._sync.close()
         return rollout
 
     def finish(self, ranks: Ranks) -> Rollout | None:
-        """Wait for the rollout ahead; None when there is none, or the engine of any rank failed.
+        """Wait for the rollout ahead; None when there is none, or it failed on any rank, which `take` says.
 
         An engine does one thing at a time, and with the weights that it has: before it is given others, the rollout
         ahead must be complete.
@@ -99,6 +109,8 @@ class Sampler:
         if self._ahead is None:
             return None
         while self._ahead.due is not None:
+            if not ranks.all_true(self._part is not None and self._part.exception() is None):
+                return None
             self._add_part(self._ahead, ranks)
         return self._ahead.rollout
 
@@ -110,7 +122,7 @@ class Sampler:
             current: What to keep beside the rollout that is being trained on; None: training on it is over.
         """
         state = {}
-        ahead = self.finish(ranks)
+        ahead = self.finish(ranks)  # what failed is left out; `take` says so
         if self._ahead is not None and ahead is not None:
             state["ahead"] = {"index": self._ahead.index, **to_state(ahead, ranks)}
         elif "ahead" in self._stored:
@@ -151,9 +163,9 @@ class Sampler:
         self._part = self._thread.submit(self._collector(order, ranks.device))
 
     def _add_part(self, ahead: Draw, ranks: Ranks) -> None:
-        """Wait for what the thread was given last, and give it what is due next."""
+        """Add what the thread was given last, and give it what is due next."""
         assert self._part is not None
-        ahead.add(_unless_the_engine_fails(self._part.result), ranks)
+        ahead.add(self._part.result(), ranks)
         self._part = None
         if ahead.due is not None:
             self._submit(ahead.due, ranks)
@@ -172,9 +184,13 @@ class Sampler:
             if device is not None and device.type == "cuda":
                 torch.cuda.set_device(device)
             rollout = collect(self.engine, self.reward, order, version)
-            return replace(rollout, sync_s=sync_s, logprob_gap=gap)
+            return replace(rollout, sync_s=sync_s, logprob_gap=gap.mean, sequence_gap=gap.of_sums)
 
         return run
+
+
+def _has_ended_well(part: Future[Rollout]) -> bool:
+    return part.done() and part.exception() is None
 
 
 def _unless_the_engine_fails(make: Callable[[], Rollout]) -> Rollout | None:

@@ -10,9 +10,9 @@ Both sides train the same random Qwen2 model (its stop token cannot be sampled, 
 max_new_tokens tokens) on the same prompts, with the lengths of the paper's recipe: statements of built-in problems,
 joined up to 512 tokens, n = 8, 256 new tokens. GRPO advantages, the clipped surrogate, a k3 penalty against the initial
 policy, Adam, float32 (--precision; bf16-mixed on a GPU), no logging, no checkpoints. A pass holds one prompt and its n
-completions on both sides (--prompts_per_pass; TRL: per_device_train_batch_size = n, the rest gradient accumulation). TRL
-runs a second time with all prompts in one pass, and the faster of the two counts. Both ask the reference policy once per
-rollout; TRL's other settings are its defaults, its attention is transformers' default (sdpa). TRL reads a
+completions on both sides (--prompts_per_pass; TRL: per_device_train_batch_size = n, the rest gradient accumulation).
+TRL runs a second time with all prompts in one pass, and the faster of the two counts. Both ask the reference policy
+once per rollout; TRL's other settings are its defaults, its attention is transformers' default (sdpa). TRL reads a
 prompt once per completion, which is most of what is measured here.
 A cycle ends with its third optimizer step; the first cycle of a process is not counted. Each measurement is a process
 of its own, the sides take turns. Seconds are CPU time on a CPU, which others may use, too, and wall-clock time on a

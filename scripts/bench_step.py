@@ -18,7 +18,7 @@ A cycle ends with its third optimizer step; the first cycle of a process is not 
 of its own, the sides take turns. Seconds are CPU time on a CPU, which others may use, too, and wall-clock time on a
 GPU. Last of all one gradient of TRL's loss on completions that we sampled is compared with ours.
 
-Cases beside it (--cases): `short`, prompts of at most 128 tokens; `short_bf16`, these in bf16-mixed on both sides;
+Cases (--cases): `main`, as above; `short`, prompts of at most 128 tokens; `short_bf16`, these in bf16-mixed on both sides;
 `sparse`, four prompts, three of whose groups get the same reward throughout and so no credit, without a KL penalty.
 
 Ratios: `speed_vs_trl` (seconds per cycle, TRL / ours); `speed_vs_trl_kl_old`, ours with the paper's penalty, which is
@@ -43,6 +43,7 @@ from bench_step_trl import compare_gradients, run_trl
 
 OURS, OURS_KL_OLD = "maxk_lightning", "maxk_lightning, KL to pi_old"
 THEIRS, THEIRS_AT_ONCE = "TRL", "TRL, all prompts in one pass"
+MAIN = "main"
 CASES: dict[str, dict[str, Any]] = {
     "short": {"prompt_tokens": 128},
     "short_bf16": {"prompt_tokens": 128, "precision": "bf16-mixed"},
@@ -146,11 +147,24 @@ def trl_ways(args: argparse.Namespace, prompts: int) -> list[str]:
 
 
 def compare(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """All cases, one after the other; in each the sides take turns."""
+    rows, ratios = measure_main(args) if MAIN in args.cases else ([], {})
+    for name in args.cases:
+        if name != MAIN:
+            more, ratios[f"speed_vs_trl_{name}"] = measure_case(args, name)
+            print(
+                f"{name}: " + ", ".join(f"{row['side']} {row['seconds_per_cycle']:.2f} s" for row in more), flush=True
+            )
+            rows += more
+    bench_report.print_ratios(ratios, digits=4)
+    return rows, ratios
+
+
+def measure_main(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """All sides in turn, and their gradients."""
     results = measure(args, [OURS, OURS_KL_OLD, *trl_ways(args, args.prompts)])
     gradients = measure(argparse.Namespace(**{**vars(args), "repeats": 1}), ["gradients"])["gradients"][0]
     rows = [row_of(side, results[side]) for side in results]
-    cases = {name: measure_case(args, name) for name in args.cases}
     bench_report.print_table(
         f"{args.prompts} prompts x {args.n} completions x {args.max_new_tokens} tokens",
         ("side", "s / cycle", "tokens / s", "peak MB"),
@@ -166,12 +180,7 @@ def compare(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, f
         "train_mfu_kl_old": rows[1]["mfu"],
         "gradient_cosine": gradients["cosine"],
         "gradient_norm_ratio": gradients["norm_ratio"],
-        **{f"speed_vs_trl_{name}": ratio for name, (_, ratio) in cases.items()},
     }
-    for name, (more, _) in cases.items():
-        print(f"{name}: " + ", ".join(f"{row['side']} {row['seconds_per_cycle']:.2f} s" for row in more))
-        rows += more
-    bench_report.print_ratios(ratios, digits=4)
     return rows, ratios
 
 
@@ -192,7 +201,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vllm", action="store_true", help="both sides sample with vLLM (colocated)")
     parser.add_argument("--growth", action="store_true", help="change one size at a time instead, TRL at equal passes")
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), help="measured besides")
+    parser.add_argument("--cases", nargs="*", default=[MAIN, *CASES], choices=[MAIN, *CASES])
     parser.add_argument("--kl_coef", type=float, default=0.01)
     parser.add_argument("--credit_every", type=int, default=1, help="one group in so many gets credit")
     parser.add_argument("--precision", default="bf16-mixed" if HAS_GPU else "32-true", help="of both sides")

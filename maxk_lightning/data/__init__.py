@@ -4,6 +4,7 @@ from maxk_lightning.data.code_contests import CodeContests
 from maxk_lightning.data.codeforces import Codeforces
 from maxk_lightning.data.cure import Cure
 from maxk_lightning.data.evalplus import EvalPlus
+from maxk_lightning.data.hub_dataset import HubDataset
 from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.livebench import LiveBench
 from maxk_lightning.data.livecodebench import LiveCodeBench
@@ -22,6 +23,7 @@ __all__ = [
     "Cure",
     "EvalPlus",
     "Example",
+    "HubDataset",
     "Instruction",
     "JsonLines",
     "LiveBench",

@@ -56,9 +56,9 @@ def exchange(
 ) -> list[list[Group]]:
     """This rank's groups of every optimizer step, for the ones that it sampled; all ranks must come here together.
 
-    Tests stay behind: they can be large, and nothing asks for them once rewards are known.
+    Tests and columns stay behind: they can be large, and nothing asks for them once rewards are known.
     """
-    lean = [replace(group, problem=replace(group.problem, tests=())) for group in groups]
+    lean = [replace(group, problem=replace(group.problem, tests=(), columns={})) for group in groups]
     everything = ranks.gather(lean)
     is_idle = None if idle is None else idle(everything)
     return share_out(everything, groups_per_step, ranks.world_size, is_idle)[ranks.rank]

@@ -21,9 +21,12 @@ Verdict = Literal[
 ]
 """One per test of a program. A reward that compares answers gives one verdict: `passed`, `wrong_answer`, `no_answer`
 (the completion holds none), `infra_error`. `unfinished_reasoning`: the completion ended before its answer began."""
-MissingCause = Literal["lock_down_failed", "worker_lost", "no_worker", "hand_over_failed"]
+MissingCause = Literal[
+    "lock_down_failed", "worker_lost", "no_worker", "hand_over_failed", "judging_too_long", "judging_failed"
+]
 """Why the sandbox gave no verdict: the program's process could not be made or locked down, its worker died or fell
-silent, no worker could be started, or the program could not be handed over (no memory or descriptors left)."""
+silent, no worker could be started, or the program could not be handed over (no memory or descriptors left). Of an
+answer that is compared: that took too long, or ended in an error."""
 FinishReason = Literal["stop", "length"]
 
 

@@ -8,6 +8,7 @@ from maxk_lightning.data.hub_dataset import HubDataset
 from maxk_lightning.data.instructions import Instruction
 from maxk_lightning.data.livebench import LiveBench
 from maxk_lightning.data.livecodebench import LiveCodeBench
+from maxk_lightning.data.math_questions import GSM8K, MATH
 from maxk_lightning.data.mbpp import MBPP
 from maxk_lightning.data.mixture import Mixture, SolveRate
 from maxk_lightning.data.prompts import Example, PromptStream, PromptTemplate
@@ -16,6 +17,8 @@ from maxk_lightning.data.selection import TestSelection
 from maxk_lightning.data.sources import Builtin, JsonLines, ProblemSource
 
 __all__ = [
+    "GSM8K",
+    "MATH",
     "MBPP",
     "Builtin",
     "CodeContests",

@@ -1,5 +1,6 @@
 """Rewards: the seam, unit tests in a sandbox, answers, plain functions. Standard library only, but for math-verify."""
 
+from maxk_lightning.rewards.answers import MathReward
 from maxk_lightning.rewards.comparison import same_output
 from maxk_lightning.rewards.extraction import extract_code
 from maxk_lightning.rewards.functions import FunctionReward
@@ -20,6 +21,7 @@ __all__ = [
     "CheckableReward",
     "CompletionReward",
     "FunctionReward",
+    "MathReward",
     "ProblemChecker",
     "Reward",
     "RewardError",

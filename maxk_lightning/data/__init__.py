@@ -1,5 +1,6 @@
 """Problems and prompts."""
 
+from maxk_lightning.data.arithmetic import Arithmetic
 from maxk_lightning.data.code_contests import CodeContests
 from maxk_lightning.data.codeforces import Codeforces
 from maxk_lightning.data.cure import Cure
@@ -20,6 +21,7 @@ __all__ = [
     "GSM8K",
     "MATH",
     "MBPP",
+    "Arithmetic",
     "Builtin",
     "CodeContests",
     "Codeforces",

@@ -14,7 +14,7 @@ class Arithmetic:
     """
 
     def __init__(self, largest: int = 6, limit: int | None = None) -> None:
-        """Choose the numbers; ValueError when `largest` is below 1 or above 9, beyond which a sum is no longer small."""
+        """Choose the numbers; ValueError unless `largest` is from 1 to 9."""
         if not 1 <= largest <= 9:
             raise ValueError(f"largest is {largest}, must be from 1 to 9")
         self.largest = largest

@@ -36,7 +36,7 @@ def questions(tmp_path: Path) -> str:
     path.write_text(
         "".join(json.dumps({"prompt": f"What is {n}?", "answer": "x" if n % 2 else n}) + "\n" for n in range(6))
     )
-    return json.dumps({"class_path": "maxk_lightning.data.JsonLines", "init_args": {"path": str(path)}})
+    return json.dumps({"class_path": "maxk_lightning.data.JsonLines", "init_args": {"path": str(path), "limit": None}})
 
 
 def options(questions: str, **more: object) -> dict[str, object]:

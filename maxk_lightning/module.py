@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from maxk_lightning.losses import (
-    ClippedSurrogate,
+    CISPO,
     EngineCorrection,
     Normalisation,
     PolicyLoss,
@@ -20,7 +20,7 @@ from maxk_lightning.losses import (
     token_weights,
 )
 from maxk_lightning.metrics import RolloutMetrics
-from maxk_lightning.objectives import Objective, OffPolicyMaxAtK, is_idle, objective_at
+from maxk_lightning.objectives import MaxAtK, Objective, is_idle, objective_at
 from maxk_lightning.policy import Policy, build_policy, resolve_policy
 from maxk_lightning.policy.lora import LoRA, check_adapters, keep_adapters, merged
 from maxk_lightning.policy.sharding import load_sharded, whole
@@ -48,7 +48,7 @@ class PolicyModule(LightningModule):
     def __init__(
         self,
         policy: str = "builtin",
-        objective: Objective = OffPolicyMaxAtK(k=4),  # noqa: B008  (frozen)
+        objective: Objective = MaxAtK(k=4),  # noqa: B008  (frozen)
         policy_loss: PolicyLoss | None = None,
         normalisation: Normalisation = "constant",
         old_logprobs: Literal["trainer", "engine"] = "trainer",
@@ -70,8 +70,8 @@ class PolicyModule(LightningModule):
         Args:
             policy: Directory, hub name (owner/name) or `builtin`.
             objective: Rewards -> credits.
-            policy_loss: Credits -> loss per token. None: the clipped surrogate (paper, eq. 4) for advantages, the
-                score-function form for credits that already contain the ratio.
+            policy_loss: Credits -> loss per token. None: one bounded ratio per token (`CISPO`), the score-function form
+                for credits that already contain the ratio. The paper's eq. 4 is `ClippedSurrogate`.
             normalisation: How token losses are averaged: over each completion (`sequence`, GRPO), over all tokens
                 (`token`, DAPO), or by max_new_tokens (`constant`, Dr. GRPO), the only one that keeps unbiased credits
                 unbiased. The paper does not say which it used.
@@ -108,7 +108,7 @@ class PolicyModule(LightningModule):
         self.policy_name = policy
         resolve_policy(policy)
         self.objective = objective
-        self.policy_loss = policy_loss or (ScoreFunction() if objective.includes_ratio else ClippedSurrogate())
+        self.policy_loss = policy_loss or (ScoreFunction() if objective.includes_ratio else CISPO())
         check_loss_fits(self.policy_loss, objective)
         _check_penalty(kl_coef, kl_target)
         if old_logprobs == "engine" and engine_correction not in ("auto", None):

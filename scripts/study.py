@@ -2,12 +2,13 @@
 
     python scripts/study.py                 # all tables of configs/study/plan.yaml; goes on where it was stopped
     python scripts/study.py --table main    # one of them
-    python scripts/study.py --quick         # a reduced main table, held against docs/results.md
-    python scripts/study_report.py          # tables and figures of docs/results.md, without running
+    python scripts/study.py --quick         # a reduced main table, held against the page of the plan
+    python scripts/study.py --plan configs/study_smollm2 --policy DIR -- --data.train.path mbpp.jsonl   # another plan
+    python scripts/study_report.py          # tables and figures of the page, without running
 
 Every arm first tries the learning rates of the plan with a seed of their own and is evaluated on the validation
 problems; the best rate is then used with the seeds of its tables and evaluated on the test problems. A job is `fit`,
-`evaluate` and a small JSON under docs/results/study; jobs whose JSON exists are not run again.
+`evaluate` and a small JSON under the plan's `results`; jobs whose JSON exists are not run again.
 """
 
 import argparse
@@ -20,8 +21,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +31,6 @@ from study_report import check_quick
 from study_results import (
     BASE,
     CONFIGS,
-    RESULTS,
     Job,
     Result,
     StudyPlan,
@@ -59,32 +60,76 @@ CURVES = (
 "Scalars that are kept of every run that has them."
 
 
-def run(job: Job, plan: StudyPlan, results: Path, directory: Path) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runner:
+    """Where a study works, and what the caller adds to its plan."""
+
+    plan: StudyPlan
+    "What to run."
+    results: Path
+    "Directory of what is kept."
+    directory: Path
+    "Directory of checkpoints, logs and samples."
+    policy: str | None = None
+    "Base policy in the place of the plan's: a local copy."
+    options: Sequence[str] = ()
+    "Further options of every `fit` and `evaluate`."
+    fit_options: Sequence[str] = ()
+    "Further options of every `fit`."
+
+    def base(self, job: Job) -> str:
+        """Name the policy that a job begins with."""
+        return self.policy or self.plan.benchmarks[job.benchmark].policy
+
+    def home(self, job: Job) -> Path:
+        """Name the directory of a job."""
+        return self.directory / job.benchmark / job.name
+
+
+def run(job: Job, runner: Runner) -> None:
     """Train, evaluate and keep what matters, unless that was done before."""
-    if path_of(results, job).is_file():
+    if path_of(runner.results, job).is_file():
         return
-    home = directory / job.benchmark / job.name
+    home = runner.home(job)
     home.mkdir(parents=True, exist_ok=True)
-    options = ["--config", str(plan.configs / "common.yaml"), "--data.test.variant", job.benchmark]
-    policy = base = plan.benchmarks[job.benchmark]["policy"]
     fitting_from = time.monotonic()
-    if job.arm != BASE:
-        checkpoint = home / "checkpoints/last.ckpt"
-        policy = str(checkpoint)
-        arm = ["--config", str(plan.config_of(job.arm)), "--model.optimizer.lr", str(job.learning_rate)]
-        arm += ["--model.policy", base, "--data.train.variant", job.benchmark]
-        seed = ["--seed_everything", str(job.seed), "--trainer.default_root_dir", str(home)]
-        resumed = ["--ckpt_path", "last"] if checkpoint.is_file() else []
-        maxk(home / "fit.log", "fit", *options, *arm, *seed, *resumed)
+    policy = runner.base(job) if job.arm == BASE else _train(job, runner)
     evaluating_from = time.monotonic()
-    out = home / job.split
-    samples = ["--policy", policy, "--num_samples", str(job.num_samples), "--name", job.arm, "--out", str(out)]
-    overrides = ["--data.test.split", job.split, "--seed_everything", str(job.seed)]
-    maxk(home / f"{job.split}.log", "evaluate", *options, *samples, *overrides)
+    _evaluate(job, runner, policy)
     ended = time.monotonic()
     seconds = {"fit": evaluating_from - fitting_from, "evaluate": ended - evaluating_from}
-    write(results, condense(job, home, out, seconds))
+    write(runner.results, condense(job, home, home / job.split, seconds))
     shutil.rmtree(home / "checkpoints", ignore_errors=True)
+
+
+def _train(job: Job, runner: Runner) -> str:
+    """Train, or go on where a training was stopped; returns the checkpoint."""
+    home, benchmark = runner.home(job), runner.plan.benchmarks[job.benchmark]
+    checkpoint = home / "checkpoints/last.ckpt"
+    arm = ["--config", str(runner.plan.config_of(job.arm)), "--model.optimizer.lr", str(job.learning_rate)]
+    arm += ["--model.policy", runner.base(job), *as_options(benchmark.train)]
+    seed = ["--seed_everything", str(job.seed), "--trainer.default_root_dir", str(home)]
+    resumed = ["--ckpt_path", "last"] if checkpoint.is_file() else []
+    more = [*runner.options, *runner.fit_options]
+    maxk(home / "fit.log", "fit", *_common(runner.plan), *arm, *seed, *more, *resumed)
+    return str(checkpoint)
+
+
+def _evaluate(job: Job, runner: Runner, policy: str) -> None:
+    home, benchmark = runner.home(job), runner.plan.benchmarks[job.benchmark]
+    samples = ["--policy", policy, "--num_samples", str(job.num_samples), "--name", job.arm]
+    samples += ["--out", str(home / job.split), "--seed_everything", str(job.seed)]
+    problems = as_options(benchmark.test if job.split == "test" else benchmark.validation)
+    maxk(home / f"{job.split}.log", "evaluate", *_common(runner.plan), *samples, *problems, *runner.options)
+
+
+def _common(plan: StudyPlan) -> list[str]:
+    return [word for name in plan.common for word in ("--config", str(plan.configs / name))]
+
+
+def as_options(values: Mapping[str, object]) -> list[str]:
+    """Words of a command line for options by key."""
+    return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
 def maxk(log: Path, *arguments: str) -> None:
@@ -189,17 +234,18 @@ def test_jobs(plan: StudyPlan, table: Table, num_samples: int, results: Path) ->
             )
 
 
-def run_all(jobs: Sequence[Job], plan: StudyPlan, results: Path, directory: Path, num_jobs: int) -> None:
+def run_all(jobs: Sequence[Job], runner: Runner, num_jobs: int) -> None:
     """Run the jobs that are left, several at a time.
 
     Raises:
         RuntimeError: some failed; the others were run.
     """
+    results = runner.results
     left = [job for job in jobs if not path_of(results, job).is_file()]
     print(f"{len(jobs)} jobs, {len(left)} of them left", flush=True)
     failures = []
     with ThreadPoolExecutor(num_jobs) as pool:
-        futures = {pool.submit(run, job, plan, results, directory): job for job in left}
+        futures = {pool.submit(run, job, runner): job for job in left}
         for future in as_completed(futures):
             job, error = futures[future], future.exception()
             if error is None:
@@ -211,16 +257,16 @@ def run_all(jobs: Sequence[Job], plan: StudyPlan, results: Path, directory: Path
         raise RuntimeError("\n".join([f"{len(failures)} of {len(left)} jobs failed", *failures]))
 
 
-def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> None:
+def compare(jobs: Sequence[Job], runner: Runner, table: str) -> None:
     """Let `compare` test the arms of every seed, problem by problem, where their samples are on this machine.
 
     A kept report that is newer than all samples stays.
     """
     for seed in dict.fromkeys(job.seed for job in jobs):
-        evaluations = [directory / job.benchmark / job.name / job.split for job in jobs if job.seed == seed]
+        evaluations = [runner.home(job) / job.split for job in jobs if job.seed == seed]
         samples = [evaluation / "samples.jsonl" for evaluation in evaluations]
-        out = directory / f"compare-{table}-seed{seed}"
-        kept = results / f"{out.name}.md"
+        out = runner.directory / f"compare-{table}-seed{seed}"
+        kept = runner.results / f"{out.name}.md"
         if not all(path.is_file() for path in samples):
             continue
         if not kept.is_file() or kept.stat().st_mtime < max(path.stat().st_mtime for path in samples):
@@ -228,41 +274,53 @@ def compare(jobs: Sequence[Job], results: Path, directory: Path, table: str) -> 
             shutil.copy(out / "report.md", kept)
 
 
-def run_table(name: str, plan: StudyPlan, results: Path, directory: Path, num_jobs: int) -> None:
+def run_table(name: str, runner: Runner, num_jobs: int) -> None:
     """Tune, train, evaluate and compare the arms of a table."""
+    plan = runner.plan
     table = plan.tables[name]
     tuned = dict.fromkeys(map(plan.tuned_as, table.arms))
     print(f"{name}: learning rates", flush=True)
-    tries = [job for arm in tuned for job in tuning_jobs(plan, table.benchmark, arm)]
-    run_all(tries, plan, results, directory, num_jobs)
+    run_all([job for arm in tuned for job in tuning_jobs(plan, table.benchmark, arm)], runner, num_jobs)
     print(f"{name}: test problems", flush=True)
-    jobs = list(test_jobs(plan, table, plan.test["num_samples"], results))
-    run_all(jobs, plan, results, directory, num_jobs)
-    compare(jobs, results, directory, name)
+    jobs = list(test_jobs(plan, table, plan.test["num_samples"], runner.results))
+    run_all(jobs, runner, num_jobs)
+    compare(jobs, runner, name)
+
+
+def run_quick(runner: Runner, num_jobs: int) -> None:
+    """Run the reduced main table, and hold it against what is kept."""
+    plan, kept = runner.plan, runner.results
+    directory = runner.directory.with_name(f"{runner.directory.name}_quick")
+    shorter = as_options(plan.quick.get("options", {}))
+    quick = replace(runner, results=directory / "results", directory=directory, fit_options=shorter)
+    run_all(list(test_jobs(plan, plan.quick_table, plan.quick["num_samples"], kept)), quick, num_jobs)
+    check_quick(plan, quick.results, kept)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", type=Path, default=CONFIGS, help="directory of plan.yaml and of a YAML per arm")
     parser.add_argument("--table", default=None, help="only this table of the plan")
     parser.add_argument("--quick", action="store_true", help="a reduced main table, with the tuned learning rates")
-    parser.add_argument("--configs", type=Path, default=CONFIGS, help="plan.yaml, common.yaml and a YAML per arm")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="what is kept")
-    parser.add_argument("--directory", type=Path, default=Path("runs/study"), help="for logs and samples")
+    parser.add_argument("--policy", default=None, help="base policy in the place of the plan's: a local copy")
+    parser.add_argument("--results", type=Path, default=None, help="what is kept; default: the plan's `results`")
+    parser.add_argument("--directory", type=Path, default=None, help="for logs and samples; default: runs/PLAN")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="policies trained at the same time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each of them")
+    parser.add_argument("options", nargs="*", help="behind `--`: further options of every `fit` and `evaluate`")
     args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come: policies are trained side by side
-    plan = read_plan(args.configs)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the processes to come
+    plan = read_plan(args.plan)
     if args.table not in (None, *plan.tables):
         parser.error(f"--table is {args.table}, must be one of {', '.join(plan.tables)}")
+    directory = args.directory or Path("runs") / args.plan.name
+    results = args.results or plan.results
+    runner = Runner(plan=plan, results=results, directory=directory, policy=args.policy, options=args.options)
     if args.quick:
-        directory = args.directory.with_name(f"{args.directory.name}_quick")
-        num_samples = plan.quick["num_samples"]
-        jobs = list(test_jobs(plan, plan.quick_table, num_samples, args.results))
-        run_all(jobs, plan, directory / "results", directory, args.jobs)
-        check_quick(plan, directory / "results", args.results)
+        run_quick(runner, args.jobs)
         return
     for name in plan.tables if args.table is None else [args.table]:
-        run_table(name, plan, args.results, args.directory, args.jobs)
+        run_table(name, runner, args.jobs)
     print("now: python scripts/study_report.py")
 
 

@@ -1,9 +1,10 @@
-"""Tables and figures of docs/results.md from what scripts/study.py kept; nothing is run.
+"""Tables and figures of a plan's page from what scripts/study.py kept; nothing is run.
 
     python scripts/study_report.py            # writes them
-    python scripts/study_report.py --check    # fails when docs/results.md says something else than the kept results
+    python scripts/study_report.py --check    # fails when the page says something else than the kept results
 
-docs/results.md holds prose and, between `<!-- NAME -->` and `<!-- end -->`, what this script writes there.
+The page (docs/results.md, for configs/study) holds prose and, between `<!-- NAME -->` and `<!-- end -->`, what this
+script writes there.
 
 Shapes: P problems, S seeds, K values of k.
 """
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from study_groups import group_table
 from study_results import (
     BASE,
-    RESULTS,
+    CONFIGS,
     Result,
     StudyPlan,
     Table,
@@ -44,7 +45,6 @@ from maxk_lightning.evaluation.estimates import Estimate, Metric
 from maxk_lightning.evaluation.figures import PANEL, entropy_densities, look
 from maxk_lightning.evaluation.paired import holm
 
-PAGE = Path("docs/results.md")
 PAPER_BENCHMARK = "CodeContests"
 NUM_TRAINING_POINTS = 8
 "Number of rollouts over which training curves are means: every rollout has other prompts."
@@ -59,7 +59,7 @@ class Method:
     name: str
     "Label of the arm."
     benchmark: str
-    "Variant of the built-in benchmark, and how many seeds."
+    "Benchmark, and how many seeds."
     results: Sequence[Result]
     "Results, one per seed."
 
@@ -143,7 +143,7 @@ def test_table(plan: StudyPlan, tests: Sequence[Comparison]) -> str:
 
 def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
     """Print validation scores of all tries (max@1, largest max@k), chosen ones in bold. The base has no rate."""
-    rates = plan.benchmarks[benchmark]["learning_rates"]
+    rates = plan.benchmarks[benchmark].learning_rates
     rows = []
     for arm in plan.arms:
         jobs = tuning_jobs(plan, benchmark, arm)
@@ -161,7 +161,7 @@ def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
 
 
 def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
-    """Yield name and content of every block of docs/results.md."""
+    """Yield name and content of every block of the page."""
     for benchmark in plan.benchmarks:
         yield f"tuning {benchmark}", tuning_table(plan, results, benchmark)
     for name, planned in plan.tables.items():
@@ -175,7 +175,7 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests)
-        if name in plan.drawn_tables and rows:
+        if name in plan.grouped_tables and rows:
             yield f"{name} groups", group_table([(row.name, row.results) for row in rows], plan.test_ks[-1])
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
 
@@ -273,18 +273,19 @@ def filled(page: str, contents: Mapping[str, str]) -> str:
 
     def block(match: re.Match[str]) -> str:
         if match[1] not in contents:
-            raise ValueError(f"{PAGE} has a block {match[1]!r}; known are {', '.join(contents)}")
+            raise ValueError(f"the page has a block {match[1]!r}; known are {', '.join(contents)}")
         return f"<!-- {match[1]} -->\n{contents[match[1]]}<!-- end -->"
 
     return re.sub(r"<!-- ((?!end)[\w ]+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
 def write_report(plan: StudyPlan, results: Path) -> None:
-    """Fill in docs/results.md and draw its figures."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), dict(blocks(plan, results))), encoding="utf-8")
+    """Fill in the page and draw its figures."""
+    page = plan.page.read_text(encoding="utf-8")
+    plan.page.write_text(filled(page, dict(blocks(plan, results))), encoding="utf-8")
     for name, figure in figures(plan, results):
         figure.savefig(results / f"{name}.png")
-    print(f"wrote {PAGE} and the figures under {results}")
+    print(f"wrote {plan.page} and the figures under {results}")
 
 
 def check_quick(plan: StudyPlan, quick: Path, results: Path) -> None:
@@ -307,7 +308,7 @@ def check_quick(plan: StudyPlan, quick: Path, results: Path) -> None:
         num_apart += is_apart
         print(
             f"{plan.label(comparison.arm)} - {plan.label(comparison.against)}, max@{comparison.k}: "
-            f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]; docs/results.md {other.difference:+.3f} "
+            f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]; kept {other.difference:+.3f} "
             f"[{other.low:+.3f}, {other.high:+.3f}]{'  APART' if is_apart else ''}"
         )
     if num_apart:
@@ -317,16 +318,17 @@ def check_quick(plan: StudyPlan, quick: Path, results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when docs/results.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is out of date")
+    parser.add_argument("--plan", type=Path, default=CONFIGS, help="directory of the plan")
     args = parser.parse_args()
-    plan = read_plan()
+    plan = read_plan(args.plan)
     if not args.check:
-        write_report(plan, RESULTS)
+        write_report(plan, plan.results)
         return
-    page = PAGE.read_text(encoding="utf-8")
-    if filled(page, dict(blocks(plan, RESULTS))) != page:
-        raise SystemExit(f"{PAGE} is out of date: run python scripts/study_report.py")
-    print(f"{PAGE} says what the kept results say")
+    page = plan.page.read_text(encoding="utf-8")
+    if filled(page, dict(blocks(plan, plan.results))) != page:
+        raise SystemExit(f"{plan.page} is out of date: run python scripts/study_report.py --plan {args.plan}")
+    print(f"{plan.page} says what the kept results say")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from maxk_lightning.evaluation.bootstrap import Floats
 from maxk_lightning.evaluation.estimates import ladder, per_problem
 
 CONFIGS = Path("configs/study")
-RESULTS = Path("docs/results/study")
 BASE = "base"
 Split = Literal["validation", "test"]
 Criterion = Literal["mean", "max_at_1"]
@@ -30,9 +29,9 @@ class Job:
     """One policy: trained with one method, learning rate and seed, and evaluated on one split."""
 
     benchmark: str
-    "Variant of the built-in benchmark."
+    "Name of the benchmark in the plan."
     arm: str
-    "Name of the arm in configs/study/plan.yaml; `base` is not trained."
+    "Name of the arm in the plan; `base` is not trained."
     learning_rate: float
     "Learning rate; 0 for the base."
     seed: int
@@ -103,7 +102,7 @@ class Table:
     """One table: its arms, seeds and comparisons."""
 
     benchmark: str
-    "Variant of the built-in benchmark."
+    "Name of the benchmark in the plan."
     seeds: Sequence[int]
     "Seeds with which every arm is trained."
     arms: Sequence[str]
@@ -115,19 +114,51 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """A policy and its problems. Options are those of the command line, by key."""
+
+    policy: str
+    "Base policy: directory, hub name or a built-in one."
+    learning_rates: Sequence[float]
+    "Tries of every arm that is tuned."
+    train: Mapping[str, Any]
+    "Options of `fit`."
+    validation: Mapping[str, Any]
+    "Options of `evaluate` on the problems that choose learning rates."
+    test: Mapping[str, Any]
+    "Options of `evaluate` on the problems of the tables."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyPlan:
-    """The content of configs/study/plan.yaml; its comments say what the keys mean."""
+    """The content of a plan.yaml."""
 
     configs: Path
-    "Directory of the plan, of common.yaml, and of the YAML of each arm without `config`."
+    "Directory of the plan and of the YAML of each arm."
+    common: Sequence[str]
+    "Configurations under all arms, as paths from the directory of the plan; later ones are laid over earlier ones."
+    page: Path
+    "Page whose blocks the report fills in."
+    results: Path
+    "Directory of what is kept."
     tuning: Mapping[str, int]
+    "Seed and samples per problem of the tries of a learning rate."
     test: Mapping[str, int]
+    "Samples per problem of the tables."
     quick: Mapping[str, Any]
-    benchmarks: Mapping[str, Mapping[str, Any]]
+    "The part of the table `main` that `--quick` runs: samples, seeds, arms, and options of `fit` that shorten it."
     test_ks: Sequence[int]
+    "Of all k of the tables, those that are tested."
     drawn_tables: Sequence[str]
+    "Tables that have figures."
+    grouped_tables: Sequence[str]
+    "Tables of the built-in benchmark that are split by what makes problems hard."
+    benchmarks: Mapping[str, Benchmark]
+    "Benchmarks by name."
     arms: Mapping[str, Mapping[str, str]]
+    "Label of each arm, and whose learning rate it takes (`tuned_as`) if it is not tuned itself."
     tables: Mapping[str, Table]
+    "Tables, in the order in which they are run."
 
     @property
     def quick_table(self) -> Table:
@@ -144,7 +175,7 @@ class StudyPlan:
 
     def config_of(self, arm: str) -> Path:
         """Find the YAML of an arm's method."""
-        return self.configs / self.arms[arm].get("config", f"{arm}.yaml")
+        return self.configs / f"{arm}.yaml"
 
 
 def read_plan(configs: Path = CONFIGS) -> StudyPlan:
@@ -156,7 +187,9 @@ def read_plan(configs: Path = CONFIGS) -> StudyPlan:
     path = configs / "plan.yaml"
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
     tables = {name: Table(**table) for name, table in record["tables"].items()}
-    plan = StudyPlan(**{**record, "configs": configs, "tables": tables})
+    benchmarks = {name: Benchmark(**benchmark) for name, benchmark in record["benchmarks"].items()}
+    paths = {"configs": configs, "page": Path(record["page"]), "results": Path(record["results"])}
+    plan = StudyPlan(**{**record, **paths, "tables": tables, "benchmarks": benchmarks})
     for name, table in tables.items():
         for arm in (*table.arms, *table.against):
             if arm not in plan.arms or (arm != BASE and not plan.config_of(arm).is_file()):
@@ -192,7 +225,7 @@ def read_all(results: Path, benchmark: str, split: Split) -> list[Result]:
 
 def tuning_jobs(plan: StudyPlan, benchmark: str, arm: str) -> list[Job]:
     """The tries of a learning rate for an arm; one for the base, which has none."""
-    rates = [0.0] if arm == BASE else plan.benchmarks[benchmark]["learning_rates"]
+    rates = [0.0] if arm == BASE else plan.benchmarks[benchmark].learning_rates
     return [Job(benchmark=benchmark, arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in rates]
 
 

@@ -195,5 +195,7 @@ def main() -> None:
     # Checkpoints amid an epoch hold the rollout and how far it was used; Lightning looks for that in the DataLoader.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")  # after the step: right
+    # vLLM starts torch.distributed in a process of one rank; across ranks, what is logged has been summed before.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
     register()
     MaxKCLI()

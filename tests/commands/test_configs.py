@@ -17,6 +17,7 @@ from tests.support.paths import ROOT
 
 CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "study"]
 "Those of configs/study are parts of configurations, see test_study.py."
+BASELINES = sorted((ROOT / "configs" / "baselines").glob("*.yaml"))
 POLICIES = ROOT / "tests" / "fixtures" / "policies"
 "Descriptions (config.json) of published policies; weights and tokenizers are not needed here."
 SIZES = {"0.5b": 494_032_768, "1.5b": 1_543_714_304, "7b": 7_615_616_512}
@@ -132,3 +133,16 @@ def test_the_runs_of_the_paper_differ_in_hardware_only() -> None:
         assert models[0] == models[1]
         assert other["model"]["optimizer"]["init_args"]["lr"] == 5e-6
         assert other["trainer"]["max_epochs"] == first["trainer"]["max_epochs"]
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
+def test_a_baseline_can_be_laid_over_a_big_config(path: Path, tmp_path: Path) -> None:
+    """Objective and loss change together, and the objective is one that cannot explode."""
+    configs = ["--config", str(ROOT / "configs" / "qwen7b.yaml"), "--config", str(path)]
+    policy = ["--model.policy", _policy("7b", tmp_path / "policy"), "--trainer.accelerator", "cpu"]
+    cli = MaxKCLI([*configs, *policy], run=False)
+    wanted = _raw(path)["model"]["objective"]["class_path"]
+    assert type(cli.model.objective).__name__ == wanted.rpartition(".")[2]
+    log_ratios_PN = torch.linspace(-30, 30, 16, dtype=torch.float64)[None, torch.randperm(16)]
+    rewards_PN = torch.rand(1, 16, dtype=torch.float64)
+    assert cli.model.objective(rewards_PN, log_ratios_PN).abs().max() < 20

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,33 @@ def test_the_directory_holds_the_trained_policy_and_its_tokenizer(
     assert any(not torch.equal(weight, base[name]) for name, weight in exported.state_dict().items())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(random_policy).chat_template
+
+
+def test_weights_can_be_moved_towards_the_base(checkpoint: Path, random_policy: str, tmp_path: Path) -> None:
+    export(str(checkpoint), str(tmp_path / "policy"), towards=random_policy, by=0.25)
+    moved = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").state_dict()
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    base = AutoModelForCausalLM.from_pretrained(random_policy).state_dict()
+    for name, weight in moved.items():
+        torch.testing.assert_close(weight, 0.75 * trained[f"policy.model.{name}"] + 0.25 * base[name])
+    assert any(not torch.equal(weight, trained[f"policy.model.{name}"]) for name, weight in moved.items())
+    assert "with 0.25 of the weights of" in (tmp_path / "policy" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": 0.5}, "--towards and --by belong together"),
+        ({"towards": "builtin"}, "--towards and --by belong together"),
+        ({"towards": "builtin", "by": 1.0}, "--by is 1.0, must be between 0"),
+        ({"towards": "builtin", "by": 0.5, "adapter": True}, "--adapter"),
+        ({"towards": "builtin", "by": 0.5}, "--towards: builtin has other weights than the checkpoint's policy"),
+    ],
+)
+def test_weights_of_no_use_are_refused(checkpoint: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        export(str(checkpoint), str(tmp_path / "policy"), **options)
+    assert not (tmp_path / "policy").exists()
 
 
 def test_what_is_no_checkpoint_or_would_be_overwritten_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import study_groups
 import study_report
 import study_results
 import yaml
-from study_results import CONFIGS, Job, Result, StudyPlan, Table, read_plan
+from study_results import CONFIGS, Benchmark, Job, Result, StudyPlan, Table, read_plan
 
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.data.mistakes import GOOD_CONTEXT_RIGHT, habit
@@ -42,7 +42,19 @@ SMALL_PLAN: dict[str, Any] = {
     "quick": {"num_samples": 8, "seeds": [1], "arms": ["base", "grpo_3"]},
     "test_ks": [1, 8],
     "drawn_tables": ["main"],
-    "benchmarks": {"vague": {"policy": "builtin-vague", "learning_rates": [1e-4, 2e-4]}},
+    "grouped_tables": [],
+    "common": ["common.yaml"],
+    "page": "docs/results.md",
+    "results": "docs/results/study",
+    "benchmarks": {
+        "vague": {
+            "policy": "builtin-vague",
+            "learning_rates": [1e-4, 2e-4],
+            "train": {"data.train.variant": "vague"},
+            "validation": {"data.test.variant": "vague", "data.test.split": "validation"},
+            "test": {"data.test.variant": "vague", "data.test.split": "test"},
+        }
+    },
     "arms": {"base": {"label": "base"}, "grpo_3": {"label": "GRPO"}, "grpo_1": {"label": "G1", "tuned_as": "grpo_3"}},
     "tables": {"main": {"benchmark": "vague", "seeds": [1], "against": ["base"], "arms": ["base", "grpo_3"]}},
 }
@@ -65,7 +77,7 @@ def test_every_arm_has_the_same_budget(arm: str, capsys: pytest.CaptureFixture[s
 
 def test_every_yaml_is_an_arm() -> None:
     files = {path.resolve() for path in (ROOT / CONFIGS).glob("*.yaml") if path.stem not in ("common", "plan")}
-    assert files == {PLAN.config_of(arm).resolve() for arm in ARMS if "config" not in PLAN.arms[arm]}
+    assert files == {PLAN.config_of(arm).resolve() for arm in ARMS}
 
 
 def _write_configs(directory: Path, num_rollouts: int = 4) -> None:
@@ -91,8 +103,8 @@ def _written_at(results: Path) -> dict[Path, int]:
 
 def _study(directory: Path) -> list[str]:
     command = [sys.executable, str(ROOT / "scripts/study.py"), "--jobs", "2"]
-    for name in ("configs", "results", "directory"):
-        command += [f"--{name}", str(directory / name)]
+    for option, name in (("plan", "configs"), ("results", "results"), ("directory", "directory")):
+        command += [f"--{option}", str(directory / name)]
     return command
 
 
@@ -161,7 +173,8 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
 
 def _plan(configs: Path = CONFIGS) -> StudyPlan:
     tables = {name: Table(**table) for name, table in SMALL_PLAN["tables"].items()}
-    return StudyPlan(**{**SMALL_PLAN, "configs": configs, "tables": tables})
+    benchmarks = {name: Benchmark(**benchmark) for name, benchmark in SMALL_PLAN["benchmarks"].items()}
+    return StudyPlan(**{**SMALL_PLAN, "configs": configs, "tables": tables, "benchmarks": benchmarks})
 
 
 def _keep(results: Path, job: Job, solved: dict[str, int]) -> None:
@@ -272,8 +285,8 @@ def test_a_plan_with_an_unknown_arm_is_refused(tmp_path: Path, key: str) -> None
 
 
 def test_results_say_what_the_kept_results_say() -> None:
-    page = (ROOT / study_report.PAGE).read_text(encoding="utf-8")
-    contents = dict(study_report.blocks(PLAN, ROOT / study_results.RESULTS))
+    page = (ROOT / PLAN.page).read_text(encoding="utf-8")
+    contents = dict(study_report.blocks(PLAN, ROOT / PLAN.results))
     assert study_report.filled(page, contents) == page
     assert set(re.findall(r"\]\((results/[\w/.-]+)\)", page)) <= {
         str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs" / "results").rglob("*")

@@ -12,7 +12,14 @@ PREFIX = "policy.model."
 "Of the weights in a checkpoint's state_dict."
 
 
-def export(ckpt: str, out: str, results: str | None = None, adapter: bool = False) -> None:
+def export(
+    ckpt: str,
+    out: str,
+    results: str | None = None,
+    adapter: bool = False,
+    towards: str | None = None,
+    by: float | None = None,
+) -> None:
     """Write the policy of a checkpoint as a Hugging Face directory that transformers and vLLM load.
 
     Weights, tokenizer with chat template, generation config, and a README.md with the run's settings and results.
@@ -23,11 +30,15 @@ def export(ckpt: str, out: str, results: str | None = None, adapter: bool = Fals
         results: Output of `evaluate`, or a directory that holds several: their tables go into README.md.
         adapter: Of a policy trained with `model.lora` write the adapter alone, for `PeftModel.from_pretrained`;
             otherwise adapters are merged into the weights.
+        towards: Another policy of the same architecture, as a rule the one that training started from: the weights
+            are moved towards its weights, which gives back some of the variety that training took (WiSE-FT).
+        by: How far, between 0 (not at all) and 1 (all the way).
 
     Raises:
         ValueError: `ckpt` is not a checkpoint of this program or has no adapter to write, `out` exists and is not
-            empty, or `results` holds no finished evaluation.
+            empty, `results` holds no finished evaluation, or `towards` has other weights.
     """
+    from maxk_lightning.commands.export.interpolation import check_interpolation, interpolate
     from maxk_lightning.commands.export.model_card import generation_defaults, model_card, read_run_config
     from maxk_lightning.evaluation import load
     from maxk_lightning.policy import load_tokenizer  # imports torch: `--help` must not wait for it
@@ -35,10 +46,13 @@ def export(ckpt: str, out: str, results: str | None = None, adapter: bool = Fals
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"--out: {out} exists")
+    check_interpolation(towards, by, adapter)
     checkpoint = _read(Path(ckpt))
     runs = [] if results is None else load(results)
     config = read_run_config(Path(ckpt))
     model = _trained_model(checkpoint, adapter)
+    if towards is not None and by is not None:
+        interpolate(model, towards, by)
     if config is not None:
         model.generation_config.update(**generation_defaults(config))  # type: ignore[no-untyped-call]
     model.save_pretrained(target)
@@ -50,6 +64,7 @@ def export(ckpt: str, out: str, results: str | None = None, adapter: bool = Fals
         config=config,
         validation=_validation_curves(checkpoint),
         runs=runs,
+        mixed_with=None if towards is None else f"{by:g} of the weights of `{towards}` mixed in",
     )
     (target / "README.md").write_text(card, encoding="utf-8")
     print(f"wrote {target}")

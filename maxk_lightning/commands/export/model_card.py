@@ -51,7 +51,13 @@ def generation_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_card(
-    name: str, base: str, steps: int, config: Mapping[str, Any] | None, validation: CurvesByName, runs: Sequence[Run]
+    name: str,
+    base: str,
+    steps: int,
+    config: Mapping[str, Any] | None,
+    validation: CurvesByName,
+    runs: Sequence[Run],
+    mixed_with: str | None = None,
 ) -> str:
     """Write the card.
 
@@ -62,13 +68,15 @@ def model_card(
         config: The run's YAML; None: unknown.
         validation: max@k curves of the run's validations, by name.
         runs: Evaluations of this policy, and of others to compare with.
+        mixed_with: Another policy's part in the weights, in words; None: there is none.
     """
+    with_other = f", with {mixed_with}" if mixed_with else ""
     parts = [
         _front_matter(base),
         f"# {name}\n",
         f"`{base}` trained for Best-of-N (max@k) with maxk-lightning, after "
-        f"[arXiv:2510.23393](https://arxiv.org/abs/2510.23393): {steps} optimizer steps. Draw several samples and keep "
-        "the best by a verifier such as unit tests.\n",
+        f"[arXiv:2510.23393](https://arxiv.org/abs/2510.23393): {steps} optimizer steps{with_other}. Draw several "
+        "samples and keep the best by a verifier such as unit tests.\n",
         _usage(config),
         _results(runs),
         _validation(validation),
@@ -145,6 +153,9 @@ def _training(config: Mapping[str, Any] | None) -> str:
     if config is None:
         return "## Training\n\nThe run's config.yaml was not found beside the checkpoint.\n"
     values = {label: _value(_at(config, key)) for label, key in SETTINGS.items()}
+    several = _at(config, "rollout.rewards")
+    if several:  # they stand instead of the one whose default the YAML also holds
+        values["reward"] = " + ".join(map(_weighted, several))
     rows = [f"| {label} | {value.replace('|', '/')} |" for label, value in values.items() if value]
     text = yaml.safe_dump(dict(config), sort_keys=False)
     whole = f"<details><summary>config.yaml</summary>\n\n```yaml\n{text}```\n\n</details>\n"
@@ -156,6 +167,13 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _weighted(entry: Any) -> str:
+    """A term of `rollout.rewards`, as `0.5 my_module.my_function`."""
+    if isinstance(entry, Mapping) and "reward" in entry:
+        return f"{entry.get('weight', 1.0)} {_value(entry['reward'])}"
+    return _value(entry)
 
 
 def _value(value: Any) -> str:

@@ -111,7 +111,7 @@ class PromptDataModule(LightningDataModule):
         Raises:
             ValueError: naming file, line and reason, or a source without a usable problem, or too few for `refill`.
         """
-        for name in ("fit", "validate") if stage == "fit" else (stage,):
+        for name in stages(stage):
             if name not in self.problems:
                 source = self.sources[name]
                 self.problems[name] = [] if source is None else self.read(source, name)
@@ -129,6 +129,7 @@ class PromptDataModule(LightningDataModule):
             ValueError: naming file, line and reason, or no problem is usable.
         """
         self.tokenizer = self.tokenizer or load_tokenizer(self.policy_name)
+        self.template.check(self.tokenizer)
         problems = source.load()
         lengths = [len(prompt.token_ids) for prompt in self.render(problems, [0] * len(problems))]
         kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= self.max_prompt_tokens]
@@ -233,6 +234,11 @@ class PromptDataModule(LightningDataModule):
             sizes = (self.prompts_per_rollout, self.prompts_per_step, self.num_ppo_iterations)
             return RolloutBuffer(*sizes, ranks=self._ranks, seed=self.seed)
         return RolloutBuffer(len(self.problems[stage]), self._ranks.world_size, ranks=self._ranks)
+
+
+def stages(stage: str) -> tuple[str, ...]:
+    """The stages whose problems a stage of the Trainer needs."""
+    return ("fit", "validate") if stage == "fit" else (stage,)
 
 
 def _loader(buffer: RolloutBuffer) -> DataLoader[Samples]:

@@ -9,8 +9,8 @@ import reprlib
 import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_args
 
@@ -19,7 +19,11 @@ from maxk_lightning.types import Compare, Header, Problem, TestCase, ValueFormat
 T = TypeVar("T")
 Refuse = Callable[[Path, int, str], None]
 "Told of a malformed record: file, line, reason. Raises, or takes note and lets the reading go on without it."
-PROBLEM_KEYS = tuple(f.name for f in fields(Problem))
+PROBLEM_KEYS = tuple(f.name for f in fields(Problem) if f.name not in ("messages", "columns"))
+"Keys of a record that mean something here; all others are columns."
+OWN_KEYS = tuple(key for key in PROBLEM_KEYS if key != "answer")
+CLOSE_KEY = 0.8
+"How like a known key an unknown one beside `tests` must be (`difflib`'s ratio) to be taken for a slip."
 BOM = b"\xef\xbb\xbf"
 "Some editors put this mark before UTF-8 text."
 MAX_FUNCTION_LENGTH = 1 << 14
@@ -31,15 +35,23 @@ def refuse_record(path: Path, line_number: int, reason: str) -> NoReturn:
     raise ValueError(f"{path}:{line_number}: {reason}")
 
 
-def read_problems(path: Path, refuse: Refuse = refuse_record) -> list[Problem]:
-    """Read a problem file.
+def read_problems(
+    path: Path, refuse: Refuse = refuse_record, parse: Callable[[dict[str, Any]], Problem] | None = None
+) -> list[Problem]:
+    """Read a problem file; a record without an id gets the number of its line.
+
+    Args:
+        path: The file.
+        refuse: Told of malformed records.
+        parse: Turns a record into a problem; None: `problem_from_record`.
 
     Raises:
         ValueError: naming file, line and reason: no such file, an empty one, a malformed record, a repeated id.
     """
     problems: list[Problem] = []
     first_line_of: dict[str, int] = {}
-    for line_number, problem in read_records(path, problem_from_record, refuse):
+    for line_number, read in read_records(path, parse or problem_from_record, refuse):
+        problem = read if read.id else replace(read, id=str(line_number))
         if problem.id in first_line_of:
             refuse(path, line_number, f"id {problem.id!r} was used on line {first_line_of[problem.id]}")
             continue
@@ -118,11 +130,16 @@ def _whole_number(digits: str) -> int:
 
 
 def problem_from_record(record: dict[str, Any]) -> Problem:
-    """Turn one JSON object into a `Problem`; ValueError says which field is wrong and why."""
-    check_keys(record, required=("id", "prompt", "tests"), allowed=PROBLEM_KEYS)
-    tests = take(record, "tests", list)
-    if not tests:
-        raise ValueError("`tests` is empty: a problem needs at least one test")
+    """Turn one JSON object into a `Problem`; ValueError says which field is wrong and why.
+
+    Keys that mean nothing here become columns. An `answer` may be a text or a number; anything else is a column only.
+    A record without an `id` gives a problem with an empty one.
+    """
+    _check_slips(record)
+    prompt, messages = prompt_of(record, "prompt")
+    tests = take({"tests": [], **record}, "tests", list)
+    if "tests" in record and not tests:
+        raise ValueError("`tests` is empty: leave it out, or give at least one")
     memory_limit_mb = _positive(record, "memory_limit_mb")
     function, checker = _optional_text(record, "function"), _optional_text(record, "checker")
     values = _choice(record, "values", get_args(ValueFormat), "json")
@@ -135,8 +152,9 @@ def problem_from_record(record: dict[str, Any]) -> Problem:
         _check_compiles(checker)
     has_json_arguments = function is not None and values == "json"
     return Problem(
-        id=_non_empty(record, "id"),
-        prompt=_unicode(_non_empty(record, "prompt"), "prompt"),
+        id=_non_empty(record, "id") if "id" in record else "",
+        prompt=prompt,
+        messages=messages,
         tests=tuple(_test_from_record(test, index, has_json_arguments) for index, test in enumerate(tests)),
         time_limit_s=_positive(record, "time_limit_s"),
         memory_limit_mb=None if memory_limit_mb is None else math.ceil(memory_limit_mb),
@@ -147,17 +165,20 @@ def problem_from_record(record: dict[str, Any]) -> Problem:
         atol=_at_least_0(record, "atol"),
         header=cast(Header | None, _choice(record, "header", (None, *get_args(Header)), None)),
         prefix=_optional_text(record, "prefix"),
+        answer=answer_of(record.get("answer")),
+        columns={key: value for key, value in record.items() if key not in OWN_KEYS},
         metadata=take(record, "metadata", dict) if record.get("metadata") is not None else {},
     )
 
 
 def problem_to_record(problem: Problem) -> dict[str, Any]:
     """The JSON object of a problem; fields at their default are left out."""
-    record: dict[str, Any] = {
-        "id": problem.id,
-        "prompt": problem.prompt,
-        "tests": [_test_to_record(test) for test in problem.tests],
-    }
+    record: dict[str, Any] = {"id": problem.id, "prompt": list(problem.messages) or problem.prompt}
+    if problem.tests:
+        record["tests"] = [_test_to_record(test) for test in problem.tests]
+    if problem.answer is not None:
+        record["answer"] = problem.answer
+    record |= problem.columns
     for key in ("time_limit_s", "memory_limit_mb", "checker", "function", "atol", "header", "prefix"):
         if getattr(problem, key) is not None:
             record[key] = getattr(problem, key)
@@ -168,6 +189,53 @@ def problem_to_record(problem: Problem) -> dict[str, Any]:
     if problem.metadata:
         record["metadata"] = problem.metadata
     return record
+
+
+def prompt_of(record: Mapping[str, Any], key: str) -> tuple[str, tuple[dict[str, Any], ...]]:
+    """The text of a prompt, and its messages where it is a chat.
+
+    Raises:
+        ValueError: neither a text nor a list of messages, or the last message would not be answered.
+    """
+    value = record.get(key)
+    if not isinstance(value, list):
+        return _unicode(_non_empty(dict(record), key), key), ()
+    if not value:
+        raise ValueError(f"`{key}` is empty")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise ValueError(f"`{key}[{index}]` must be a message with `role` and `content`")
+    last = value[-1]
+    if last["role"] not in ("user", "tool"):
+        raise ValueError(
+            f"`{key}` ends with a message of role {last['role']!r}, must end with one of the user; what begins the "
+            "answer goes into data.template.prefill"
+        )
+    where = f"{key}[{len(value) - 1}]"
+    content = take(last, "content", str)
+    if not content.strip():
+        raise ValueError(f"`{where}` is empty")
+    return _unicode(content, where), tuple(value)
+
+
+def answer_of(value: Any) -> str | None:
+    """An answer as a text: texts as they are, numbers as JSON writes them, else None.
+
+    >>> answer_of(72), answer_of(" 7/2"), answer_of([1, 2])
+    ('72', ' 7/2', None)
+    """
+    if isinstance(value, str):
+        return value if value.strip() else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return json.dumps(value) if is_number else None
+
+
+def _check_slips(record: dict[str, Any]) -> None:
+    """Refuse a key beside `tests` that looks like a known one misspelt: as a column it would do nothing."""
+    for key in record if "tests" in record else ():
+        close = difflib.get_close_matches(key, OWN_KEYS, n=1, cutoff=CLOSE_KEY)
+        if key not in PROBLEM_KEYS and close:
+            raise ValueError(f"unknown key `{key}`; did you mean `{close[0]}`?")
 
 
 def check_keys(record: dict[str, Any], *, required: tuple[str, ...], allowed: tuple[str, ...]) -> None:

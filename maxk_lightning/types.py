@@ -1,6 +1,6 @@
 """Data that crosses layers. Standard library only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,11 +15,18 @@ Verdict = Literal[
     "memory_limit",
     "output_limit",
     "no_code",
+    "no_answer",
+    "unfinished_reasoning",
     "infra_error",
 ]
-MissingCause = Literal["lock_down_failed", "worker_lost", "no_worker", "hand_over_failed"]
+"""One per test of a program. A reward that compares answers gives one verdict: `passed`, `wrong_answer`, `no_answer`
+(the completion holds none), `infra_error`. `unfinished_reasoning`: the completion ended before its answer began."""
+MissingCause = Literal[
+    "lock_down_failed", "worker_lost", "no_worker", "hand_over_failed", "judging_too_long", "judging_failed"
+]
 """Why the sandbox gave no verdict: the program's process could not be made or locked down, its worker died or fell
-silent, no worker could be started, or the program could not be handed over (no memory or descriptors left)."""
+silent, no worker could be started, or the program could not be handed over (no memory or descriptors left). Of an
+answer that is compared: that took too long, or ended in an error."""
 FinishReason = Literal["stop", "length"]
 LARGEST = 2**20
 "More completions, tokens or prompts at once than this are a slip of the keyboard, which would end in an overflow."
@@ -41,14 +48,21 @@ class TestCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A verifiable task: what the policy reads and the tests its program must pass."""
+    """A verifiable task: what the policy reads, and what rewards need to judge its answer."""
 
     id: str
     "Unique inside one data set."
     prompt: str
-    "The statement, before any chat template."
-    tests: Sequence[TestCase]
-    "At least one. Some sources leave them on disk and decode them at every access."
+    "The statement, before any chat template; of a chat, the text of its last message."
+    messages: Sequence[Mapping[str, Any]] = ()
+    "The chat that the policy goes on from, each turn a `role` and a `content`; empty: `prompt` is the only turn."
+    tests: Sequence[TestCase] = ()
+    """Needed only by rewards that run them, and then at least one. Some sources leave them on disk and decode them at
+    every access."""
+    answer: str | None = None
+    "What a right answer comes to; None: not known."
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    "Further columns of the problem's row, as they were read: rewards see them by name."
     time_limit_s: float | None = None
     "CPU seconds per test; None: the reward's default."
     memory_limit_mb: int | None = None
@@ -85,6 +99,8 @@ class Prompt:
     "Seed of the group; sample i draws from (seed, i) alone, so no sample depends on the batch it is generated in."
     prefill: str = ""
     "Text at the end of the tokens that the answer begins with: `Completion.text` starts with it."
+    answer_after: str | None = None
+    "Text that ends the reasoning: rewards see what follows its last occurrence; None: they see all."
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads the `vars` of an instance that stands as a default
@@ -144,3 +160,5 @@ class Score:
     "One per selected test; empty for rewards that run no tests."
     missing_cause: MissingCause | None = None
     "Why there is no reward, where the sandbox knows."
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    "What each reward function said, by its name, where functions were asked; None: it left this completion out."

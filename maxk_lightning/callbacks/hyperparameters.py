@@ -69,7 +69,7 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> Hyperparame
         "optimizer": _class(optimizer),
         "train": _class(datamodule.sources["fit"]),
         "engine": _class(rollout.engine),
-        "reward": _class(rollout.reward),
+        "reward": getattr(rollout.reward, "name", _class(rollout.reward)),
         "k": getattr(objective, "k", None),
         "n": rollout.sampling.num_completions,
         "lr": first.get("initial_lr", first["lr"]),  # a schedule has moved the other one when a run is resumed

@@ -15,10 +15,12 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from maxk_lightning.callbacks.reward_parts import log_parts
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
-from maxk_lightning.rewards import Reward, UnitTestReward
+from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
+from maxk_lightning.rewards.configured import configured_reward
 from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.rollouts.ranks import RankError, ranks_of
 from maxk_lightning.rollouts.refill import Refill, has_credit
@@ -38,17 +40,19 @@ class RolloutCallback(Callback):
     def __init__(
         self,
         engine: RolloutEngine = TransformersEngine(),  # noqa: B008  (loads nothing before its first use)
-        reward: Reward = UnitTestReward(),  # noqa: B008
+        reward: Reward | str = UnitTestReward(),  # noqa: B008
         sampling: Sampling = Sampling(),  # noqa: B008
         eval_sampling: Sampling = Sampling(num_completions=32),  # noqa: B008
         rollouts_ahead: Literal[0, 1] = 0,
         max_logprob_gap: float = 0.2,
+        rewards: list[WeightedReward | Reward | str] | None = None,
     ) -> None:
         """Choose the parts.
 
         Args:
             engine: Samples completions.
-            reward: Scores them.
+            reward: Scores them: a class with `score`, or the import path of a function with TRL's signature
+                (`maxk_lightning.rewards.FunctionReward` says which arguments it gets).
             sampling: Of training rollouts; the paper's defaults.
             eval_sampling: Of validation, test and predict.
             rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
@@ -58,9 +62,13 @@ class RolloutCallback(Callback):
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
                 on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; float32 on both
                 sides differs by less than 1e-5 and deserves a bound of 1e-4.
+            rewards: Instead of `reward` several, whose weighted sum is trained on: import paths, classes, or
+                `{reward: ..., weight: 0.5, name: ...}`. A completion that one leaves out (None) is judged by the
+                others. Each one's mean and spread is logged.
 
         Raises:
-            ValueError: `sampling.top_p` is not 1, a bound is not positive, or options that exclude each other.
+            ValueError: a reward cannot be had, `sampling.top_p` is not 1, a bound is not positive, or options that
+                exclude each other.
         """
         if sampling.top_p != 1.0:
             raise ValueError(
@@ -79,11 +87,11 @@ class RolloutCallback(Callback):
                 "meet on the same GPUs in another order on every rank, and hang"
             )
         self.engine = engine
-        self.reward = reward
+        self.reward = configured_reward(reward, rewards)
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
-        self.sampler = Sampler(engine, reward, max_logprob_gap)
+        self.sampler = Sampler(engine, self.reward, max_logprob_gap)
         self._age = 0  # of the current rollout when training on it began, in optimizer steps
         self._logged_epoch: int | None = None
         self._training_since = self._training_until = 0.0
@@ -228,7 +236,11 @@ class RolloutCallback(Callback):
         self.sampler.finish(ranks_of(trainer))
         data = _datamodule(trainer)
         order = data.eval_order(stage, self.eval_sampling)
-        data.buffers[stage].fill(self._sample(trainer, pl_module, order))
+        rollout = self._sample(trainer, pl_module, order)
+        data.buffers[stage].fill(rollout)
+        if stage != "predict":
+            prefix = "val" if stage == "validate" else "test"
+            log_parts(pl_module, prefix, self.reward, rollout.samples, ranks_of(trainer))
 
     def _sample(self, trainer: Trainer, pl_module: PolicyModule, order: Order, refill: Refill | None = None) -> Rollout:
         """A rollout of the current weights.
@@ -257,6 +269,7 @@ class RolloutCallback(Callback):
         self._logged_epoch = trainer.current_epoch
         self._training_since = self._training_until = time.perf_counter()
         pl_module.log_samples(rollout.samples)
+        log_parts(pl_module, "train", self.reward, rollout.samples, ranks_of(trainer))
         credited = has_credit(pl_module.objective_of(trainer.current_epoch), rollout.samples.groups)
         num_prompts, num_credited = ranks_of(trainer).total([len(credited), sum(credited)])
         values = {

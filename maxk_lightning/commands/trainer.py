@@ -24,10 +24,10 @@ from maxk_lightning.callbacks import (
 )
 from maxk_lightning.checkpoints import check_checkpoint
 from maxk_lightning.commands.memory_plan import gpus_wanted, machine_of, on_gpus, remark_on, workload_of
-from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.datamodule import PromptDataModule, stages
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy.memory import items_of, table
-from maxk_lightning.rewards import CheckableReward
+from maxk_lightning.rewards import CheckableReward, check_problems
 from maxk_lightning.strategy import register
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -163,6 +163,8 @@ class MaxKCLI(LightningCLI):
             rollout.check(self.trainer, self.model, stage)
             if isinstance(rollout.reward, CheckableReward):
                 rollout.reward.check()
+            for name in stages(stage):
+                check_problems(rollout.reward, self.datamodule.problems[name])
             check_checkpoint(self._get(self.config_init, "ckpt_path"))
             if self._get(self.config_init, "dry_run") and stage == "fit":
                 self._print_memory()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", *SEPARATORS)
 "Files that `path` may name."
 NUM_REMEMBERED = 4
 _GAP = re.compile(r"[\s,\ufeff]*")

@@ -1,14 +1,17 @@
 """From a problem to the tokens the policy reads."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
 from typing import Any
 
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Problem, Prompt
+
+OWN_KWARGS = ("messages", "conversation", "add_generation_prompt", "continue_final_message", "tokenize")
+"Arguments of `apply_chat_template` that rendering decides."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,13 @@ class PromptTemplate:
     behind `def`, as in `add(a, b)`. Where more of a line is to come, a blank at its end would be half of a token."""
     chat: bool = True
     "False: no chat template, as of base models; examples, `user` and prefill follow each other as plain text."
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed on to the tokenizer's `apply_chat_template`: `{enable_thinking: false}` of Qwen3, `tools`, whatever the
+    template asks for."""
+    answer_after: str | None = None
+    """Text that ends the reasoning of a model that thinks first, such as `</think>`: rewards see what follows its last
+    occurrence. A completion without it was cut off before its answer: its reward is 0 without any reward being asked,
+    and `unfinished_reasoning_fraction` counts it."""
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.user:
@@ -49,6 +59,13 @@ class PromptTemplate:
         if self.prefill.endswith((" ", "\t")):
             raise ValueError("data.template.prefill ends with a blank, which belongs to the token that comes next")
         object.__setattr__(self, "examples", tuple(self.examples))  # lists come from YAML
+        if self.answer_after == "":
+            raise ValueError("data.template.answer_after is empty")
+        if self.kwargs and not self.chat:
+            raise ValueError("data.template.kwargs has no effect with data.template.chat: false")
+        taken = [name for name in OWN_KWARGS if name in self.kwargs]
+        if taken:
+            raise ValueError(f"data.template.kwargs must not hold `{taken[0]}`, which is fixed")
 
     def render(self, problem: Problem, tokenizer: Any, seed: int) -> Prompt:
         """Render with a transformers tokenizer, generation prompt and prefill included.
@@ -60,7 +77,24 @@ class PromptTemplate:
         text = self._chat_text(problem, tokenizer) if self.chat else self._plain_text(problem)
         # A chat template writes special tokens itself; a plain text begins as the tokenizer begins texts.
         token_ids = tokenizer(text + prefill, add_special_tokens=not self.chat)["input_ids"]
-        return Prompt(problem_id=problem.id, token_ids=tuple(token_ids), seed=seed, prefill=prefill)
+        return Prompt(
+            problem_id=problem.id,
+            token_ids=tuple(token_ids),
+            seed=seed,
+            prefill=prefill,
+            answer_after=self.answer_after,
+        )
+
+    def check(self, tokenizer: Any) -> None:
+        """Raise ValueError where no completion could hold `answer_after`, because decoding leaves it out."""
+        if self.answer_after is None:
+            return
+        token_ids = tokenizer(self.answer_after, add_special_tokens=False)["input_ids"]
+        if self.answer_after.strip() not in tokenizer.decode(token_ids, skip_special_tokens=True):
+            raise ValueError(
+                f"data.template.answer_after is {self.answer_after!r}, a special token of {tokenizer.name_or_path}, "
+                "which completions do not show"
+            )
 
     def _chat_text(self, problem: Problem, tokenizer: Any) -> str:
         if not tokenizer.chat_template:
@@ -68,16 +102,22 @@ class PromptTemplate:
                 f"data.template: the tokenizer of {tokenizer.name_or_path} has no chat template; `chat: false` writes "
                 "prompts as plain text"
             )
-        turns = [] if self.system is None else [("system", self.system)]
+        given: Sequence[Mapping[str, Any]] = problem.messages or (_turn("user", problem.prompt),)
+        num_system = sum(message["role"] == "system" for message in given[:1])
+        if num_system and self.system is not None:
+            raise ValueError(f"data.template.system: problem {problem.id} begins with a system message of its own")
+        messages = [dict(message) for message in given[:num_system]]
+        messages += [] if self.system is None else [_turn("system", self.system)]
         for example in self.examples:
-            turns += [("user", self._user(example.prompt)), ("assistant", example.answer)]
-        turns.append(("user", self._user(problem.prompt)))
-        messages = [{"role": role, "content": content} for role, content in turns]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        assert isinstance(text, str)
-        return text
+            messages += [_turn("user", self._user(example.prompt)), _turn("assistant", example.answer)]
+        messages += [dict(message) for message in given[num_system:]]
+        if messages[-1]["role"] == "user":
+            messages[-1]["content"] = self._user(problem.prompt)
+        return _rendered(tokenizer, messages, self.kwargs)
 
     def _plain_text(self, problem: Problem) -> str:
+        if problem.messages:
+            raise ValueError(f"data.template.chat: false cannot write problem {problem.id}, whose prompt is a chat")
         before = (f"{self._user(example.prompt)}{example.answer}\n\n" for example in self.examples)
         return "".join(before) + self._user(problem.prompt)
 
@@ -94,6 +134,23 @@ class PromptTemplate:
             return word
 
         return re.sub(r"\{(function|signature)\}", fill, self.prefill)
+
+
+def _turn(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]) -> str:
+    """The text of a chat, generation prompt included; ValueError where the template refuses it."""
+    from jinja2.exceptions import TemplateError  # transformers needs it for chat templates
+
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"data.template: the chat template refuses messages of {roles}: {error}") from error
+    assert isinstance(text, str)
+    return text
 
 
 def signature_in(problem: Problem) -> str | None:

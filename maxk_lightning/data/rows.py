@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
-from maxk_lightning.data.files import FileRows, is_data_file, read_once, state_of
+from maxk_lightning.data.files import SEPARATORS, FileRows, is_data_file, read_once, state_of
 from maxk_lightning.data.report import Facts, LoadReport
-from maxk_lightning.records import take
+from maxk_lightning.records import check_regular_file, take
 from maxk_lightning.types import Problem, TestCase
 
 Row = Mapping[str, Any]
@@ -22,7 +22,7 @@ ADVICE = (
 )
 LOCAL_ADVICE = (
     "A directory must hold the repository's files as the hub lays them out, with the README.md that names its "
-    "configurations; `path` may also name one .json, .jsonl(.gz) or .parquet file"
+    "configurations; `path` may also name one .json, .jsonl(.gz), .parquet, .csv or .tsv file"
 )
 
 
@@ -89,7 +89,7 @@ class Address:
     """Where rows lie: a hub repository, its local copy, or one file."""
 
     path: str
-    "Hub name, directory, or file (`.json`, `.jsonl`, also with `.gz`, `.parquet`)."
+    "Hub name, directory, or file (`.json`, `.jsonl`, also with `.gz`, `.parquet`, `.csv`, `.tsv`)."
     config: str | None = None
     "Configuration of the data set; of no account for a file."
     split: str | None = None
@@ -117,8 +117,12 @@ class Address:
 
 def rows_of_file(file: str, columns: Sequence[str] | None = None) -> Any:
     """Rows of one file, local or `hf://`."""
-    if file.endswith(".parquet"):
-        return load_rows("parquet", split="train", data_files={"train": [file]}, columns=columns)
+    if file.endswith((".parquet", *SEPARATORS)):
+        if not file.startswith("hf://"):
+            check_regular_file(Path(file).expanduser())
+        if file.endswith(".parquet"):
+            return load_rows("parquet", split="train", data_files={"train": [file]}, columns=columns)
+        return load_rows("csv", split="train", data_files={"train": [file]}, separator=SEPARATORS[file[-4:]])
     if file.startswith("hf://"):
         return load_rows("json", split="train", data_files={"train": [file]})
     _check_local(file)
@@ -132,15 +136,19 @@ def load_rows(
     split: str | None,
     data_files: Mapping[str, Sequence[str]] | None = None,
     columns: Sequence[str] | None = None,
+    separator: str | None = None,
+    streaming: bool = False,
 ) -> Any:
     """Call `datasets.load_dataset`; what goes wrong becomes advice.
 
     Args:
-        builder: Hub name or a local directory of the same layout; `json` or `parquet` with `data_files`.
+        builder: Hub name or a local directory of the same layout; `json`, `parquet` or `csv` with `data_files`.
         config: Configuration of the data set.
         split: Its split; None: all, as a mapping.
         data_files: Split -> files.
         columns: Read only these (parquet), so that unwanted large ones are never decoded.
+        separator: Between the columns of a csv file.
+        streaming: Give rows one after the other as they come from the hub, and download nothing else.
 
     Raises:
         ValueError: the data cannot be had; says what to do.
@@ -155,6 +163,8 @@ def load_rows(
     for name in files:
         _check_local(name)
     options: dict[str, Any] = {} if columns is None else {"columns": list(columns)}
+    options |= {} if separator is None else {"sep": separator}
+    options |= {"streaming": True} if streaming else {}
     if is_local:
         state = hashlib.blake2b("".join(map(state_of, files)).encode(), digest_size=8).hexdigest()
         # `datasets` tells two directories of one name apart by neither path nor content, and would serve the first.
@@ -253,7 +263,7 @@ def _numbered(rows: Any, index: int) -> Row:
 
 def small_columns(rows: Any, reader: RowReader) -> Any:
     """The rows with the reader's small columns alone, where that spares reading the others."""
-    if isinstance(rows, FileRows):
+    if isinstance(rows, FileRows | list):
         return rows
     return rows.select_columns([column for column in reader.columns if column in rows.column_names])
 
@@ -266,7 +276,7 @@ def _read_problem(rows: Any, index: int, small_row: Row, reader: RowReader) -> t
     problem = reader.parse(_numbered(rows, index))
     facts = reader.facts(small_row)
     strata = {"source": facts.source, "difficulty": facts.difficulty}
-    tests = DiskTests(rows, index, reader, len(problem.tests))
+    tests = DiskTests(rows, index, reader, len(problem.tests)) if problem.tests else ()
     problem = replace(problem, tests=tests, metadata={**strata, **problem.metadata})
     return problem, problem.metadata.get(SHORTENED, ())
 

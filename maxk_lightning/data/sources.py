@@ -50,7 +50,10 @@ class Builtin:
 
 
 class JsonLines:
-    """The user's own problems, one JSON object per line (format: see the README)."""
+    """The user's own problems, one JSON object per line: a `prompt` and what its reward needs (see the README).
+
+    Without an `id` a problem is called by the number of its line; keys that mean nothing here are columns for rewards.
+    """
 
     def __init__(self, path: str, limit: int | None = None, compare: Compare | None = None) -> None:
         """Choose a file.

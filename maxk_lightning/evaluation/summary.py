@@ -189,11 +189,12 @@ def _summarise_problem(id_: str, group: Sequence[Sample]) -> ProblemSummary:
 
 
 def _program(sample: Sample) -> str | None:
-    """The program without trailing blanks, or the whole answer where the reward runs no tests."""
+    """The program without trailing blanks, or the whole answer where the reward runs no programs."""
     if "no_code" in sample.verdicts:
         return None
-    text = extract_code(sample.completion, allow_unclosed=True) if sample.verdicts else sample.completion
-    return None if text is None else "\n".join(line.rstrip() for line in text.strip().splitlines())
+    program = extract_code(sample.completion, allow_unclosed=True) if sample.verdicts else None
+    text = sample.completion if program is None else program
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
 def _mean_entropy(samples: Sequence[Sample]) -> float | None:

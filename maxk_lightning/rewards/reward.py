@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from maxk_lightning.types import Problem, Score
+from maxk_lightning.types import Completion, Problem, Score
 
 # jsonargparse wants the annotations of an implementation to be identical to the Protocol's. With Any at run time a
 # user's class needs none, and type checkers still see the types.
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     Scores = list[list[Score]]
 else:
     Problems = Completions = Scores = Any
+
+
+class RewardError(RuntimeError):
+    """A reward failed, or gave something that is no reward: names it, and the problem and completion where it can."""
 
 
 class Reward(Protocol):
@@ -43,3 +47,29 @@ class StreamingReward(Protocol):
     def submit(self, problem: Problem, completion: str) -> "Future[Score]":
         """Start scoring one completion; returns at once."""
         ...
+
+
+@runtime_checkable
+class ProblemChecker(Protocol):
+    """A reward that can tell before a run whether it can judge the answers to these problems."""
+
+    def check_problems(self, problems: Sequence[Problem]) -> None:
+        """Raise ValueError with one sentence that names a problem it cannot judge."""
+        ...
+
+
+@runtime_checkable
+class CompletionReward(Protocol):
+    """A reward that sees more of completions than their text."""
+
+    def score_completions(
+        self, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]], step: int
+    ) -> list[list[Score]]:
+        """As `Reward.score`, with tokens; `step` counts the optimizer steps of the weights that sampled."""
+        ...
+
+
+def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
+    """Raise ValueError naming a problem that the reward, as far as it can tell, cannot judge."""
+    if isinstance(reward, ProblemChecker):
+        reward.check_problems(problems)

@@ -176,6 +176,15 @@ class UnitTestReward:
         except SandboxUnavailableError as error:
             raise ValueError(str(error)) from error
 
+    def check_problems(self, problems: Sequence[Problem]) -> None:
+        """Raise ValueError naming a problem without tests."""
+        for problem in problems:
+            if not problem.tests:
+                raise ValueError(
+                    f"problem {problem.id!r} has no `tests`, which {type(self).__name__} runs; answers that are "
+                    "compared take another rollout.reward: maxk_lightning.rewards.MathReward or a function of your own"
+                )
+
     @property
     def backend_in_force(self) -> Literal["bwrap", "plain", "unsafe"]:
         """What programs run in, found by the self-test; SandboxUnavailableError where isolation can not be had."""

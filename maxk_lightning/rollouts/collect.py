@@ -7,6 +7,7 @@ from itertools import starmap
 from maxk_lightning.rewards import Reward, StreamingReward
 from maxk_lightning.rollouts.engine import RolloutEngine, StreamingEngine, in_groups
 from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
+from maxk_lightning.rollouts.scoring import score_groups, submit
 from maxk_lightning.types import Completion, Problem, Prompt, Score
 
 
@@ -20,7 +21,7 @@ def collect(engine: RolloutEngine, reward: Reward, order: Order, version: int = 
         version: Optimizer step of the engine's weights.
 
     Raises:
-        ValueError: the reward did not give one score per completion.
+        RewardError: the reward failed, or did not give one score per completion.
     """
     started = time.perf_counter()
     if isinstance(engine, StreamingEngine) and isinstance(reward, StreamingReward):
@@ -30,7 +31,7 @@ def collect(engine: RolloutEngine, reward: Reward, order: Order, version: int = 
     else:
         completions = engine.generate(order.prompts, order.sampling)
         generated = time.perf_counter()
-        scores = reward.score(order.problems, [[completion.text for completion in group] for group in completions])
+        scores = score_groups(reward, order.problems, order.prompts, completions, version)
     scored = time.perf_counter()
     groups = list(starmap(_group, zip(order.problems, order.prompts, completions, scores, strict=True)))
     return Rollout(
@@ -46,7 +47,7 @@ def _stream(
 ) -> tuple[list[list[Completion]], list[list["Future[Score]"]]]:
     """Completions, and their scores to come: each was submitted when it ended, while others were being sampled."""
     arrivals = (
-        (index, sample, (completion, reward.submit(order.problems[index], completion.text)))
+        (index, sample, (completion, submit(reward, order.problems[index], order.prompts[index], completion)))
         for index, sample, completion in engine.stream(order.prompts, order.sampling)
     )
     groups = in_groups(arrivals, len(order.prompts), order.sampling.num_completions)
@@ -55,7 +56,4 @@ def _stream(
 
 
 def _group(problem: Problem, prompt: Prompt, completions: list[Completion], scores: list[Score]) -> Group:
-    if len(scores) != len(completions):
-        counts = f"{len(scores)} scores for {len(completions)} completions"
-        raise ValueError(f"the reward gave {counts} of problem {problem.id}")
     return Group(problem=problem, prompt=prompt, completions=completions, scores=scores)

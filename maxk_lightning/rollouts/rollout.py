@@ -27,6 +27,8 @@ SAMPLE_VALUES: dict[str, Callable[[Completion, Score], float]] = {
     "completion_tokens": lambda completion, score: len(completion.token_ids),
     "truncated_fraction": lambda completion, score: completion.finish_reason == "length",
     "no_code_fraction": lambda completion, score: "no_code" in score.verdicts,
+    "no_answer_fraction": lambda completion, score: "no_answer" in score.verdicts,
+    "unfinished_reasoning_fraction": lambda completion, score: "unfinished_reasoning" in score.verdicts,
     "missing_fraction": lambda completion, score: score.reward is None,
     **{f"missing_{cause}": partial(_is_missing_by, cause) for cause in get_args(MissingCause)},
     "sample_entropy": _sample_entropy,

@@ -58,11 +58,11 @@ def exchange(
 ) -> list[list[Group]]:
     """This rank's groups of every optimizer step, for the ones that it sampled; all ranks must come here together.
 
-    Tests stay behind: they can be large, and nothing asks for them once rewards are known. So do groups that are not
-    `chosen`, see `Rollout`.
+    Tests and columns stay behind: they can be large, and nothing asks for them once rewards are known. So do groups
+    that are not `chosen`, see `Rollout`.
     """
     lean = {
-        place: replace(group, problem=replace(group.problem, tests=()))
+        place: replace(group, problem=replace(group.problem, tests=(), columns={}))
         for place, group in zip(count(ranks.rank, ranks.world_size), groups, strict=False)
         if chosen is None or place in chosen
     }

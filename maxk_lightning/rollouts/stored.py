@@ -59,6 +59,7 @@ def _as_record(group: Group) -> Record:
         "rewards": [score.reward for score in group.scores],
         "verdicts": [list(score.verdicts) for score in group.scores],
         "missing_causes": [score.missing_cause for score in group.scores],
+        "parts": [dict(score.parts) for score in group.scores],
     }
 
 
@@ -91,6 +92,12 @@ def _completions(record: Record) -> list[Completion]:
 
 def _scores(record: Record) -> list[Score]:
     return [
-        Score(reward=reward, verdicts=tuple(verdicts), missing_cause=cause)
-        for reward, verdicts, cause in zip(record["rewards"], record["verdicts"], record["missing_causes"], strict=True)
+        Score(reward=reward, verdicts=tuple(verdicts), missing_cause=cause, parts=parts)
+        for reward, verdicts, cause, parts in zip(
+            record["rewards"],
+            record["verdicts"],
+            record["missing_causes"],
+            record.get("parts") or [{}] * len(record["rewards"]),  # none in checkpoints from before there were parts
+            strict=True,
+        )
     ]

@@ -55,7 +55,11 @@ def test_blank_lines_do_not_shift_line_numbers(tmp_path: Path) -> None:
         ({"time_limit_s": True}, "`time_limit_s` must be a positive number"),
         ({"memory_limit_mb": "64"}, "`memory_limit_mb` must be a positive number"),
         ({"time_limit": 1}, "unknown key `time_limit`; did you mean `time_limit_s`"),
-        ({"zzz": 1}, "unknown key `zzz`; known keys: id, prompt"),
+        ({"checkers": "1"}, "unknown key `checkers`; did you mean `checker`"),
+        ({"prompt": []}, "`prompt` is empty"),
+        ({"prompt": ["hello"]}, r"`prompt\[0\]` must be a message with `role` and `content`"),
+        ({"prompt": [{"role": "user", "content": " "}]}, r"`prompt\[0\]` is empty"),
+        ({"prompt": [{"role": "assistant", "content": "a"}]}, "`prompt` ends with a message of role 'assistant'"),
         ({"metadata": 3}, "`metadata` must be dict"),
     ],
 )
@@ -63,6 +67,23 @@ def test_a_malformed_field_is_named(tmp_path: Path, change: dict[str, Any], reas
     path = _write(tmp_path / "p.jsonl", json.dumps(GOOD), json.dumps(GOOD | {"id": "b"} | change))
     with pytest.raises(ValueError, match=rf"{path}:2: {reason}"):
         read_problems(path)
+
+
+def test_a_question_needs_no_tests_and_other_keys_are_columns(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": "Count."}, {"role": "user", "content": "2+2?"}]
+    path = _write(
+        tmp_path / "p.jsonl",
+        json.dumps({"prompt": "6*7?", "answer": 42, "level": "easy", "zzz": [1]}),
+        json.dumps({"id": "b", "prompt": chat, "answer": "4"}),
+        json.dumps({"prompt": "Which?", "answer": ["a", "b"]}),
+    )
+    first, second, third = read_problems(path)
+    assert (first.id, first.prompt, first.answer) == ("1", "6*7?", "42")
+    assert first.columns == {"answer": 42, "level": "easy", "zzz": [1]}
+    assert (second.prompt, list(second.messages), second.answer) == ("2+2?", chat, "4")
+    assert (third.answer, third.columns["answer"]) == (None, ["a", "b"])
+    for problem in (first, second, third):
+        assert problem_from_record(json.loads(json.dumps(problem_to_record(problem)))) == problem
 
 
 def test_missing_empty_and_undecodable_files_are_refused(tmp_path: Path) -> None:

@@ -54,11 +54,12 @@ def describe(problem: Problem, datamodule: PromptDataModule, num_tests: int, rew
         f"{getattr(problem, key) or getattr(reward, key, 'default')} {unit}"
         for key, unit in (("time_limit_s", "s"), ("memory_limit_mb", "MiB"))
     )
-    lines = [
-        f"--- {problem.id} ({len(prompt.token_ids)} tokens)",
-        datamodule.tokenizer.decode(prompt.token_ids),
-        f"--- {len(problem.tests)} tests, judged {_how_judged(problem)}; limits: {limits}",
-    ]
+    lines = [f"--- {problem.id} ({len(prompt.token_ids)} tokens)", datamodule.tokenizer.decode(prompt.token_ids)]
+    if problem.answer is not None or not problem.tests:
+        answer = "none" if problem.answer is None else _shortened(problem.answer)
+        lines.append(f"--- answer: {answer}; columns: {', '.join(problem.columns) or 'none'}")
+    if problem.tests:
+        lines.append(f"--- {len(problem.tests)} tests, judged {_how_judged(problem)}; limits: {limits}")
     for test in problem.tests[:num_tests]:
         lines += [f"input:    {_shortened(test.input)}", f"expected: {_shortened(test.output)}"]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from maxk_lightning.evaluation.summary import Seconds
 from maxk_lightning.records import read_records
 from maxk_lightning.rewards import Reward
 from maxk_lightning.rollouts import RolloutEngine
+from maxk_lightning.rollouts.scoring import score_groups
 from maxk_lightning.types import Problem, Prompt, Sampling
 
 Settings = Mapping[str, str | int | float | tuple[str, ...] | None]
@@ -134,14 +135,14 @@ class _Writer:
 
 
 def _sample(task: Task, chunk: slice, engine: RolloutEngine, reward: Reward, thread: ThreadPoolExecutor) -> _Scoring:
-    problems = task.problems[chunk]
+    problems, prompts = task.problems[chunk], task.prompts[chunk]
     started = time.perf_counter()
-    groups = engine.generate(task.prompts[chunk], task.sampling)
+    groups = engine.generate(prompts, task.sampling)
     sampled = time.perf_counter()
 
     def score() -> tuple[list[Sample], float]:
         scoring_from = time.perf_counter()
-        scores = reward.score(problems, [[completion.text for completion in group] for group in groups])
+        scores = score_groups(reward, problems, prompts, groups)
         samples = [
             to_sample(problem.id, index, completion, score)
             for problem, group, group_scores in zip(problems, groups, scores, strict=True)

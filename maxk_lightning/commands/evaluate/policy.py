@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -22,7 +23,7 @@ from maxk_lightning.evaluation.runs import Run, write_statements
 from maxk_lightning.evaluation.samples import Sample
 from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
 from maxk_lightning.policy import resolve_policy
-from maxk_lightning.rewards import Reward
+from maxk_lightning.rewards import Reward, check_problems
 from maxk_lightning.rollouts import ManagedEngine, RolloutEngine
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Sampling
@@ -52,6 +53,7 @@ def evaluate_policy(
         for benchmark, source in (benchmarks or _test_source(settings.data)).items():
             directory = out / benchmark if benchmarks else out
             problems = settings.data.read(source, benchmark)
+            check_problems(settings.reward, problems)
             # Seeds depend on run seed and problem alone, so policies are compared in pairs.
             seeds = [derive_seed(settings.data.seed, "evaluate", problem.id) for problem in problems]
             task = Task(
@@ -97,8 +99,15 @@ def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> Run
         engine=rollout.engine,
         reward=rollout.reward,
         sampling=rollout.eval_sampling,
-        reward_config=str(cli.config["rollout"]["reward"].as_dict()),
+        reward_config=_config_of_reward(cli.config["rollout"]),
     )
+
+
+def _config_of_reward(rollout: Any) -> str:
+    """What decides rewards, as a text."""
+    if rollout["rewards"] is not None:
+        return str(rollout.as_dict()["rewards"])
+    return str(rollout.as_dict()["reward"])
 
 
 def _collect(

@@ -153,6 +153,9 @@ def _training(config: Mapping[str, Any] | None) -> str:
     if config is None:
         return "## Training\n\nThe run's config.yaml was not found beside the checkpoint.\n"
     values = {label: _value(_at(config, key)) for label, key in SETTINGS.items()}
+    several = _at(config, "rollout.rewards")
+    if several:  # they stand instead of the one whose default the YAML also holds
+        values["reward"] = " + ".join(map(_weighted, several))
     rows = [f"| {label} | {value.replace('|', '/')} |" for label, value in values.items() if value]
     text = yaml.safe_dump(dict(config), sort_keys=False)
     whole = f"<details><summary>config.yaml</summary>\n\n```yaml\n{text}```\n\n</details>\n"
@@ -164,6 +167,13 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _weighted(entry: Any) -> str:
+    """A term of `rollout.rewards`, as `0.5 my_module.my_function`."""
+    if isinstance(entry, Mapping) and "reward" in entry:
+        return f"{entry.get('weight', 1.0)} {_value(entry['reward'])}"
+    return _value(entry)
 
 
 def _value(value: Any) -> str:

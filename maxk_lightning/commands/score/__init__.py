@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from maxk_lightning.commands.score.files import CompletionsRecord, Refusals, ScoresFile, read_completions
-from maxk_lightning.records import read_problems
+from maxk_lightning.records import problem_from_record, read_problems
 from maxk_lightning.rewards import SandboxUnavailableError, UnitTestReward
 from maxk_lightning.rewards.verdicts import RULES_VERSION
 from maxk_lightning.types import Problem, Score
@@ -83,7 +83,7 @@ def score(
     }
     scores_file = ScoresFile(out, settings, inputs=(problems, completions))
     refusals = Refusals(skip_invalid=skip_invalid)
-    known = {problem.id: problem for problem in read_problems(Path(problems), refusals)}
+    known = {problem.id: problem for problem in read_problems(Path(problems), refusals, _problem_with_tests)}
     num_completions = sum(len(record.completions) for record in read_completions(Path(completions), known, refusals))
     done = scores_file.records_done()
     records = read_completions(Path(completions), known, Refusals(skip_invalid=skip_invalid))
@@ -94,6 +94,12 @@ def score(
             totals.add(scores)
             scores_file.append(file, _to_record(record, scores))
         totals.show(reward.backend_in_force, scores_file.path, refusals.skipped)
+
+
+def _problem_with_tests(record: dict[str, Any]) -> Problem:
+    if "tests" not in record:
+        raise ValueError("`tests` is missing")
+    return problem_from_record(record)
 
 
 def _backend_of(reward: UnitTestReward) -> str:

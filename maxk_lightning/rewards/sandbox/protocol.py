@@ -156,3 +156,5 @@ class ServerConfig:
     "Refuse to start without landlock."
     needs_seccomp: bool
     "Refuse to start without seccomp."
+    warm_up: str = ""
+    "Python source that the server runs once, so that programs find in memory what it imports. Ours, never a program's."

@@ -97,6 +97,7 @@ class Server:
         os.set_blocking(self._marks_read, False)
         header = _preload()
         sys.path.extend(config.extra_path)
+        exec(config.warm_up, {"__name__": "warm_up"})
         is_alone = _leave_root(config.unprivileged_uid) or config.is_alone_in_user
         self._cell = child.Cell(
             server_pid=os.getpid(),

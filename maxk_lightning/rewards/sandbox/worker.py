@@ -1,5 +1,6 @@
 """Start one fork server in a new interpreter and talk to it. Never forks the calling process."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -67,6 +68,10 @@ class WorkerSettings:
     "Refuse to run without landlock."
     needs_seccomp: bool = True
     "Refuse to run without seccomp."
+    packages: tuple[str, ...] = ()
+    "Installed packages that programs may import (and read), without all the others."
+    warm_up: str = ""
+    "Python source that every worker runs once before its first program."
 
 
 class WorkerLostError(Exception):
@@ -145,7 +150,7 @@ class Worker:
 
 def _command(settings: WorkerSettings, index: int, control_fd: int, owner_fd: int) -> list[str]:
     site_packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")) if settings.has_site_packages else ()
-    extra_path = tuple(dict.fromkeys(site_packages))
+    extra_path = tuple(dict.fromkeys((*site_packages, *map(directory_of, settings.packages))))
     config = ServerConfig(
         readable=(*interpreter_paths(), *DEVICES, *extra_path),
         extra_path=extra_path,
@@ -153,10 +158,19 @@ def _command(settings: WorkerSettings, index: int, control_fd: int, owner_fd: in
         is_alone_in_user=settings.backend == "bwrap",
         needs_landlock=settings.needs_landlock,
         needs_seccomp=settings.needs_seccomp,
+        warm_up=settings.warm_up,
     )
     python = [os.path.realpath(sys.executable), "-s", "-P", "-S", "-X", "utf8", "-W", "ignore", "-c", BOOTSTRAP]
     command = [*python, str(control_fd), str(owner_fd), json.dumps(asdict(config)), str(PACKAGE)]
     return [*_namespaces(extra_path), *command] if settings.backend == "bwrap" else command
+
+
+def directory_of(package: str) -> str:
+    """Where a package is installed; ModuleNotFoundError where it is not."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return str(Path(spec.submodule_search_locations[0]).parent)
 
 
 def interpreter_paths() -> tuple[str, ...]:

@@ -1,0 +1,51 @@
+"""What each reward function said of a rollout, in the log."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from maxk_lightning.module import ONCE, PolicyModule
+from maxk_lightning.rewards import FunctionReward, Reward, WeightedRewards
+from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.rollout import Samples
+
+Sums = tuple[int, int, float, float]
+"Completions, those among them with a value, and the sums of values and of their squares."
+
+
+def log_parts(module: PolicyModule, prefix: str, reward: Reward, samples: Samples, ranks: Ranks) -> None:
+    """Log mean and spread of every reward function by name; all ranks come here together, with what each sampled."""
+    if isinstance(reward, FunctionReward | WeightedRewards):
+        for tag, value in part_values(ranks.gather_each(sums_of(samples))).items():
+            module.log(f"{prefix}/rewards/{tag}", value, sync_dist=True, **ONCE)
+
+
+def sums_of(samples: Samples) -> dict[str, Sums]:
+    """Sums of this rank's samples by name."""
+    sums: dict[str, Sums] = defaultdict(lambda: (0, 0, 0.0, 0.0))
+    for score in (score for group in samples.groups for score in group.scores):
+        for name, value in score.parts.items():
+            number = 0.0 if value is None or math.isnan(value) else value
+            is_there = value is not None and not math.isnan(value)
+            count, valued, total, squares = sums[name]
+            sums[name] = (count + 1, valued + is_there, total + number, squares + number * number)
+    return dict(sums)
+
+
+def part_values(of_ranks: Sequence[dict[str, Sums]]) -> dict[str, float]:
+    """Mean, spread and missing share by tag, from the sums of all ranks.
+
+    The spread is the standard deviation of the completions, as TRL logs it: over one less than their number.
+
+    >>> part_values([{"f": (3, 2, 4.0, 10.0)}])
+    {'f': 2.0, 'f_std': 1.4142135623730951, 'f_missing': 0.3333333333333333}
+    """
+    values: dict[str, float] = {}
+    for name in sorted({name for sums in of_ranks for name in sums}):
+        columns = zip(*(sums[name] for sums in of_ranks if name in sums), strict=True)
+        count, valued, total, squares = (sum(column) for column in columns)
+        if valued:
+            mean = values[name] = total / valued
+            values[f"{name}_std"] = math.sqrt(max(0.0, squares - valued * mean * mean) / max(1, valued - 1))
+        values[f"{name}_missing"] = 1.0 - valued / count
+    return values

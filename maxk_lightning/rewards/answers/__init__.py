@@ -1,0 +1,5 @@
+"""Rewards that compare answers."""
+
+from maxk_lightning.rewards.answers.math_reward import MathReward
+
+__all__ = ["MathReward"]

@@ -1,0 +1,5 @@
+"""Plain functions as rewards."""
+
+from maxk_lightning.rewards.functions.function_reward import FunctionReward
+
+__all__ = ["FunctionReward"]

@@ -1,0 +1,71 @@
+"""From completions to scores: what of a completion is its answer, and what the reward says of it."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+from maxk_lightning.rewards import Reward, StreamingReward
+from maxk_lightning.rewards.outcome import score_with
+from maxk_lightning.types import Completion, Problem, Prompt, Score
+
+UNFINISHED = Score(reward=0.0, verdicts=("unfinished_reasoning",))
+"Of a completion that ended before its answer began; no reward is asked."
+
+
+def answer_in(completion: Completion, prompt: Prompt) -> str | None:
+    """What a reward reads of a completion: all, or what follows the last end of its reasoning; None: there is none.
+
+    >>> prompt = Prompt(problem_id="a", token_ids=(1,), seed=0, answer_after="</think>")
+    >>> thought = "<think>2+2</think> 4"
+    >>> completion = Completion(token_ids=(1,), logprobs=(0.0,), entropies=None, text=thought, finish_reason="stop")
+    >>> answer_in(completion, prompt)
+    ' 4'
+    """
+    if prompt.answer_after is None:
+        return completion.text
+    _, marker, answer = completion.text.rpartition(prompt.answer_after)
+    return answer if marker else None
+
+
+def score_groups(
+    reward: Reward,
+    problems: Sequence[Problem],
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    step: int = 0,
+) -> list[list[Score]]:
+    """Score the completions of each problem.
+
+    Args:
+        reward: Judges answers.
+        problems: What was asked.
+        prompts: What the policy read, one per problem.
+        completions: One list per problem.
+        step: Optimizer step of the weights that sampled.
+
+    Raises:
+        RewardError: the reward failed, or did not give one score per completion.
+    """
+    answered = [
+        [
+            replace(completion, text=answer)
+            for completion in group
+            if (answer := answer_in(completion, prompt)) is not None
+        ]
+        for group, prompt in zip(completions, prompts, strict=True)
+    ]
+    given = [iter(scores) for scores in score_with(reward, problems, answered, step)]
+    return [
+        [UNFINISHED if answer_in(completion, prompt) is None else next(scores) for completion in group]
+        for group, prompt, scores in zip(completions, prompts, given, strict=True)
+    ]
+
+
+def submit(reward: StreamingReward, problem: Problem, prompt: Prompt, completion: Completion) -> "Future[Score]":
+    """Start scoring one completion; returns at once."""
+    answer = answer_in(completion, prompt)
+    if answer is not None:
+        return reward.submit(problem, answer)
+    unfinished: Future[Score] = Future()
+    unfinished.set_result(UNFINISHED)
+    return unfinished

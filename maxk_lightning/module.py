@@ -322,13 +322,13 @@ class PolicyModule(LightningModule):
             optimizer.zero_grad(set_to_none=True)  # what an optimizer leaves out, its moments included
         elif self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, grad_norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])  # of this step: the schedule moves it below
         optimizer.step()
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr]
         for tag, value in (values | {"skipped_steps": float(not is_allowed)}).items():
             self.log(f"train/{tag}", value, prog_bar=tag == "loss")
         self.log("train/grad_norm", whole(grad_norm))
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def _log_metrics(self, prefix: str, metrics: RolloutMetrics) -> None:
         """Log computed metrics; computing is already a sum over ranks."""

@@ -1,13 +1,16 @@
 """fit, validate, test, predict: LightningCLI, with the parts of a run under keys of their own."""
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from maxk_lightning.callbacks import (
     AtomicCheckpointIO,
@@ -22,6 +25,9 @@ from maxk_lightning.callbacks import (
 )
 from maxk_lightning.checkpoints import check_checkpoint
 from maxk_lightning.commands.memory_plan import machine_of, remark_on, workload_of
+from maxk_lightning.commands.parser import PROGRAM, Parser
+from maxk_lightning.commands.resume import resume
+from maxk_lightning.commands.run_config import RunConfigCallback
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy.memory import items_of, table
@@ -45,7 +51,7 @@ class MaxKCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         """Parse `args` (None: the command line); with `run` false only build the objects."""
-        parser_kwargs: dict[str, Any] = {"allow_abbrev": False}
+        parser_kwargs: dict[str, Any] = {"allow_abbrev": False, "prog": PROGRAM}
         if run:
             parser_kwargs |= {subcommand: {"allow_abbrev": False} for subcommand in SUBCOMMANDS}
         super().__init__(
@@ -56,7 +62,9 @@ class MaxKCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [writer() for writer in WRITERS]},
             seed_everything_default=42,
             auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfigCallback,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_class=Parser,
             parser_kwargs=parser_kwargs,
         )
 
@@ -89,6 +97,30 @@ class MaxKCLI(LightningCLI):
         parser.link_arguments("model.policy", "data.policy")
         parser.link_arguments("model.policy", "rollout.engine.init_args.policy")
         parser.link_arguments("seed_everything", "data.seed")
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: a number, because everything random is a function of it."""
+        parser.add_argument("--seed_everything", type=int, default=42, help="Seed of everything random in the run.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line; a run that is resumed goes on with its own configuration."""
+        super().parse_arguments(parser, args)
+        if self.config.get("subcommand") != "fit":
+            return
+        fit = self._subcommand_parsers["fit"]
+        words = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        try:
+            found = resume(
+                words,
+                yaml.safe_load(fit.dump(self.config["fit"], skip_unset=False)),
+                lambda full: fit.dump(parser.parse_args(full)["fit"], skip_unset=False),
+            )
+        except ValueError as error:
+            fit.error(str(error))
+        if found is not None:
+            self.config = parser.parse_args(found.args)
+            for remark in found.remarks:
+                rank_zero_info(remark)
 
     def instantiate_classes(self) -> None:
         """Build the objects; bad values end the command with one sentence."""

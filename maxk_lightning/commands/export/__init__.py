@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -28,6 +30,7 @@ def export(ckpt: str, out: str, results: str | None = None, adapter: bool = Fals
         ValueError: `ckpt` is not a checkpoint of this program or has no adapter to write, `out` exists and is not
             empty, or `results` holds no finished evaluation.
     """
+    from maxk_lightning.checkpoints import Configuration
     from maxk_lightning.commands.export.model_card import generation_defaults, model_card, read_run_config
     from maxk_lightning.evaluation import load
     from maxk_lightning.policy import load_tokenizer  # imports torch: `--help` must not wait for it
@@ -37,7 +40,8 @@ def export(ckpt: str, out: str, results: str | None = None, adapter: bool = Fals
         raise ValueError(f"--out: {out} exists")
     checkpoint = _read(Path(ckpt))
     runs = [] if results is None else load(results)
-    config = read_run_config(Path(ckpt))
+    history = [Configuration(**each) for each in checkpoint.get("configurations", [])]
+    config = yaml.safe_load(history[-1].text) if history else read_run_config(Path(ckpt))
     model = _trained_model(checkpoint, adapter)
     if config is not None:
         model.generation_config.update(**generation_defaults(config))  # type: ignore[no-untyped-call]
@@ -48,6 +52,7 @@ def export(ckpt: str, out: str, results: str | None = None, adapter: bool = Fals
         base=checkpoint["policy"],
         steps=checkpoint.get("global_step", 0),
         config=config,
+        history=history,
         validation=_validation_curves(checkpoint),
         runs=runs,
     )

@@ -9,14 +9,13 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from maxk_lightning.losses import (
-    ClippedSurrogate,
     EngineCorrection,
     Normalisation,
     PolicyLoss,
-    ScoreFunction,
-    check_loss_fits,
+    loss_for,
     token_weights,
 )
 from maxk_lightning.metrics import RolloutMetrics
@@ -98,7 +97,8 @@ class PolicyModule(LightningModule):
                 learning rate vanish. Gradients of micro-batches are then summed in bfloat16 too. One GPU only. With
                 `lora` it concerns the frozen weights alone, and any optimizer and strategy will do.
             optimizer: The paper's Adam with learning rate 5e-6.
-            lr_scheduler: Stepped after every optimizer step; None: constant.
+            lr_scheduler: Stepped after every optimizer step, `ReduceLROnPlateau` after every validation; None:
+                constant. `maxk_lightning.schedules.WarmupCosine` is warm-up and cosine.
 
         Raises:
             ValueError: a value out of range, or a loss that does not fit the objective.
@@ -108,8 +108,7 @@ class PolicyModule(LightningModule):
         self.policy_name = policy
         resolve_policy(policy)
         self.objective = objective
-        self.policy_loss = policy_loss or (ScoreFunction() if objective.includes_ratio else ClippedSurrogate())
-        check_loss_fits(self.policy_loss, objective)
+        self.policy_loss = loss_for(policy_loss, objective)
         _check_penalty(kl_coef, kl_target)
         if old_logprobs == "engine" and engine_correction not in ("auto", None):
             raise ValueError("model.engine_correction has no effect with model.old_logprobs: engine")
@@ -317,14 +316,15 @@ class PolicyModule(LightningModule):
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         values = step_loss.means(sums, self._ranks)
         is_allowed = self.guard.allows(values["loss"], float(whole(grad_norm)))
-        self.guard.watch_drift(values)
+        self.guard.watch(values)
         if not is_allowed:
             optimizer.zero_grad(set_to_none=True)  # what an optimizer leaves out, its moments included
         elif self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, grad_norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])  # of this step: the schedule moves it below
         optimizer.step()
-        if (scheduler := self.lr_schedulers()) is not None:
+        scheduler = self.lr_schedulers()
+        if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):  # that waits for validations
             scheduler.step()  # type: ignore[union-attr]
         for tag, value in (values | {"skipped_steps": float(not is_allowed)}).items():
             self.log(f"train/{tag}", value, prog_bar=tag == "loss")

@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
@@ -92,6 +93,7 @@ class RolloutCallback(Callback):
         if stage == "fit":
             _check_trainer(trainer)
             check_group_size(module.objective, self.sampling.num_completions)
+            check_monitors(trainer, module, self.eval_sampling.num_completions)
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 
@@ -153,12 +155,17 @@ class RolloutCallback(Callback):
         """Log how long the PPO iterations took, or those of them that a resumed run has made."""
         self._log_once(trainer, pl_module)
         pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
+        pl_module.guard.end_rollout()
         if pl_module.guard.is_exhausted:
             _stop(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the validation problems."""
         self._evaluate(trainer, pl_module, "validate")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Let a schedule that waits for validations see this one."""
+        step_plateau(trainer)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the test problems."""

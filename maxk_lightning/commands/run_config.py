@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from maxk_lightning.checkpoints import Configuration
 from maxk_lightning.commands.configurations import changes
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.training.schedule import reconfigure
+from maxk_lightning.schedules import reconfigure
 
 CONFIGURATIONS = "configurations"
 "Key of a checkpoint: the configurations that its weights were trained with, the first one first."

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from maxk_lightning.callbacks import (
     AtomicCheckpointIO,
@@ -28,6 +29,7 @@ from maxk_lightning.commands.memory_plan import machine_of, remark_on, workload_
 from maxk_lightning.commands.parser import PROGRAM, Parser
 from maxk_lightning.commands.resume import resume
 from maxk_lightning.commands.run_config import RunConfigCallback
+from maxk_lightning.data import Builtin
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy.memory import items_of, table
@@ -36,6 +38,8 @@ from maxk_lightning.strategy import register
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 WRITERS = (SampleWriter, CurveWriter, HyperparameterWriter, GlossaryWriter, PredictionWriter)
+EVALUATIONS = {"data.validation": "validate", "data.test": "test"}
+"Key -> stage of its problems."
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs/default",
     "max_epochs": 100,
@@ -85,6 +89,7 @@ class MaxKCLI(LightningCLI):
             {
                 "checkpoint.save_last": True,
                 "checkpoint.save_top_k": 0,
+                "checkpoint.mode": "max",
                 "checkpoint.every_n_epochs": 1,
                 "checkpoint.save_on_train_epoch_end": True,
                 "checkpoint.enable_version_counter": False,
@@ -138,7 +143,10 @@ class MaxKCLI(LightningCLI):
             kwargs["plugins"] = [AtomicCheckpointIO()]
         if config.get("enable_progress_bar") is not False:
             config["callbacks"] = [RolloutProgressBar(), *(config.get("callbacks") or [])]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:  # an accelerator or strategy that this machine does not have
+            self.parser.error(f"trainer: {error}")
 
     def before_fit(self) -> None:
         """Refuse what cannot work, and what would overwrite an earlier run, before anything expensive starts."""
@@ -148,6 +156,7 @@ class MaxKCLI(LightningCLI):
                 f"{self.trainer.default_root_dir} holds an earlier run: continue it with --ckpt_path last, "
                 "or choose another --trainer.default_root_dir"
             )
+        self._warn_of_foreign_validation()
         self._check("fit")
 
     def fit(self, model: PolicyModule, datamodule: PromptDataModule, **options: Any) -> None:
@@ -182,6 +191,16 @@ class MaxKCLI(LightningCLI):
             self.parser.error(str(error))
         if self._get(self.config_init, "dry_run"):
             self.parser.exit(0)
+
+    def _warn_of_foreign_validation(self) -> None:
+        """Warn of a run that trains on problems of the user's and is validated on the built-in ones."""
+        sources = self.datamodule.sources
+        foreign = [key for key, stage in EVALUATIONS.items() if isinstance(sources[stage], Builtin)]
+        if foreign and not isinstance(sources["fit"], Builtin):
+            rank_zero_warn(
+                f"{' and '.join(foreign)}: Builtin, while data.train is {type(sources['fit']).__name__}: curves, best "
+                "checkpoint and results say nothing of your problems; set these keys too, or to null"
+            )
 
     def _print_memory(self) -> None:
         machine, rollout = machine_of(self.trainer), self._get(self.config_init, "rollout")
@@ -225,5 +244,7 @@ def main() -> None:
     # Checkpoints amid an epoch hold the rollout and how far it was used; Lightning looks for that in the DataLoader.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")  # after the step: right
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # best checkpoints of a moved run
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # predictions name their problems
     register()
     MaxKCLI()

@@ -48,6 +48,7 @@ from maxk_lightning.losses.policy_loss import (
     ScoreFunction,
     SequenceClippedSurrogate,
     check_loss_fits,
+    loss_for,
 )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "loss_for",
     "masked_importance_weights",
     "token_weights",
     "truncated_importance_weights",

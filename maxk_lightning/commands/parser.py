@@ -1,5 +1,6 @@
 """The parser of LightningCLI, with errors that end in what to do."""
 
+import re
 import sys
 from typing import NoReturn
 
@@ -17,6 +18,8 @@ SEAMS = {
     "ProblemSource": "a class with load(self), which returns a list of maxk_lightning.types.Problem",
 }
 "Protocol -> what satisfies it."
+MISSING = re.compile(r"class_path '(?:[\w.]+\.)?(\w+)':\s+(Requirement '.*)")
+"What jsonargparse says, amid a page, of a class of Lightning's whose package is missing."
 
 
 class Parser(LightningArgumentParser):
@@ -25,6 +28,8 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason as one sentence and leave."""
         command = getattr(getattr(ex, "subcommand_parser", None) or self, "prog", PROGRAM).replace(" [options]", "")
+        if missing := MISSING.search(message):
+            message = f"{missing[1]} needs a package: {missing[2]}"
         hints = [f"{name} is {what}" for name, what in SEAMS.items() if f"protocol {name}" in message]
         print(f"{command}: error: {message}", *hints, sep="\n", file=sys.stderr)
         sys.exit(2)

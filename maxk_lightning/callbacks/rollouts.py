@@ -34,6 +34,7 @@ class RolloutCallback(Callback):
         self,
         engine: RolloutEngine = TransformersEngine(),  # noqa: B008  (loads nothing before its first use)
         reward: Reward = UnitTestReward(),  # noqa: B008
+        eval_reward: Reward | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008
         eval_sampling: Sampling = Sampling(num_completions=32),  # noqa: B008
         rollouts_ahead: Literal[0, 1] = 0,
@@ -44,6 +45,8 @@ class RolloutCallback(Callback):
         Args:
             engine: Samples completions.
             reward: Scores them.
+            eval_reward: Scores the samples of validation, test, predict and `evaluate`; None: as `reward`. A best
+                checkpoint chosen by another reward than the trained one notices when that one is gamed.
             sampling: Of training rollouts; the paper's defaults.
             eval_sampling: Of validation, test and predict.
             rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
@@ -69,6 +72,7 @@ class RolloutCallback(Callback):
             raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
         self.engine = engine
         self.reward = reward
+        self.eval_reward = eval_reward or reward
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
@@ -211,16 +215,18 @@ class RolloutCallback(Callback):
         self.sampler.wait()
         data = _datamodule(trainer)
         order = data.eval_order(stage, self.eval_sampling)
-        data.buffers[stage].fill(self._sample(trainer, pl_module, order, _ranks(trainer)))
+        data.buffers[stage].fill(self._sample(trainer, pl_module, order, _ranks(trainer), self.eval_reward))
 
-    def _sample(self, trainer: Trainer, pl_module: PolicyModule, order: Order, ranks: Ranks) -> Rollout:
+    def _sample(
+        self, trainer: Trainer, pl_module: PolicyModule, order: Order, ranks: Ranks, reward: Reward | None = None
+    ) -> Rollout:
         """A rollout of the current weights.
 
         Raises:
             EngineError: the engine failed twice; in `fit` a checkpoint has been saved.
         """
         try:
-            return self.sampler.sample(order, pl_module.weights(), ranks)
+            return self.sampler.sample(order, pl_module.weights(), ranks, reward)
         except EngineError as error:
             raise EngineError(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
 

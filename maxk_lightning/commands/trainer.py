@@ -182,8 +182,12 @@ class MaxKCLI(LightningCLI):
             self.datamodule.setup(stage)
             rollout = self._get(self.config_init, "rollout")
             rollout.check(self.trainer, self.model, stage)
-            if isinstance(rollout.reward, CheckableReward):
-                rollout.reward.check()
+            rewards = (
+                [rollout.reward] if rollout.eval_reward is rollout.reward else [rollout.reward, rollout.eval_reward]
+            )
+            for reward in rewards:
+                if isinstance(reward, CheckableReward):
+                    reward.check()
             check_checkpoint(self._get(self.config_init, "ckpt_path"))
             if self._get(self.config_init, "dry_run") and stage == "fit":
                 self._print_memory()

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from maxk_lightning.rewards import Reward
-from maxk_lightning.rollouts.collect import collect
+from maxk_lightning.rollouts.collect import Watcher, collect
 from maxk_lightning.rollouts.engine import EngineError, RolloutEngine
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Order, Rollout
@@ -33,6 +33,8 @@ class Sampler:
         self.reward = reward
         self.current: Rollout | None = None
         "The rollout of this rank that is being trained on."
+        self.watcher: Watcher | None = None
+        "Told how far sampling is."
         self._sync = WeightSync(engine, max_logprob_gap)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._ahead: tuple[int, Future[Rollout]] | None = None
@@ -43,8 +45,14 @@ class Sampler:
         self._sync.version = None
         self._ahead = None
 
-    def sample(self, order: Order, weights: Weights, ranks: Ranks) -> Rollout:
+    def sample(self, order: Order, weights: Weights, ranks: Ranks, reward: Reward | None = None) -> Rollout:
         """Sample with the current weights; once more with fresh engines when the engine of any rank fails.
+
+        Args:
+            order: What to sample.
+            weights: Of the policy.
+            ranks: All of them.
+            reward: In place of the sampler's own.
 
         Raises:
             EngineError: the fresh ones failed, too.
@@ -52,7 +60,7 @@ class Sampler:
         for is_last_attempt in (False, True):
             rollout = None
             if self._sync.refresh(weights, order.prompts, order.sampling, ranks):
-                rollout = _unless_the_engine_fails(self._collector(order))
+                rollout = _unless_the_engine_fails(self._collector(order, reward=reward))
             if ranks.all_true(rollout is not None):
                 break
             self._sync.close()
@@ -138,12 +146,15 @@ class Sampler:
         rollout = _unless_the_engine_fails(self._ahead[1].result)
         return rollout if ranks.all_true(rollout is not None) else None
 
-    def _collector(self, order: Order, device: torch.device | None = None) -> Callable[[], Rollout]:
+    def _collector(
+        self, order: Order, device: torch.device | None = None, reward: Reward | None = None
+    ) -> Callable[[], Rollout]:
         """Make a function that samples the order from the weights that the engine has now.
 
         Args:
             order: What to sample.
             device: Of the rank, for a thread: every thread starts with the first GPU. None: the rank's own thread.
+            reward: In place of the sampler's own.
         """
         version, sync_s, gap = self._sync.version, self._sync.seconds, self._sync.gap
         assert version is not None
@@ -151,7 +162,7 @@ class Sampler:
         def run() -> Rollout:
             if device is not None and device.type == "cuda":
                 torch.cuda.set_device(device)
-            rollout = collect(self.engine, self.reward, order, version)
+            rollout = collect(self.engine, reward or self.reward, order, version, self.watcher)
             return replace(rollout, sync_s=sync_s, logprob_gap=gap)
 
         return run

@@ -215,11 +215,6 @@ def test_a_logger_whose_package_is_missing_is_one_sentence(tmp_path: Path) -> No
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
-    assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith(
-            "python -m maxk_lightning: error: WandbLogger needs a package: Requirement 'no_such_package' not met. HINT: Try"
-        )
-    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "error: WandbLogger needs a package: Requirement 'no_such_package' not met. HINT: Try" in last
     assert "Traceback" not in done.stderr

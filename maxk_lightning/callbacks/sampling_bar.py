@@ -30,18 +30,26 @@ def make_progress(console: Console, is_enabled: bool = True) -> Progress:
 class SamplingBar:
     """A watcher of the sampler (`rollouts.collect.Watcher`): moves a bar as completions end, in whatever thread."""
 
-    def __init__(self, progress: Progress, description: str, line: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        description: str,
+        line: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Make a bar that waits to be begun.
 
         Args:
             progress: To which it belongs.
             description: What is sampled.
             line: Where to say the same in words, now and then, if the bar is not drawn.
+            clock: Seconds.
         """
         self._progress = progress
         self._task = progress.add_task(description, total=None, visible=False, shown="")
         self._description = description
         self._line = line
+        self._clock = clock
         self._lock = threading.Lock()
         self._num_ended = self._num_tokens = self._total = 0
         self._since = self._last_line = 0.0
@@ -50,7 +58,7 @@ class SamplingBar:
         """Begin anew: so many completions are to come, of which some are there from an earlier run."""
         with self._lock:
             self._num_ended, self._num_tokens, self._total = num_done, 0, num_completions
-            self._since = self._last_line = time.monotonic()
+            self._since = self._last_line = self._clock()
             self._progress.reset(self._task, total=num_completions, completed=num_done, visible=True, shown="")
 
     def ended(self, completion: Completion) -> None:
@@ -58,7 +66,7 @@ class SamplingBar:
         with self._lock:
             self._num_ended = min(self._total, self._num_ended + 1)  # what a kill cut is sampled again
             self._num_tokens += len(completion.token_ids)
-            now = time.monotonic()
+            now = self._clock()
             speed = f"{self._num_tokens / max(1e-9, now - self._since):.0f} tokens/s"
             self._progress.update(self._task, completed=self._num_ended, shown=speed)
             if self._line is not None and self._progress.disable and now - self._last_line > LINE_EVERY_S:

@@ -31,6 +31,7 @@ from maxk_lightning.losses.engine_correction import (
     masked_importance_weights,
     truncated_importance_weights,
 )
+from maxk_lightning.losses.entropy import AdaptiveEntropy, EntropyBonus
 from maxk_lightning.losses.kl import kl_k1, kl_k2, kl_k3
 from maxk_lightning.losses.normalisation import (
     Normalisation,
@@ -53,8 +54,10 @@ from maxk_lightning.losses.policy_loss import (
 
 __all__ = [
     "CISPO",
+    "AdaptiveEntropy",
     "ClippedSurrogate",
     "EngineCorrection",
+    "EntropyBonus",
     "LossTerms",
     "MaskedWeights",
     "Normalisation",

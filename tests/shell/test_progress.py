@@ -2,7 +2,6 @@
 
 import io
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,12 +84,13 @@ def test_a_file_gets_a_line_per_rollout(random_policy: str, tmp_path: Path, caps
     assert "\x1b[" not in errors
 
 
-def test_a_bar_counts_from_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_counts_from_any_thread() -> None:
     lines: list[str] = []
+    now = [0.0]
     progress = make_progress(Console(file=io.StringIO(), force_terminal=False))
-    bar = SamplingBar(progress, "evaluate", lines.append)
+    bar = SamplingBar(progress, "evaluate", lines.append, clock=lambda: now[0])
     bar.begin(100, num_done=20)
-    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic(): now + 40.0)
+    now[0] = 40.0
     completion = Completion(token_ids=(1, 2), logprobs=(0.0, 0.0), entropies=None, text="", finish_reason="stop")
     threads = [threading.Thread(target=lambda: [bar.ended(completion) for _ in range(10)]) for _ in range(8)]
     for thread in threads:

@@ -34,19 +34,17 @@ class RolloutCallback(Callback):
         self,
         engine: RolloutEngine = TransformersEngine(),  # noqa: B008  (loads nothing before its first use)
         reward: Reward = UnitTestReward(),  # noqa: B008
-        eval_reward: Reward | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008
         eval_sampling: Sampling = Sampling(num_completions=32),  # noqa: B008
         rollouts_ahead: Literal[0, 1] = 0,
         max_logprob_gap: float = 0.2,
+        eval_reward: Reward | None = None,
     ) -> None:
         """Choose the parts.
 
         Args:
             engine: Samples completions.
             reward: Scores them.
-            eval_reward: Scores the samples of validation, test, predict and `evaluate`; None: as `reward`. A best
-                checkpoint chosen by another reward than the trained one notices when that one is gamed.
             sampling: Of training rollouts; the paper's defaults.
             eval_sampling: Of validation, test and predict.
             rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
@@ -55,6 +53,8 @@ class RolloutCallback(Callback):
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
                 on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; float32 on both
                 sides differs by less than 1e-5 and deserves a bound of 1e-4.
+            eval_reward: Scores the samples of validation, test, predict and `evaluate`; None: as `reward`. A best
+                checkpoint chosen by another reward than the trained one notices when that one is gamed.
 
         Raises:
             ValueError: `sampling.top_p` is not 1, a bound is not positive, or options that exclude each other.

@@ -80,7 +80,8 @@ class _Projection(torch.autograd.Function):
         """d log softmax(z / T)_y / dz = (1[y] - p) / T, and dH / dz = -p (log p + H) / T."""
         hidden_MD, weight_VD, targets_M = ctx.saved_tensors
         if grads_M is None:
-            assert entropy_grads_M is not None
+            if entropy_grads_M is None:
+                return torch.zeros_like(hidden_MD), None, None, None, None
             grads_M = torch.zeros_like(entropy_grads_M)
         has_entropy_grad = entropy_grads_M is not None
         entropy_grads_M = grads_M if entropy_grads_M is None else entropy_grads_M / ctx.temperature  # or not read

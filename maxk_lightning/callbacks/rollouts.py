@@ -15,12 +15,13 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
 from maxk_lightning.callbacks.reward_parts import log_parts
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
-from maxk_lightning.rewards.configured import configured_reward
+from maxk_lightning.rewards.configured import as_reward, configured_reward
 from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.rollouts.ranks import RankError, ranks_of
 from maxk_lightning.rollouts.refill import Refill, has_credit
@@ -46,6 +47,7 @@ class RolloutCallback(Callback):
         rollouts_ahead: Literal[0, 1] = 0,
         max_logprob_gap: float = 0.2,
         rewards: list[WeightedReward | Reward | str] | None = None,
+        eval_reward: Reward | str | None = None,
     ) -> None:
         """Choose the parts.
 
@@ -65,6 +67,8 @@ class RolloutCallback(Callback):
             rewards: Instead of `reward` several, whose weighted sum is trained on: import paths, classes, or
                 `{reward: ..., weight: 0.5, name: ...}`. A completion that one leaves out (None) is judged by the
                 others. Each one's mean and spread is logged.
+            eval_reward: Scores the samples of validation, test, predict and `evaluate`; None: as `reward` or `rewards`.
+                A best checkpoint chosen by another reward than the trained one notices when that one is gamed.
 
         Raises:
             ValueError: a reward cannot be had, `sampling.top_p` is not 1, a bound is not positive, or options that
@@ -88,6 +92,7 @@ class RolloutCallback(Callback):
             )
         self.engine = engine
         self.reward = configured_reward(reward, rewards)
+        self.eval_reward = self.reward if eval_reward is None else as_reward(eval_reward, "rollout.eval_reward")
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
@@ -114,6 +119,7 @@ class RolloutCallback(Callback):
             if self.rollouts_ahead:
                 check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
+            check_monitors(trainer, module, self.eval_sampling.num_completions)
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 
@@ -184,12 +190,17 @@ class RolloutCallback(Callback):
         for tag, spread in _drift(pl_module.guard.spreads, len(_datamodule(trainer).buffers["fit"].steps)).items():
             pl_module.log(tag, spread, **ONCE)
         pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
+        pl_module.guard.end_rollout()
         if pl_module.guard.is_exhausted:
             _stop(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the validation problems."""
         self._evaluate(trainer, pl_module, "validate")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Let a schedule that waits for validations see this one."""
+        step_plateau(trainer)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the test problems."""
@@ -236,13 +247,20 @@ class RolloutCallback(Callback):
         self.sampler.finish(ranks_of(trainer))
         data = _datamodule(trainer)
         order = data.eval_order(stage, self.eval_sampling)
-        rollout = self._sample(trainer, pl_module, order)
+        rollout = self._sample(trainer, pl_module, order, reward=self.eval_reward)
         data.buffers[stage].fill(rollout)
         if stage != "predict":
             prefix = "val" if stage == "validate" else "test"
-            log_parts(pl_module, prefix, self.reward, rollout.samples, ranks_of(trainer))
+            log_parts(pl_module, prefix, self.eval_reward, rollout.samples, ranks_of(trainer))
 
-    def _sample(self, trainer: Trainer, pl_module: PolicyModule, order: Order, refill: Refill | None = None) -> Rollout:
+    def _sample(
+        self,
+        trainer: Trainer,
+        pl_module: PolicyModule,
+        order: Order,
+        refill: Refill | None = None,
+        reward: Reward | None = None,
+    ) -> Rollout:
         """A rollout of the current weights.
 
         Raises:
@@ -250,7 +268,7 @@ class RolloutCallback(Callback):
             RankError: the reward or the engine of a rank raised something else; likewise.
         """
         with _saved(trainer):
-            return self.sampler.sample(order, _weights(trainer, pl_module), ranks_of(trainer), refill)
+            return self.sampler.sample(order, _weights(trainer, pl_module), ranks_of(trainer), refill, reward)
 
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""

@@ -50,11 +50,13 @@ def project(
     temperature: float,
     *,
     cap: float | None = None,
+    has_entropy_grad: bool = False,
     chunk_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute log-probs and entropies (no gradient) of targets under softmax(head(hidden) / temperature), float32.
+    """Compute log-probs and entropies of targets under softmax(head(hidden) / temperature), float32.
 
-    With `cap` the logits are cap * tanh(head(hidden) / cap), before the temperature.
+    Entropies have a gradient with `has_entropy_grad` only: it needs more memory. With `cap` the logits are
+    cap * tanh(head(hidden) / cap), before the temperature.
 
     `chunk_logits` logits are computed at a time, and again in the backward pass. That of a plain matrix adds up the
     head's gradient in place; anything else (a bias, adapters, a cap) goes through activation checkpointing.
@@ -67,9 +69,9 @@ def project(
         logprobs_M, entropies_M = _Projection.apply(  # type: ignore[no-untyped-call]
             hidden_MD.to(dtype), head.weight.to(dtype), targets_M, temperature, chunk_tokens
         )
-        return logprobs_M, entropies_M
+        return logprobs_M, entropies_M if has_entropy_grad else entropies_M.detach()
     chunks = [
-        checkpoint(_head_stats, head, hidden_CD, targets_C, temperature, cap, use_reentrant=False)
+        checkpoint(_head_stats, head, hidden_CD, targets_C, temperature, cap, has_entropy_grad, use_reentrant=False)
         for hidden_CD, targets_C in _chunks(chunk_tokens, hidden_MD, targets_M)
     ]
     logprobs, entropies = zip(*chunks, strict=True)
@@ -92,26 +94,39 @@ class _Projection(torch.autograd.Function):
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
         # A tensor of its own, not of the graph; kept here because it has to be released before the next chunk.
         ctx.last_logprobs_CV = all_logprobs_CV if any(ctx.needs_input_grad) else None
-        entropies_M = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropies_M)
-        return torch.cat(logprobs), entropies_M
+        ctx.set_materialize_grads(False)
+        return torch.cat(logprobs), torch.cat(entropies)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grads_M: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        """d log softmax(z / T)_y / dz = (1[y] - p) / T."""
+    def backward(
+        ctx: Any, grads_M: Tensor | None, entropy_grads_M: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, None, None, None]:
+        """d log softmax(z / T)_y / dz = (1[y] - p) / T, and dH / dz = -p (log p + H) / T."""
         hidden_MD, weight_VD, targets_M = ctx.saved_tensors
+        if grads_M is None:
+            if entropy_grads_M is None:
+                return torch.zeros_like(hidden_MD), None, None, None, None
+            grads_M = torch.zeros_like(entropy_grads_M)
+        has_entropy_grad = entropy_grads_M is not None
+        entropy_grads_M = grads_M if entropy_grads_M is None else entropy_grads_M / ctx.temperature  # or not read
         hidden_grads_MD = torch.empty_like(hidden_MD)
         weight_grad_VD = None
         if ctx.needs_input_grad[1]:
             weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.promote_types(weight_VD.dtype, torch.float32))
-        chunks = _chunks(ctx.chunk_tokens, hidden_MD, targets_M, grads_M / ctx.temperature, hidden_grads_MD)
-        for hidden_CD, targets_C, grads_C, hidden_grads_CD in reversed(chunks):
+        chunks = _chunks(
+            ctx.chunk_tokens, hidden_MD, targets_M, grads_M / ctx.temperature, entropy_grads_M, hidden_grads_MD
+        )
+        for hidden_CD, targets_C, grads_C, entropy_grads_C, hidden_grads_CD in reversed(chunks):
             if ctx.last_logprobs_CV is None:
-                probs_CV = _all_logprobs(_logits(hidden_CD, weight_VD), ctx.temperature).exp_()
+                logprobs_CV = _all_logprobs(_logits(hidden_CD, weight_VD), ctx.temperature)
             else:
-                probs_CV, ctx.last_logprobs_CV = ctx.last_logprobs_CV.exp_(), None
-            logit_grads_CV = probs_CV.mul_(-grads_C[:, None])
+                logprobs_CV, ctx.last_logprobs_CV = ctx.last_logprobs_CV, None
+            if has_entropy_grad:
+                factors_CV = (logprobs_CV + _entropies(logprobs_CV)[:, None]).mul_(entropy_grads_C[:, None])
+                logit_grads_CV = logprobs_CV.exp_().mul_(factors_CV.add_(grads_C[:, None]).neg_())
+            else:
+                logit_grads_CV = logprobs_CV.exp_().mul_(-grads_C[:, None])
             logit_grads_CV.scatter_add_(1, targets_C[:, None], grads_C[:, None])
             logit_grads_CV = logit_grads_CV.to(weight_VD.dtype)
             torch.mm(logit_grads_CV, weight_VD, out=hidden_grads_CD)
@@ -163,13 +178,19 @@ def _logits_of(head: nn.Module, hidden_CD: Tensor) -> Tensor:
 
 
 def _head_stats(
-    head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, temperature: float, cap: float | None
+    head: nn.Module,
+    hidden_CD: Tensor,
+    targets_C: Tensor,
+    temperature: float,
+    cap: float | None,
+    has_entropy_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     logits_CV = _logits_of(head, hidden_CD)
     if cap is not None:
         logits_CV = cap * torch.tanh(logits_CV / cap)
     all_logprobs_CV = _all_logprobs(logits_CV, temperature)
-    return _chosen(all_logprobs_CV, targets_C), _entropies(all_logprobs_CV.detach())
+    entropies_C = _entropies(all_logprobs_CV if has_entropy_grad else all_logprobs_CV.detach())
+    return _chosen(all_logprobs_CV, targets_C), entropies_C
 
 
 def _all_logprobs(logits_CV: Tensor, temperature: float) -> Tensor:

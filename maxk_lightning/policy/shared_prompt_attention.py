@@ -132,7 +132,8 @@ def _attend_apart(attend: Attend, query: Tensor, key: Tensor, value: Tensor, spl
         block = queries[:, :, start:stop], keys[:, :, : width + stop], values[:, :, : width + stop]
         blocks.append(attend(*block, attn_mask=split.mask_U1TS[:, :, start:stop, : width + stop]))
     completions = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-    return put_together(_tokens(prompts), _tokens(completions), indices).unflatten(2, (query.shape[1], -1))
+    together = put_together(_tokens(prompts), _tokens(completions), indices)
+    return together.view(*together.shape[:2], query.shape[1], -1)
 
 
 def _tokens(tensor: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ def _tokens(tensor: Tensor) -> Tensor:
 
 def _heads(tokens: Tensor, like: Tensor) -> Tensor:
     """[rows, tokens, features] as [rows, heads, tokens, size], with the heads of another tensor."""
-    return tokens.unflatten(2, (like.shape[1], -1)).transpose(1, 2)
+    return tokens.view(*tokens.shape[:2], like.shape[1], -1).transpose(1, 2)
 
 
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:

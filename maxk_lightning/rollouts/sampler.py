@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from maxk_lightning.rewards import Reward
-from maxk_lightning.rollouts.collect import collect
+from maxk_lightning.rollouts.collect import Watcher, collect
 from maxk_lightning.rollouts.engine import EngineError, RolloutEngine
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.refill import Draw, Orders, Refill
@@ -35,6 +35,8 @@ class Sampler:
         self.reward = reward
         self.current: Rollout | None = None
         "The rollout of this rank that is being trained on."
+        self.watcher: Watcher | None = None
+        "Told how far sampling is."
         self._sync = WeightSync(engine, max_logprob_gap)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._ahead: Draw | None = None
@@ -46,8 +48,22 @@ class Sampler:
         self._sync.version = None
         self._ahead = self._part = None
 
-    def sample(self, order: Order, weights: Weights, ranks: Ranks, refill: Refill | None = None) -> Rollout:
+    def sample(
+        self,
+        order: Order,
+        weights: Weights,
+        ranks: Ranks,
+        refill: Refill | None = None,
+        reward: Reward | None = None,
+    ) -> Rollout:
         """Sample with the current weights; once more with fresh engines when the engine of any rank fails.
+
+        Args:
+            order: What to sample.
+            weights: Of the policy.
+            ranks: All of them.
+            refill: What to sample further while too few groups have credit; None: nothing.
+            reward: In place of the sampler's own.
 
         Raises:
             EngineError: the fresh ones failed, too.
@@ -57,7 +73,7 @@ class Sampler:
             if self._sync.refresh(weights, order.prompts, order.sampling, ranks):
                 draw = Draw(order, refill)
                 while draw.due is not None:
-                    make = partial(_unless_the_engine_fails, self._collector(draw.due))
+                    make = partial(_unless_the_engine_fails, self._collector(draw.due, reward=reward))
                     draw.add(ranks.together(make), ranks)
                 if draw.rollout is not None:
                     return draw.rollout
@@ -170,12 +186,15 @@ class Sampler:
         if ahead.due is not None:
             self._submit(ahead.due, ranks)
 
-    def _collector(self, order: Order, device: torch.device | None = None) -> Callable[[], Rollout]:
+    def _collector(
+        self, order: Order, device: torch.device | None = None, reward: Reward | None = None
+    ) -> Callable[[], Rollout]:
         """Make a function that samples the order from the weights that the engine has now.
 
         Args:
             order: What to sample.
             device: Of the rank, for a thread: every thread starts with the first GPU. None: the rank's own thread.
+            reward: In place of the sampler's own.
         """
         version, sync_s, gap = self._sync.version, self._sync.seconds, self._sync.gap
         assert version is not None
@@ -183,7 +202,7 @@ class Sampler:
         def run() -> Rollout:
             if device is not None and device.type == "cuda":
                 torch.cuda.set_device(device)
-            rollout = collect(self.engine, self.reward, order, version)
+            rollout = collect(self.engine, reward or self.reward, order, version, self.watcher)
             return replace(rollout, sync_s=sync_s, logprob_gap=gap.mean, sequence_gap=gap.of_sums)
 
         return run

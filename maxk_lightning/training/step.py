@@ -50,6 +50,8 @@ class StepLoss:
     "Temperature of the policy, as in sampling."
     kl_coef: float = 0.0
     "beta of the KL penalty (eq. 4)."
+    entropy_coef: float = 0.0
+    "Weight of the entropy bonus: the mean entropy per token, averaged as the losses are."
     reference: Reference | None = None
     "Target of the KL penalty; None: the old policy."
     has_reference_answered: bool = False
@@ -83,7 +85,7 @@ class StepLoss:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Sums]:
         """Loss of one micro-batch, and sums over its tokens and groups for the log."""
-        stats = self.policy(batch.rows, self.temperature)
+        stats = self.policy(batch.rows, self.temperature, self.entropy_coef > 0)
         credits_B = batch.credits_B
         sums: Sums = {}
         old_BT = self._old_logprobs(stats, batch)
@@ -105,10 +107,12 @@ class StepLoss:
         loss = (loss_BT * weights_BT).sum()
         if self.kl_coef > 0:
             loss = loss + self.kl_coef * (kl_BT * weights_BT).sum() / self.counts.num_completions
+        if self.entropy_coef > 0:
+            loss = loss - self.entropy_coef * (stats.entropies_BT * weights_BT).sum() / self.counts.num_completions
         sums["count/token"] = batch.mask_BT.sum()
         sums["count/completion"] = torch.tensor(len(batch.completions))
         sums["token/kl"] = kl_BT.detach().sum()
-        sums["token/entropy"] = stats.entropies_BT.sum()
+        sums["token/entropy"] = stats.entropies_BT.detach().sum()
         sums["token/clip_fraction"] = terms.is_clipped_BT.sum()
         return loss, {**sums, "loss": loss.detach()}
 

@@ -60,6 +60,34 @@ def test_the_backward_pass_is_the_derivative_of_the_forward_pass() -> None:
     assert torch.autograd.gradcheck(logprobs, (hidden_MD, head.weight))
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("chunk_logits", [1, 2 * V, 1000])
+def test_entropies_have_an_exact_gradient_where_it_is_asked_for(
+    chunk_logits: int, cap: float | None, has_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(D, V, bias=has_bias, dtype=torch.float64)
+    hidden_MD = torch.randn(M, D, dtype=torch.float64, requires_grad=True)
+    targets_M = torch.randint(V, (M,))
+
+    def both(*_: Tensor) -> tuple[Tensor, Tensor]:
+        return project(head, hidden_MD, targets_M, 0.7, cap=cap, has_entropy_grad=True, chunk_logits=chunk_logits)
+
+    def entropies(*_: Tensor) -> Tensor:
+        return both()[1]
+
+    inputs = (hidden_MD, *head.parameters())
+    assert torch.autograd.gradcheck(both, inputs)
+    assert torch.autograd.gradcheck(entropies, inputs)
+    if cap is None:
+        torch.testing.assert_close(entropies(), _plain_wide(head, hidden_MD, 0.7))
+
+
+def _plain_wide(head: nn.Module, hidden_MD: Tensor, temperature: float) -> Tensor:
+    return torch.distributions.Categorical(logits=head(hidden_MD) / temperature).entropy()
+
+
 def test_a_frozen_head_gets_no_gradient() -> None:
     head = nn.Linear(D, V, bias=False).requires_grad_(False)
     hidden_MD = torch.randn(M, D, requires_grad=True)

@@ -114,7 +114,7 @@ def test_micro_batches_do_not_change_the_run(
     random_policy: str, tmp_path: Path, objective: Objective, normalisation: str
 ) -> None:
     # One rollout: in a second one the last bit of a weight could tip a sampled token.
-    options = {"objective": objective, "normalisation": normalisation}
+    options = {"objective": objective, "normalisation": normalisation, "entropy_coef": 0.05}
     whole = train(random_policy, tmp_path, reward=LossyReward(), module=options).weights
     for size, max_row_tokens in ((1, None), (3, 1)):
         sizes = {"prompts_per_micro_batch": size, "max_row_tokens": max_row_tokens}

@@ -273,10 +273,12 @@ def test_a_call_that_takes_too_long_is_a_failed_engine() -> None:
 
 @pytest.mark.slow
 def test_float32_logits_bring_a_bfloat16_engine_nearer_to_a_trainer_with_such_logits(untied_policy: str) -> None:
-    """A head four times as large makes logits as large as those of a real model, where bfloat16 steps are 1/8."""
+    """All logits stand near 100, as in real models near 20, where bfloat16 has steps of 1/2 (1/8)."""
     model = load_model(untied_policy, torch.bfloat16)
     with torch.no_grad():
-        model.lm_head.weight *= 4
+        hidden_LD = model.model(torch.tensor([PROMPTS[0].token_ids])).last_hidden_state[0].float()
+        direction_D = hidden_LD.mean(0) / (hidden_LD.mean(0) ** 2).sum()
+        model.lm_head.weight += 100.0 * direction_D  # the same for every token: no probability changes by it
     weights = dict(model.state_dict())
     gaps = {}
     for head_dtype in get_args(HeadDtype):
@@ -294,7 +296,7 @@ def test_float32_logits_bring_a_bfloat16_engine_nearer_to_a_trainer_with_such_lo
         finally:
             engine.close()
         gaps[head_dtype] = _gap_to_float32_logits(model, groups)
-    assert gaps["float32"] < 0.7 * gaps["model"], gaps
+    assert gaps["float32"] < 0.5 * gaps["model"], gaps
 
 
 def _gap_to_float32_logits(model: Any, groups: list[list[Completion]]) -> float:

@@ -69,6 +69,7 @@ def describe(total_bytes: int) -> None:
     importlib.import_module("vllm.config.vllm").HAS_TRITON = True  # type: ignore[attr-defined]
     torch.cuda.is_available = lambda: True
     torch.cuda.current_device = lambda: 0
+    torch.cuda.set_device = lambda device: None
     torch.cuda.get_rng_state = lambda device=None: torch.zeros(16, dtype=torch.uint8)
     torch.cuda.set_rng_state = lambda state, device=None: None
     torch.cuda.get_device_properties = lambda device=None: types.SimpleNamespace(uuid=f"{device}-of-eight")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -19,6 +19,7 @@ from maxk_lightning.policy import Policy, load_model, load_tokenizer, resolve_po
 from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import EngineError, VLLMEngine, VLLMServerEngine
 from maxk_lightning.rollouts.engines.text import StopStrings
+from maxk_lightning.rollouts.engines.vllm.arguments import HeadDtype
 from maxk_lightning.rollouts.weight_sync import logprob_gap
 from maxk_lightning.types import Completion, Prompt, Sampling
 from tests.support.paths import ROOT
@@ -268,6 +269,48 @@ def test_a_call_that_takes_too_long_is_a_failed_engine() -> None:
             engine.generate(PROMPTS, SAMPLING)
     finally:
         engine.close()
+
+
+@pytest.mark.slow
+def test_float32_logits_bring_a_bfloat16_engine_nearer_to_a_trainer_with_such_logits(untied_policy: str) -> None:
+    """All logits stand near 100, as in real models near 20, where bfloat16 has steps of 1/2 (1/8)."""
+    model = load_model(untied_policy, torch.bfloat16)
+    with torch.no_grad():
+        hidden_LD = model.model(torch.tensor([PROMPTS[0].token_ids])).last_hidden_state[0].float()
+        direction_D = hidden_LD.mean(0) / (hidden_LD.mean(0) ** 2).sum()
+        model.lm_head.weight += 100.0 * direction_D  # the same for every token: no probability changes by it
+    weights = dict(model.state_dict())
+    gaps = {}
+    for head_dtype in get_args(HeadDtype):
+        engine = VLLMEngine(
+            untied_policy,
+            dtype="bfloat16",
+            head_dtype=head_dtype,
+            kv_cache_gib=0.0625,
+            max_model_len=256,
+            enforce_eager=True,
+        )
+        try:
+            engine.load_weights(weights.items(), 0)
+            groups = engine.generate(PROMPTS, SAMPLING)
+        finally:
+            engine.close()
+        gaps[head_dtype] = _gap_to_float32_logits(model, groups)
+    assert gaps["float32"] < 0.5 * gaps["model"], gaps
+
+
+def _gap_to_float32_logits(model: Any, groups: list[list[Completion]]) -> float:
+    """Mean |difference| to log-probs of a bfloat16 body under float32 logits, nats per token."""
+    differences = []
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for completion in group:
+            token_ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+            with torch.no_grad():
+                hidden = model.model(token_ids).last_hidden_state[0, len(prompt.token_ids) - 1 : -1]
+                logits = hidden.float() @ model.lm_head.weight.float().T / SAMPLING.temperature
+            own = logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids).unsqueeze(-1)).squeeze(-1)
+            differences.append((own - torch.tensor(completion.logprobs)).abs())
+    return float(torch.cat(differences).mean())
 
 
 def test_a_sleeping_engine_is_woken_before_it_is_closed(engine: VLLMEngine) -> None:

@@ -78,10 +78,10 @@ def given_up_without(pulse: Pulse, make: Callable[[], T], doing: str) -> T:
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     def run() -> None:
-        if device is not None:  # every thread starts with the first
-            torch.cuda.set_device(device)
         try:
             with as_engine_error(doing, also_values=True):
+                if device is not None:  # every thread starts with the first
+                    torch.cuda.set_device(device)
                 results.put(make())
         except EngineError as error:  # handed over to the thread that waits
             results.put(error)

@@ -27,7 +27,7 @@ SIZES = {"0.5b": 494_032_768, "1.5b": 1_543_714_304, "7b": 7_615_616_512}
 CAPACITY_GIB = {"qwen7b": 139.8, "qwen0.5b_lora": 23.6}
 "What GPUs of the stated size offer (H200; RTX 4090), by config; otherwise 80 GB:"
 H100_GIB = 79.1
-FITS = [path for path in CONFIGS if path.parent.name != "eval" and path.stem != "smollm2"]
+FITS = [path for path in CONFIGS if path.parent.name in ("configs", "baselines") and path.stem != "smollm2"]
 "Those of a training run that need no policy from the hub, or one of which the description lies in `POLICIES`."
 COVERED = [path for path in CONFIGS if path.stem.startswith("qwen")]
 

@@ -162,7 +162,7 @@ def test_d11_gradients_are_gone_before_a_rollout(tmp_path: Path) -> None:
         f" --trainer.default_root_dir {tmp_path}".split(),
         run=False,
     )
-    memory = Memory(TransformersEngine(), cli.config_init["rollout"].reward, Sampling(num_completions=4))
+    memory = Memory(TransformersEngine(), cli.config_init["rollout"].reward, Sampling(max_new_tokens=32))
     cli.trainer.callbacks = [memory, *(c for c in cli.trainer.callbacks if not isinstance(c, RolloutCallback))]  # type: ignore[attr-defined]
     cli.trainer.fit(cli.model, cli.datamodule)
     assert memory.gradients == [0, 0]

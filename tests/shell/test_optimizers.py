@@ -152,3 +152,9 @@ def test_the_command_line_takes_torchao() -> None:
     assert isinstance(optimizer, Adam8bit)
     assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(3e-6)
     assert optimizer.param_groups[0]["weight_decay"] == 0
+
+
+def test_gradients_are_gone_after_a_step(random_policy: str, tmp_path: Path) -> None:
+    """The rollout that follows wants their memory."""
+    module = fit(random_policy, tmp_path, epochs=1, module={"objective": GRPO()}).module
+    assert [name for name, parameter in module.named_parameters() if parameter.grad is not None] == []

@@ -1,9 +1,11 @@
 """Checkpoint directories, in which every rank wrote its share: replace them safely, read them on one process."""
 
+import importlib
 import os
 import shutil
 import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,32 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 METADATA = "meta.pt"
 "Lightning's file for everything but weights and optimizer states."
 CHECKPOINT_WORDS = ("last", "best", "hpc")
 "What `ckpt_path` may say instead of a path."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """A configuration that a run was trained with."""
+
+    step: int
+    "Optimizer step from which on."
+    text: str
+    "YAML of `fit`, every key in it."
+
+
+def read_configurations(path: Path) -> list[Configuration]:
+    """The configurations that the weights of a checkpoint were trained with, the first one first; no tensor is read."""
+    file = path / METADATA if path.is_dir() else path
+    # Optimizer states of torchao are classes of its own; everything here is tensors and plain values.
+    if any(name.startswith("torchao.") for name in get_unsafe_globals_in_checkpoint(file)):
+        importlib.import_module("torchao.optim")  # declares them safe to load
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return [Configuration(**each) for each in checkpoint.get("configurations", [])]
 
 
 def replace_checkpoint(part: Path, target: Path) -> None:

@@ -27,6 +27,20 @@ plain commands over files
 TRAINING = ("fit", "validate", "test", "predict")
 PLAIN = ("score", "evaluate", "compare", "data", "export", "doctor")
 
+REQUIRED = (
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "transformers",
+    "jsonargparse",
+    "datasets",
+    "tensorboard",
+    "yaml",
+    "rich",
+)
+"Packages without which nothing works."
+ACTIVATE = "enter the environment that scripts/demo.sh made (`. .venv/bin/activate`), or `pip install -e .`"
+
 
 def main() -> None:
     """Run the command named by the first argument."""
@@ -42,13 +56,19 @@ def main() -> None:
     command = args[0]
     if command not in TRAINING + PLAIN:
         sys.exit(f"maxk_lightning: error: unknown command {command!r}; one of {', '.join(TRAINING + PLAIN)}")
-    from maxk_lightning.commands.arguments import call, check_config_files
-
     try:
+        from maxk_lightning.commands.arguments import call, check_config_files
+
         check_config_files(args)
         if command in PLAIN:
             call(getattr(importlib.import_module(f"maxk_lightning.commands.{command}"), command), args[1:])
+        else:
+            trainer = importlib.import_module("maxk_lightning.commands.trainer")
     except ValueError as error:
         sys.exit(f"{command}: error: {error}")
+    except ModuleNotFoundError as error:
+        if error.name not in REQUIRED:
+            raise
+        sys.exit(f"{command}: error: {sys.executable} has no package {error.name}: {ACTIVATE}")
     if command in TRAINING:
-        importlib.import_module("maxk_lightning.commands.trainer").main()
+        trainer.main()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,12 +12,14 @@ from torch.utils.data import DataLoader
 
 from maxk_lightning.data import Builtin, LoadReport, ProblemSource, PromptStream, PromptTemplate
 from maxk_lightning.data.report import report_of
+from maxk_lightning.objectives import Objective
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.rollouts.buffer import RolloutBuffer
-from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.ranks import Ranks, ranks_of
+from maxk_lightning.rollouts.refill import Refill
 from maxk_lightning.rollouts.rollout import Order, Samples
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.types import Problem, Prompt, Sampling
+from maxk_lightning.types import LARGEST, Problem, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
 EvalStage = Literal["validate", "test", "predict"]
@@ -41,6 +44,7 @@ class PromptDataModule(LightningDataModule):
         prompts_per_rollout: int = 8,
         prompts_per_step: int | None = None,
         num_ppo_iterations: int = 3,
+        refill: int = 0,
         max_prompt_tokens: int = 512,
         seed: int = 42,
     ) -> None:
@@ -56,11 +60,19 @@ class PromptDataModule(LightningDataModule):
             prompts_per_step: Prompts of an optimizer step, over all ranks; None: the whole rollout. Must divide the
                 rollout; need not be a multiple of the number of ranks.
             num_ppo_iterations: Passes over each rollout (the paper: 3 off-policy, 1 on-policy).
+            refill: At most so many further batches of prompts per rollout, until `prompts_per_rollout` groups have
+                credit; 0: none, as in the paper. For tasks on which most groups teach nothing
+                (`train/zero_credit_fraction`). Steps are made of the first groups with credit, and of groups without
+                where those run out. Their gradient has the direction of an unfiltered one in expectation and is longer
+                by 1 / `rollout/credit_fraction`; a KL penalty sees these groups alone. `train/reward` and its like are
+                of all samples; where sampling stops when it has found enough, the mean of a single rollout leans
+                to rollouts that found it early. Further problems are drawn from all that the rollout does not have.
             max_prompt_tokens: Longer prompts are left out, and counted in the log (the paper: 512).
             seed: Of all orders and samples; training fills in `seed_everything`.
 
         Raises:
-            ValueError: a count below 1, or `prompts_per_step` does not divide `prompts_per_rollout`.
+            ValueError: a count below 1, `refill` below 0, or `prompts_per_step` does not divide
+                `prompts_per_rollout`.
         """
         super().__init__()
         self.sources: dict[str, ProblemSource | None] = {
@@ -74,11 +86,14 @@ class PromptDataModule(LightningDataModule):
         self.prompts_per_rollout = prompts_per_rollout
         self.prompts_per_step = prompts_per_step or prompts_per_rollout
         self.num_ppo_iterations = num_ppo_iterations
+        self.refill = refill
         self.max_prompt_tokens = max_prompt_tokens
         self.seed = seed
         for name in ("prompts_per_rollout", "prompts_per_step", "num_ppo_iterations", "max_prompt_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} is {getattr(self, name)}, must be at least 1")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"data.{name} is {getattr(self, name)}, must be at least 1 and at most {LARGEST}")
+        if refill < 0:
+            raise ValueError(f"data.refill is {refill}, must be at least 0")
         if self.prompts_per_rollout % self.prompts_per_step:
             raise ValueError(
                 f"data.prompts_per_step ({self.prompts_per_step}) must divide "
@@ -94,13 +109,18 @@ class PromptDataModule(LightningDataModule):
         """Read the problems that a stage needs, unless they have been read, and make its empty buffers.
 
         Raises:
-            ValueError: naming file, line and reason, or a source without a usable problem.
+            ValueError: naming file, line and reason, or a source without a usable problem, or too few for `refill`.
         """
         for name in stages(stage):
             if name not in self.problems:
                 source = self.sources[name]
                 self.problems[name] = [] if source is None else self.read(source, name)
             self.buffers[name] = self._empty_buffer(name)
+        if stage == "fit" and self.refill and len(self.problems["fit"]) <= self.prompts_per_rollout:
+            raise ValueError(
+                f"data.refill has no effect: a rollout of {self.prompts_per_rollout} prompts has all "
+                f"{len(self.problems['fit'])} problems of data.train"
+            )
 
     def read(self, source: ProblemSource, name: str) -> list[Problem]:
         """The problems of a source whose prompts are short enough; `reports[name]` says what was left out.
@@ -128,14 +148,46 @@ class PromptDataModule(LightningDataModule):
             self.template.render(problem, self.tokenizer, seed) for problem, seed in zip(problems, seeds, strict=True)
         ]
 
-    def order(self, index: int, sampling: Sampling) -> Order:
-        """Order what this rank samples for a training rollout."""
+    def order(self, index: int, sampling: Sampling, places: range | None = None) -> Order:
+        """Order what this rank samples for a training rollout.
+
+        Args:
+            index: Number of the rollout.
+            sampling: Settings of the completions.
+            places: Which of the rollout's prompts; None: those it begins with. Behind these come all problems that are
+                not among them, in an order of this rollout's own, for `refill`.
+
+        Raises:
+            ValueError: there are no problems for so many places.
+        """
         stream = PromptStream(num_problems=len(self.problems["fit"]), seed=self.seed)
-        start = index * self.prompts_per_rollout
-        places = self._ranks.own(range(start, start + self.prompts_per_rollout))
-        problems = [self.problems["fit"][stream.index(place)] for place in places]
-        seeds = [derive_seed(self.seed, "fit", place) for place in places]
+        places = range(self.prompts_per_rollout) if places is None else places
+        positions = self._positions(index)
+        further = stream.others(positions) if places.stop > len(positions) else []
+        if places.stop > len(positions) + len(further):
+            raise ValueError(
+                f"data.train: the rollout in the checkpoint has {places.stop} prompts, too many for the problems here"
+            )
+        problems, seeds = [], []
+        for place in self._ranks.own(places, first=places.start):
+            is_further = place >= len(positions)
+            number = further[place - len(positions)] if is_further else stream.index(positions[place])
+            problems.append(self.problems["fit"][number])
+            names = ("refill", index, place) if is_further else ("fit", positions[place])
+            seeds.append(derive_seed(self.seed, *names))
         return Order(index=index, problems=problems, prompts=self.render(problems, seeds), sampling=sampling)
+
+    def refill_of(self, index: int, sampling: Sampling, objective: Objective) -> Refill:
+        """How far a training rollout may be refilled, by the credits of this objective."""
+        stream = PromptStream(num_problems=len(self.problems["fit"]), seed=self.seed)
+        num_further = len(stream.others(self._positions(index))) if self.refill else 0
+        return Refill(
+            max_batches=self.refill,
+            num_wanted=self.prompts_per_rollout,
+            num_places=self.prompts_per_rollout + num_further,
+            objective=objective,
+            orders=partial(self.order, index, sampling),
+        )
 
     def eval_order(self, stage: EvalStage, sampling: Sampling) -> Order:
         """Order what this rank samples for an evaluation; seeds do not change, so evaluations are paired."""
@@ -169,11 +221,13 @@ class PromptDataModule(LightningDataModule):
         """Leave samples on the host: `training_step` moves one micro-batch at a time."""
         return batch
 
+    def _positions(self, index: int) -> range:
+        """Where the prompts that a rollout begins with stand in the stream."""
+        return range(index * self.prompts_per_rollout, (index + 1) * self.prompts_per_rollout)
+
     @property
     def _ranks(self) -> Ranks:
-        if self.trainer is None:
-            return Ranks()
-        return Ranks(self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy.root_device)
+        return Ranks() if self.trainer is None else ranks_of(self.trainer)
 
     def _empty_buffer(self, stage: str) -> RolloutBuffer:
         if stage == "fit":

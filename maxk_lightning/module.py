@@ -9,22 +9,24 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from maxk_lightning.losses import (
-    CISPO,
+    AdaptiveEntropy,
     EngineCorrection,
+    EntropyBonus,
     Normalisation,
     PolicyLoss,
-    ScoreFunction,
-    check_loss_fits,
+    loss_for,
     token_weights,
 )
 from maxk_lightning.metrics import RolloutMetrics
-from maxk_lightning.objectives import MaxAtK, Objective, is_idle, objective_at
+from maxk_lightning.objectives import MaxAtK, Objective, objective_at
 from maxk_lightning.policy import Policy, build_policy, resolve_policy
 from maxk_lightning.policy.lora import LoRA, check_adapters, keep_adapters, merged
 from maxk_lightning.policy.sharding import load_sharded, whole
-from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.ranks import Ranks, ranks_of
+from maxk_lightning.rollouts.refill import has_credit
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES, Group, Samples
 from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.training.guard import StepGuard
@@ -55,6 +57,7 @@ class PolicyModule(LightningModule):
         engine_correction: EngineCorrection | Literal["auto"] | None = "auto",
         kl_coef: float = 0.01,
         kl_target: Literal["old", "reference"] = "old",
+        entropy_coef: float | AdaptiveEntropy = 0.0,
         prompts_per_micro_batch: int | None = None,
         tokens_per_micro_batch: int | None = None,
         max_row_tokens: int | None = 2048,
@@ -83,6 +86,8 @@ class PolicyModule(LightningModule):
                 probs of both sides differ by more than 0.001 right after a push; none where they agree.
             kl_coef: beta of the KL penalty (eq. 4); 0 switches it off.
             kl_target: `old`: pi_old, as in the paper, needs no extra model; `reference`: the initial policy.
+            entropy_coef: Weight of a bonus for the policy's entropy, in nats per token, averaged over tokens as the KL
+                penalty is; 0: none. With `AdaptiveEntropy` it looks for the weight that keeps a target.
             prompts_per_micro_batch: Groups per forward pass; None: all groups of the optimizer step at once. Changes
                 memory, never the loss.
             tokens_per_micro_batch: Instead: tokens of packed rows per forward pass, padding included. A group that is
@@ -98,7 +103,8 @@ class PolicyModule(LightningModule):
                 learning rate vanish. Gradients of micro-batches are then summed in bfloat16 too. One GPU only. With
                 `lora` it concerns the frozen weights alone, and any optimizer and strategy will do.
             optimizer: The paper's Adam with learning rate 5e-6.
-            lr_scheduler: Stepped after every optimizer step; None: constant.
+            lr_scheduler: Stepped after every optimizer step, `ReduceLROnPlateau` after every validation; None:
+                constant. `maxk_lightning.schedules.WarmupCosine` is warm-up and cosine.
 
         Raises:
             ValueError: a value out of range, or a loss that does not fit the objective.
@@ -108,8 +114,7 @@ class PolicyModule(LightningModule):
         self.policy_name = policy
         resolve_policy(policy)
         self.objective = objective
-        self.policy_loss = policy_loss or (ScoreFunction() if objective.includes_ratio else CISPO())
-        check_loss_fits(self.policy_loss, objective)
+        self.policy_loss = loss_for(policy_loss, objective)
         _check_penalty(kl_coef, kl_target)
         if old_logprobs == "engine" and engine_correction not in ("auto", None):
             raise ValueError("model.engine_correction has no effect with model.old_logprobs: engine")
@@ -118,6 +123,7 @@ class PolicyModule(LightningModule):
         self.old = OldPolicy(engine_correction) if old_logprobs == "trainer" else None
         self.kl_coef = kl_coef
         self.kl_target = kl_target
+        self.entropy_bonus = EntropyBonus(entropy_coef)
         self.prompts_per_micro_batch = prompts_per_micro_batch
         self.tokens_per_micro_batch = tokens_per_micro_batch
         self.max_row_tokens = max_row_tokens
@@ -140,9 +146,9 @@ class PolicyModule(LightningModule):
         """Load the policy, and the reference policy where the KL penalty needs one."""
         if self.policy is not None:
             return
-        self.policy = self._load_policy().train()  # Hugging Face loads in eval mode, where nothing would be recomputed
+        self.policy = _load_policy(self).train()  # Hugging Face loads in eval mode, where nothing would be recomputed
         if self.kl_target == "reference":
-            policy = self._load_policy().requires_grad_(False).eval() if self.lora is None else self.policy
+            policy = _load_policy(self).requires_grad_(False).eval() if self.lora is None else self.policy
             self.reference = Reference(policy, has_adapters=self.lora is not None)
 
     def configure_optimizers(self) -> Any:
@@ -161,7 +167,6 @@ class PolicyModule(LightningModule):
     def training_step(self, samples: Samples, batch_idx: int) -> None:
         """Make one optimizer step over this rank's samples of it, micro-batch by micro-batch."""
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
         step_loss = self.step_loss(samples)
         micro_batches, sums = step_loss.cut(samples, self._ranks)
         for number, micro_batch in enumerate(micro_batches, start=1):
@@ -177,12 +182,13 @@ class PolicyModule(LightningModule):
         reference, old, ranks = self.reference, self.old, self._ranks
         return StepLoss(
             policy=self._policy,
-            objective=self._objective,
+            objective=self.objective_of(self.current_epoch),
             policy_loss=self.policy_loss,
             token_weights=self.token_weights,
             counts=count(samples, ranks),
             temperature=samples.sampling.temperature,
             kl_coef=self.kl_coef,
+            entropy_coef=self.entropy_bonus.coef,
             reference=reference,
             has_reference_answered=reference is not None and ranks.all_true(reference.knows(samples.completions)),
             old=old,
@@ -193,11 +199,10 @@ class PolicyModule(LightningModule):
         )
 
     def idle(self, groups: Sequence[Group]) -> list[bool]:
-        """Whether each group gets no credit and nothing else is to be computed for it: there is no KL penalty."""
-        rewards_PN = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
-        if self.kl_coef > 0 or not groups:
+        """Whether each group gets no credit and nothing else is computed for it: no KL penalty, no entropy bonus."""
+        if self.kl_coef > 0 or self.entropy_bonus.is_on:
             return [False] * len(groups)
-        return is_idle(self._objective, rewards_PN).tolist()
+        return [not credited for credited in has_credit(self.objective_of(self.current_epoch), groups)]
 
     def on_train_epoch_end(self) -> None:
         """Let go of what the reference and the old policy said of this rollout."""
@@ -262,7 +267,7 @@ class PolicyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the policy that the weights belong to, for `export`; of a policy with adapters keep these alone."""
-        checkpoint["policy"] = self.policy_name
+        checkpoint |= {"policy": self.policy_name, "entropy_coef": self.entropy_bonus.coef}
         if self.lora is not None:
             # torch.distributed.checkpoint restores all weights or none
             has_frozen_weights = self.trainer.strategy.restore_checkpoint_after_setup
@@ -275,13 +280,13 @@ class PolicyModule(LightningModule):
             ValueError: the checkpoint was written with other adapters, or none, or for another policy.
         """
         check_adapters(checkpoint, self.lora, self.policy_name)
+        self.entropy_bonus.restore(checkpoint.get("entropy_coef"))
         if self.lora is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
             checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
 
-    @property
-    def _objective(self) -> Objective:
-        """The objective in force, by the share of the planned rollouts that is done."""
-        return objective_at(self.objective, self.current_epoch / max(1, self.trainer.max_epochs or 1))
+    def objective_of(self, index: int) -> Objective:
+        """The objective in force for a rollout, by the share of the planned ones that came before it."""
+        return objective_at(self.objective, index / max(1, self.trainer.max_epochs or 1))
 
     @property
     def _policy(self) -> Policy:
@@ -290,19 +295,7 @@ class PolicyModule(LightningModule):
 
     @property
     def _ranks(self) -> Ranks:
-        return Ranks(self.trainer.global_rank, self.trainer.world_size, self.device)
-
-    def _load_policy(self) -> Policy:
-        """The policy as the strategy holds it: whole, or this rank's share of every weight."""
-
-        def build(has_weights: bool = True) -> Policy:
-            dtype = getattr(torch, self.dtype_name)
-            return build_policy(self.policy_name, dtype, self.lora, self.gradient_checkpointing, has_weights)
-
-        if self.device_mesh is None:
-            return build()
-        is_bf16 = self.trainer.precision == "bf16-mixed"
-        return load_sharded(build, self.device_mesh["data_parallel"], self.trainer.strategy.root_device, is_bf16)
+        return ranks_of(self.trainer)
 
     def _sync_only_if(self, is_last: bool) -> AbstractContextManager[None]:
         """Sum gradients over ranks only in the last micro-batch; until then they stay on this rank."""
@@ -317,18 +310,21 @@ class PolicyModule(LightningModule):
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         values = step_loss.means(sums, self._ranks)
         is_allowed = self.guard.allows(values["loss"], float(whole(grad_norm)))
-        self.guard.watch_drift(values)
+        self.guard.watch(values)
+        values |= self.entropy_bonus.after(values["entropy"])
         if not is_allowed:
             optimizer.zero_grad(set_to_none=True)  # what an optimizer leaves out, its moments included
         elif self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, grad_norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])  # of this step: the schedule moves it below
         optimizer.step()
-        if (scheduler := self.lr_schedulers()) is not None:
+        optimizer.zero_grad()  # the rollout that follows wants their memory
+        scheduler = self.lr_schedulers()
+        if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):  # that waits for validations
             scheduler.step()  # type: ignore[union-attr]
         for tag, value in (values | {"skipped_steps": float(not is_allowed)}).items():
             self.log(f"train/{tag}", value, prog_bar=tag == "loss")
         self.log("train/grad_norm", whole(grad_norm))
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def _log_metrics(self, prefix: str, metrics: RolloutMetrics) -> None:
         """Log computed metrics; computing is already a sum over ranks."""
@@ -336,6 +332,20 @@ class PolicyModule(LightningModule):
         metrics.reset()
         for tag, value in values.items():
             self.log(f"{prefix}/{tag}", value, prog_bar=tag == "reward", sync_dist=True, **ONCE)
+
+
+def _load_policy(module: PolicyModule) -> Policy:
+    """The policy as the strategy holds it: whole, or this rank's share of every weight."""
+
+    def build(has_weights: bool = True) -> Policy:
+        dtype = getattr(torch, module.dtype_name)
+        return build_policy(module.policy_name, dtype, module.lora, module.gradient_checkpointing, has_weights)
+
+    if module.device_mesh is None:
+        return build()
+    is_bf16 = module.trainer.precision == "bf16-mixed"
+    device = module.trainer.strategy.root_device
+    return load_sharded(build, module.device_mesh["data_parallel"], device, is_bf16)
 
 
 def _check_penalty(kl_coef: float, kl_target: str) -> None:

@@ -28,6 +28,8 @@ MissingCause = Literal[
 silent, no worker could be started, or the program could not be handed over (no memory or descriptors left). Of an
 answer that is compared: that took too long, or ended in an error."""
 FinishReason = Literal["stop", "length"]
+LARGEST = 2**20
+"More completions, tokens or prompts at once than this are a slip of the keyboard, which would end in an overflow."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +120,11 @@ class Sampling:
     sampled, a prefill not included. That token counts and is trained on, and its text stays."""
 
     def __post_init__(self) -> None:
-        if self.num_completions < 1:
-            raise ValueError(f"num_completions is {self.num_completions}, must be at least 1")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
+        for name, number in (("num_completions", self.num_completions), ("max_new_tokens", self.max_new_tokens)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}, must be at least 1")
+            if number > LARGEST:
+                raise ValueError(f"{name} is {number}, must be at most {LARGEST}")
         if not self.temperature > 0.0:
             raise ValueError(f"temperature is {self.temperature}, must be positive")
         if not 0.0 < self.top_p <= 1.0:

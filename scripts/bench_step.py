@@ -1,7 +1,7 @@
 """A full training cycle against TRL's GRPOTrainer: rollout, a trivial reward, three PPO iterations.
 
-    pip install -e '.[bench]'
-    python scripts/bench_step.py --json step.json                  # a CPU: both sample with transformers; 8 CPU minutes
+    pip install -e '.[bench]'                                      # trl 1.16 and liger-kernel
+    python scripts/bench_step.py --json step.json                  # a CPU: both sample with transformers; 20 minutes
     python scripts/bench_step.py --growth --repeats 1              # one size changed at a time; about 10 CPU minutes
     python scripts/bench_step.py --policy Qwen/Qwen2.5-Coder-1.5B-Instruct --vllm --prompts 8 --max_new_tokens 1024 \\
       --no-trl_at_once                                             # a GPU
@@ -9,19 +9,23 @@
 Both sides train the same random Qwen2 model (its stop token cannot be sampled, so that every completion has
 max_new_tokens tokens) on the same prompts, with the lengths of the paper's recipe: statements of built-in problems,
 joined up to 512 tokens, n = 8, 256 new tokens. GRPO advantages, the clipped surrogate, a k3 penalty against the initial
-policy, Adam, float32 (bf16-mixed on a GPU), no logging, no checkpoints. A pass holds one prompt and its n completions
-on both sides (--prompts_per_pass; TRL: per_device_train_batch_size = n, the rest gradient accumulation). TRL runs a
-second time with all prompts in one pass, and the faster of the two counts. Both ask the reference policy once per
-rollout; TRL's other settings are its defaults, its attention is transformers' default (sdpa). TRL reads a
+policy, Adam, float32 (--precision; bf16-mixed on a GPU), no logging, no checkpoints. A pass holds one prompt and its n
+completions on both sides (--prompts_per_pass; TRL: per_device_train_batch_size = n, the rest gradient accumulation).
+TRL runs a second time with all prompts in one pass, and the faster of the two counts. Both ask the reference policy
+once per rollout; TRL's other settings are its defaults, its attention is transformers' default (sdpa). TRL reads a
 prompt once per completion, which is most of what is measured here.
 A cycle ends with its third optimizer step; the first cycle of a process is not counted. Each measurement is a process
 of its own, the sides take turns. Seconds are CPU time on a CPU, which others may use, too, and wall-clock time on a
 GPU. Last of all one gradient of TRL's loss on completions that we sampled is compared with ours.
 
+Cases (--cases): `main`, as above; `short`, prompts of at most 128 tokens; `short_bf16`, these in bf16-mixed on both
+sides; `sparse`, four prompts, three of whose groups get the same reward throughout and so no credit, without a KL
+penalty.
+
 Ratios: `speed_vs_trl` (seconds per cycle, TRL / ours); `speed_vs_trl_kl_old`, ours with the paper's penalty, which is
 against the policy that sampled and needs no second model; `train_mfu`, model FLOPs of the training steps (a shared
-prompt counts once, the reference model does not count) over what the largest matrix product reaches here; with --growth
-`speed_vs_trl/NAME=VALUE`.
+prompt counts once, the reference model does not count) over what the largest matrix product reaches here;
+`speed_vs_trl_CASE`; with --growth `speed_vs_trl/NAME=VALUE`.
 """
 
 import argparse
@@ -35,11 +39,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import bench_report
-from bench_step_ours import run_ours, write_policy
+from bench_step_ours import HAS_GPU, run_ours, write_policy
 from bench_step_trl import compare_gradients, run_trl
 
 OURS, OURS_KL_OLD = "maxk_lightning", "maxk_lightning, KL to pi_old"
 THEIRS, THEIRS_AT_ONCE = "TRL", "TRL, all prompts in one pass"
+MAIN = "main"
+CASES: dict[str, dict[str, Any]] = {
+    "short": {"prompt_tokens": 128},
+    "short_bf16": {"prompt_tokens": 128, "precision": "bf16-mixed"},
+    "sparse": {"prompts": 4, "credit_every": 4, "kl_coef": 0.0},
+}
+"Settings beside the main ones, by the name of their ratio."
 GROWTH = {"prompt_tokens": (128,), "max_new_tokens": (64, 512), "n": (4, 16), "vocab": (8192,)}
 
 SIDES = {
@@ -123,10 +134,36 @@ def grow(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, floa
     return rows, ratios
 
 
+def measure_case(args: argparse.Namespace, name: str) -> tuple[list[dict[str, Any]], float]:
+    """Our side and TRL's under other settings."""
+    settings = CASES[name]
+    prompts = settings.get("prompts", args.prompts)
+    results = measure(args, [OURS, *trl_ways(args, prompts)], **settings)
+    rows = [row_of(side, results[side], case=name, **settings) for side in results]
+    return rows, speed(results, OURS)
+
+
+def trl_ways(args: argparse.Namespace, prompts: int) -> list[str]:
+    return [THEIRS, THEIRS_AT_ONCE] if args.trl_at_once and args.prompts_per_pass < prompts else [THEIRS]
+
+
 def compare(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """All cases, one after the other; in each the sides take turns."""
+    rows, ratios = measure_main(args) if MAIN in args.cases else ([], {})
+    for name in args.cases:
+        if name != MAIN:
+            more, ratios[f"speed_vs_trl_{name}"] = measure_case(args, name)
+            print(
+                f"{name}: " + ", ".join(f"{row['side']} {row['seconds_per_cycle']:.2f} s" for row in more), flush=True
+            )
+            rows += more
+    bench_report.print_ratios(ratios, digits=4)
+    return rows, ratios
+
+
+def measure_main(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """All sides in turn, and their gradients."""
-    ways = [THEIRS, THEIRS_AT_ONCE] if args.trl_at_once and args.prompts_per_pass < args.prompts else [THEIRS]
-    results = measure(args, [OURS, OURS_KL_OLD, *ways])
+    results = measure(args, [OURS, OURS_KL_OLD, *trl_ways(args, args.prompts)])
     gradients = measure(argparse.Namespace(**{**vars(args), "repeats": 1}), ["gradients"])["gradients"][0]
     rows = [row_of(side, results[side]) for side in results]
     bench_report.print_table(
@@ -145,7 +182,6 @@ def compare(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, f
         "gradient_cosine": gradients["cosine"],
         "gradient_norm_ratio": gradients["norm_ratio"],
     }
-    bench_report.print_ratios(ratios, digits=4)
     return rows, ratios
 
 
@@ -166,6 +202,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vllm", action="store_true", help="both sides sample with vLLM (colocated)")
     parser.add_argument("--growth", action="store_true", help="change one size at a time instead, TRL at equal passes")
+    parser.add_argument("--cases", nargs="*", default=[MAIN, *CASES], choices=[MAIN, *CASES])
+    parser.add_argument("--kl_coef", type=float, default=0.01)
+    parser.add_argument("--credit_every", type=int, default=1, help="one group in so many gets credit")
+    parser.add_argument("--precision", default="bf16-mixed" if HAS_GPU else "32-true", help="of both sides")
     parser.add_argument("--model_options", default="{}", help="JSON, more arguments of our PolicyModule")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -21,11 +21,12 @@ from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import GRPO
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.rollouts import RolloutEngine, TransformersEngine, VLLMEngine
-from maxk_lightning.rollouts.rollout import Samples
+from maxk_lightning.rollouts.rollout import Group, Samples
 from maxk_lightning.types import Problem, Sampling, Score
 
 NUM_ITERATIONS = 3
-KL_COEF = 0.01
+HAS_CREDIT = "has_credit"
+"Key of a problem's metadata, and column of TRL's data set."
 LEARNING_RATE = 1e-5
 HAS_GPU = torch.cuda.is_available()
 
@@ -35,25 +36,32 @@ def reward_of(text: str) -> float:
 
 
 class TrivialReward:
-    """The share of lower-case letters."""
+    """The share of lower-case letters; 0 where the whole group is to get no credit."""
 
     def score(self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Score]]:
-        return [[Score(reward=reward_of(text), verdicts=()) for text in group] for group in completions]
+        return [
+            [Score(reward=reward_of(text) if problem.metadata[HAS_CREDIT] else 0.0, verdicts=()) for text in group]
+            for problem, group in zip(problems, completions, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class LongStatements:
-    """Statements of the built-in problems, joined as long as the rendered prompt has at most so many tokens."""
+    """Statements of the built-in problems, joined as long as the rendered prompt has at most so many tokens.
+
+    One problem in `credit_every` gets credit.
+    """
 
     num_prompts: int
     max_tokens: int
     policy: str
+    credit_every: int = 1
 
     def load(self) -> list[Problem]:
         tokenizer, statements = load_tokenizer(self.policy), iter(Builtin("train").load())
         joined: list[Problem] = []
-        for _ in range(self.num_prompts):
-            problem = next(statements)
+        for number in range(self.num_prompts):
+            problem = replace(next(statements), metadata={HAS_CREDIT: number % self.credit_every == 0})
             for other in statements:
                 longer = replace(problem, prompt=f"{problem.prompt}\n\n{other.prompt}")
                 if len(PromptTemplate().render(longer, tokenizer, seed=0).token_ids) > self.max_tokens:
@@ -147,23 +155,29 @@ class Clock(Callback):
         self.parts.append({})
 
 
+def sampling_dtype(args: argparse.Namespace) -> Any:
+    return "bfloat16" if args.precision == "bf16-mixed" else "float32"
+
+
 def make_parts(args: argparse.Namespace, root: str, kl_target: Any) -> tuple[PolicyModule, PromptDataModule, Trainer]:
     sampling = Sampling(num_completions=args.n, max_new_tokens=args.max_new_tokens)
-    engine: RolloutEngine = TransformersEngine(args.policy, max_batch_rows=max(256, args.prompts * args.n))
+    engine: RolloutEngine = TransformersEngine(
+        args.policy, dtype=sampling_dtype(args), max_batch_rows=max(256, args.prompts * args.n)
+    )
     if args.vllm:
-        engine = VLLMEngine(args.policy, dtype="bfloat16" if HAS_GPU else "float32")
+        engine = VLLMEngine(args.policy, dtype=sampling_dtype(args))
     callback = RolloutCallback(engine, TrivialReward(), sampling)  # type: ignore[arg-type]
     module = PolicyModule(
         policy=args.policy,
         objective=GRPO(),
         normalisation="sequence",
-        kl_coef=KL_COEF,
-        kl_target=kl_target,
+        kl_coef=args.kl_coef,
+        kl_target=kl_target if args.kl_coef > 0 else "old",
         optimizer=lambda params: torch.optim.Adam(params, lr=LEARNING_RATE),
         **{"prompts_per_micro_batch": args.prompts_per_pass, **json.loads(args.model_options)},
     )
     datamodule = PromptDataModule(
-        train=LongStatements(args.prompts, args.prompt_tokens, args.policy),
+        train=LongStatements(args.prompts, args.prompt_tokens, args.policy, args.credit_every),
         validation=None,
         policy=args.policy,
         prompts_per_rollout=args.prompts,
@@ -174,7 +188,7 @@ def make_parts(args: argparse.Namespace, root: str, kl_target: Any) -> tuple[Pol
         max_epochs=1 + args.cycles,
         accelerator="gpu" if HAS_GPU else "cpu",
         devices=1,
-        precision="bf16-mixed" if HAS_GPU else "32-true",
+        precision=args.precision,
         default_root_dir=root,
         callbacks=[callback, Clock()],
         logger=False,
@@ -195,11 +209,12 @@ def run_ours(args: argparse.Namespace, root: str, kl_target: str) -> dict[str, A
     parts = {
         name: statistics.median(cycle[name] for cycle in clock.parts[1 : 1 + args.cycles]) for name in clock.parts[1]
     }
+    active = [group for group in samples.groups if args.kl_coef > 0 or len(set(group.rewards)) > 1]
     train_s = sum(seconds for name, seconds in parts.items() if name != "sample and score")
     return {
         "seconds": between(clock.cycle_ends),
         "parts": parts,
-        "mfu": NUM_ITERATIONS * step_flops(policy.model, samples) / train_s / matmul_peak(),
+        "mfu": NUM_ITERATIONS * step_flops(policy.model, active) / train_s / matmul_peak(sampling_dtype(args)),
         "peak_mb": peak_mb(),
         "tokens": samples.num_tokens,
     }
@@ -209,14 +224,14 @@ def between(instants: list[float]) -> list[float]:
     return [end - start for start, end in itertools.pairwise(instants)]
 
 
-def step_flops(model: Any, samples: Samples) -> float:
+def step_flops(model: Any, groups: Sequence[Group]) -> float:
     """Model FLOPs of one forward and backward pass: 6 per weight and token, 12 per pair of tokens that attention forms,
     layer and hidden unit; the head sees completion tokens only."""
     head = model.get_output_embeddings().weight
     layers = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
     width = model.config.num_hidden_layers * model.config.hidden_size
     total = 0.0
-    for group in samples.groups:
+    for group in groups:
         prompt = len(group.prompt.token_ids)
         lengths = [len(completion.token_ids) for completion in group.completions]
         pairs = prompt * (prompt + 1) / 2 + sum(prompt * t + t * (t + 1) / 2 for t in lengths)
@@ -224,9 +239,9 @@ def step_flops(model: Any, samples: Samples) -> float:
     return total
 
 
-def matmul_peak() -> float:
+def matmul_peak(dtype_name: str) -> float:
     """FLOPs per second of the best of a few large matrix products."""
-    best, dtype = 0.0, torch.bfloat16 if HAS_GPU else torch.float32
+    best, dtype = 0.0, getattr(torch, dtype_name)
     for size in (8192, 16384) if HAS_GPU else (512, 1024, 2048):
         a = torch.randn(size, size, dtype=dtype, device="cuda" if HAS_GPU else "cpu")
         for _ in range(5):

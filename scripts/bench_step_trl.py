@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from bench_step_ours import (
+    HAS_CREDIT,
     HAS_GPU,
-    KL_COEF,
     LEARNING_RATE,
     NUM_ITERATIONS,
     TrivialReward,
@@ -27,7 +27,7 @@ from maxk_lightning.training.batch import to_batch
 from maxk_lightning.types import Sampling
 
 
-def trl_trainer(args: argparse.Namespace, root: str, prompts: list[str], prompts_per_pass: int) -> Any:
+def trl_trainer(args: argparse.Namespace, root: str, data: dict[str, list[Any]], prompts_per_pass: int) -> Any:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -40,8 +40,8 @@ def trl_trainer(args: argparse.Namespace, root: str, prompts: list[str], prompts
             if state.global_step % NUM_ITERATIONS == 0:
                 self.instants.append(now())
 
-    def reward(completions: list[str], **_: Any) -> list[float]:
-        return [reward_of(text) for text in completions]
+    def reward(completions: list[str], has_credit: list[bool], **_: Any) -> list[float]:
+        return [reward_of(text) if credit else 0.0 for text, credit in zip(completions, has_credit, strict=True)]
 
     config = GRPOConfig(
         output_dir=root,
@@ -53,14 +53,14 @@ def trl_trainer(args: argparse.Namespace, root: str, prompts: list[str], prompts
         max_completion_length=args.max_new_tokens,
         temperature=1.0,
         top_k=0,
-        beta=KL_COEF,
+        beta=args.kl_coef,
         loss_type="grpo",
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         optim="adamw_torch",
         weight_decay=0.0,
         max_grad_norm=1.0,
-        bf16=HAS_GPU,
+        bf16=args.precision == "bf16-mixed",
         use_cpu=not HAS_GPU,
         gradient_checkpointing=False,
         logging_strategy="no",
@@ -75,7 +75,7 @@ def trl_trainer(args: argparse.Namespace, root: str, prompts: list[str], prompts
         model=AutoModelForCausalLM.from_pretrained(args.policy, dtype=torch.float32),
         reward_funcs=reward,
         args=config,
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        train_dataset=Dataset.from_dict(data),
         processing_class=load_tokenizer(args.policy),
         callbacks=[ends],
     )
@@ -83,17 +83,18 @@ def trl_trainer(args: argparse.Namespace, root: str, prompts: list[str], prompts
     return trainer
 
 
-def prompt_texts(args: argparse.Namespace, datamodule: PromptDataModule) -> list[str]:
-    """Our prompts as text that TRL reads as the same tokens."""
+def trl_data(datamodule: PromptDataModule) -> dict[str, list[Any]]:
+    """Columns of TRL's data set: our prompts as text that it reads as the same tokens, and who gets credit."""
     datamodule.setup("fit")
-    prompts = datamodule.order(0, Sampling()).prompts
+    order = datamodule.order(0, Sampling())
+    prompts = order.prompts
     texts = [datamodule.tokenizer.decode(list(prompt.token_ids)) for prompt in prompts]
     assert [tuple(ids) for ids in datamodule.tokenizer(texts).input_ids] == [prompt.token_ids for prompt in prompts]
-    return texts
+    return {"prompt": texts, HAS_CREDIT: [problem.metadata[HAS_CREDIT] for problem in order.problems]}
 
 
 def run_trl(args: argparse.Namespace, root: str, prompts_per_pass: int) -> dict[str, Any]:
-    trainer = trl_trainer(args, root, prompt_texts(args, make_parts(args, root, "reference")[1]), prompts_per_pass)
+    trainer = trl_trainer(args, root, trl_data(make_parts(args, root, "reference")[1]), prompts_per_pass)
     trainer.train()
     return {
         "seconds": between(trainer.cycle_ends),
@@ -106,7 +107,7 @@ def compare_gradients(args: argparse.Namespace, root: str) -> dict[str, Any]:
     """Cosine and ratio of norms of the two gradients of the first step, on the same completions and rewards."""
     args.cycles = 0
     module, datamodule, trainer = make_parts(args, root, "reference")
-    other = trl_trainer(args, root, prompt_texts(args, datamodule), args.prompts)
+    other = trl_trainer(args, root, trl_data(datamodule), args.prompts)
     engine = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback)).engine  # type: ignore[attr-defined]
     sampling = Sampling(num_completions=args.n, max_new_tokens=args.max_new_tokens)
     samples = collect(engine, TrivialReward(), datamodule.order(0, sampling)).samples

@@ -14,18 +14,28 @@ from maxk_lightning.checkpoints import is_sharded, read_sharded, replace_checkpo
 
 
 class RolloutCheckpoint(ModelCheckpoint):
-    """Saves as Lightning does, with two differences.
+    """Saves as Lightning does, with three differences.
 
     What is due after the last step of a rollout is saved at the epoch's end: Lightning would resume such a checkpoint
     behind the hook in which the next rollout is sampled. And with `save_top_k` 0 `save_last` still saves whenever a
-    checkpoint is due, where Lightning 2.6 would wait for the end of the run.
+    checkpoint is due, where Lightning 2.6 would wait for the end of the run. With `monitor` the best checkpoint is kept
+    (`save_top_k` 0 means 1 then), and one of `val/...` is judged only in rollouts that were validated.
     """
+
+    _is_validated = False  # the rollout that is being trained on
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a trigger that Lightning never pulls under manual optimization."""
         if self._train_time_interval is not None:
             raise ValueError("checkpoint.train_time_interval has no effect here: set checkpoint.every_n_train_steps")
+        if self.monitor is not None and self.save_top_k == 0:
+            self.save_top_k = 1
         super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there is something new to judge by."""
+        self._is_validated = True
+        super().on_validation_end(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -38,10 +48,13 @@ class RolloutCheckpoint(ModelCheckpoint):
         """Save when `every_n_train_steps` or `every_n_epochs` is due at the end of a rollout."""
         super().on_train_batch_end(trainer, pl_module, None, None, trainer.fit_loop.batch_idx)
         super().on_train_epoch_end(trainer, pl_module)
+        self._is_validated = False
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        super()._save_topk_checkpoint(trainer, monitor_candidates)
-        if self.save_top_k == 0:
+        is_new = self._is_validated or not (self.monitor or "").startswith("val/")
+        if is_new:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        if self.save_top_k == 0 or not is_new:
             self._last_global_step_saved = trainer.global_step  # what Lightning asks before it saves the last one
 
 

@@ -1,9 +1,9 @@
-"""The max@k curve of every validation as a TensorBoard figure."""
+"""The max@k curve of every validation as a picture."""
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from maxk_lightning.callbacks.tensorboard import tensorboard_writers
+from maxk_lightning.callbacks.pages import pages, pixels_of
 from maxk_lightning.evaluation.estimates import Estimate
 from maxk_lightning.evaluation.figures import curve_figure
 
@@ -24,15 +24,16 @@ class CurveWriter(Callback):
         curve = {int(tag.removeprefix(PREFIX)): value for tag, value in values.items()}
         if not curve:
             return
-        name = f"step {trainer.global_step}"
+        name = f"after {trainer.global_step} steps"
         self._latest = {name: curve}
         self._first = self._first or self._latest
         lines = {
             label: [Estimate(k=k, value=value) for k, value in sorted(points.items())]
             for label, points in (self._first | self._latest).items()
         }
-        for writer in tensorboard_writers(trainer):
-            writer.add_figure("val/max_at_k_curve", curve_figure(lines, "max@k"), trainer.global_step)
+        pixels = pixels_of(curve_figure(lines, "max@k", "validation problems"))
+        for page in pages(trainer):
+            page.picture("val/max_at_k_curve", pixels, trainer.global_step)
 
     def state_dict(self) -> dict[str, dict[str, dict[int, float]]]:
         """Keep the first curve, with which a resumed run goes on comparing, and the latest, for `export`."""

@@ -1,12 +1,13 @@
-"""The choices of a run in TensorBoard's HPARAMS table, where runs compare."""
+"""The choices of a run in its loggers, where runs compare: TensorBoard's HPARAMS table, W&B's config, and so on."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 
 from maxk_lightning.callbacks.rollouts import rollout_callback
-from maxk_lightning.callbacks.tensorboard import tensorboard_writers
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 
@@ -15,7 +16,7 @@ TEXTS = (
 )  # fmt: skip
 NUMBERS = (
     "k", "n", "lr", "num_ppo_iterations", "kl_coef", "max_grad_norm", "temperature", "max_new_tokens",
-    "prompts_per_rollout", "prompts_per_step", "rollouts_ahead", "max_epochs", "eval_n", "seed",
+    "prompts_per_rollout", "prompts_per_step", "refill", "rollouts_ahead", "max_epochs", "eval_n", "seed",
 )  # fmt: skip
 SHOWN = ("objective", "k", "n", "lr", "num_ppo_iterations")
 "Columns that TensorBoard shows until more are ticked; left alone it takes the first five of the alphabet."
@@ -39,6 +40,12 @@ class HyperparameterWriter(Callback):
         chosen = hyperparameters(trainer, pl_module)
         _, start, _ = hparams(chosen, {})  # type: ignore[no-untyped-call]
         _write(trainer, _columns(int(chosen["eval_n"] or 0)), start)
+        known = {name: value for name, value in chosen.items() if value is not None}
+        for each in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(each, MLFlowLogger):
+                _log_to_mlflow(each, known, trainer.global_step)
+            elif not isinstance(each, TensorBoardLogger):
+                each.log_hyperparams(known)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the run as ended."""
@@ -80,6 +87,7 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> Hyperparame
         "max_new_tokens": rollout.sampling.max_new_tokens,
         "prompts_per_rollout": datamodule.prompts_per_rollout,
         "prompts_per_step": datamodule.prompts_per_step,
+        "refill": datamodule.refill,
         "rollouts_ahead": rollout.rollouts_ahead,
         "max_epochs": trainer.max_epochs,
         "eval_n": rollout.eval_sampling.num_completions,
@@ -116,8 +124,19 @@ def _class(thing: Any) -> str:
     return type(thing).__name__
 
 
+def _log_to_mlflow(page: MLFlowLogger, chosen: Mapping[str, str | float], step: int) -> None:
+    """Log as parameters, which MLflow never changes: what a resumed run chose anew becomes a tag."""
+    client: Any = page.experiment
+    there: dict[str, str] = client.get_run(page.run_id).data.params
+    page.log_hyperparams({name: value for name, value in chosen.items() if name not in there})
+    for name, value in chosen.items():
+        if there.get(name, str(value)) != str(value):
+            client.set_tag(page.run_id, f"{name} from step {step}", str(value))
+
+
 def _write(trainer: Trainer, *summaries: Any) -> None:
-    for writer in tensorboard_writers(trainer):
+    writers = [each.experiment for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+    for writer in writers if trainer.is_global_zero else []:
         file = writer._get_file_writer()  # as Lightning's own logger does; it reopens a closed file
         for summary in summaries:
             file.add_summary(summary)

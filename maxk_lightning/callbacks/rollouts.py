@@ -3,6 +3,10 @@
 import logging
 import random
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +15,19 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
 from maxk_lightning.callbacks.reward_parts import log_parts
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
-from maxk_lightning.rewards.configured import configured_reward
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
-from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rewards.configured import as_reward, configured_reward
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.rollouts.ranks import RankError, ranks_of
+from maxk_lightning.rollouts.refill import Refill, has_credit
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
+from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.strategy import FSDP2Strategy
 from maxk_lightning.types import Sampling
@@ -40,6 +47,7 @@ class RolloutCallback(Callback):
         rollouts_ahead: Literal[0, 1] = 0,
         max_logprob_gap: float = 0.2,
         rewards: list[WeightedReward | Reward | str] | None = None,
+        eval_reward: Reward | str | None = None,
     ) -> None:
         """Choose the parts.
 
@@ -51,13 +59,16 @@ class RolloutCallback(Callback):
             eval_sampling: Of validation, test and predict.
             rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
                 One rollout off-policy, which exact and first-order off-policy objectives correct for; `rollout/age`
-                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly.
+                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly. Not with
+                an engine on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
                 on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; float32 on both
                 sides differs by less than 1e-5 and deserves a bound of 1e-4.
             rewards: Instead of `reward` several, whose weighted sum is trained on: import paths, classes, or
                 `{reward: ..., weight: 0.5, name: ...}`. A completion that one leaves out (None) is judged by the
                 others. Each one's mean and spread is logged.
+            eval_reward: Scores the samples of validation, test, predict and `evaluate`; None: as `reward` or `rewards`.
+                A best checkpoint chosen by another reward than the trained one notices when that one is gamed.
 
         Raises:
             ValueError: a reward cannot be had, `sampling.top_p` is not 1, a bound is not positive, or options that
@@ -74,8 +85,14 @@ class RolloutCallback(Callback):
             raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
         if rollouts_ahead and getattr(engine, "sleep_while_training", False):
             raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
+        if rollouts_ahead and getattr(engine, "tensor_parallel_size", 1) > 1:
+            raise ValueError(
+                "rollout.engine.tensor_parallel_size: with rollouts_ahead the collectives of engine and training would "
+                "meet on the same GPUs in another order on every rank, and hang"
+            )
         self.engine = engine
         self.reward = configured_reward(reward, rewards)
+        self.eval_reward = self.reward if eval_reward is None else as_reward(eval_reward, "rollout.eval_reward")
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
@@ -99,7 +116,10 @@ class RolloutCallback(Callback):
         """
         if stage == "fit":
             _check_trainer(trainer)
+            if self.rollouts_ahead:
+                check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
+            check_monitors(trainer, module, self.eval_sampling.num_completions)
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 
@@ -118,9 +138,10 @@ class RolloutCallback(Callback):
                 f"data: the checkpoint was saved amid a rollout with {stored['schedule']}, which cannot go on with "
                 f"{data.schedule}; change these at the end of a rollout"
             )
-        order = data.order(stored["index"], self.sampling)
-        rollout = self.sampler.restore(stored, order, _ranks(trainer))
-        self._serve(trainer, pl_module, rollout, order.index, stored["num_done"])
+        orders = partial(data.order, stored["index"], self.sampling)
+        rollout = self.sampler.restore(stored, orders, ranks_of(trainer))
+        self._serve(trainer, pl_module, rollout, stored["index"], stored["num_done"])
+        pl_module.guard.spreads = stored["spreads"]
         if (stored["old_logprobs"] is None) != (pl_module.old is None):
             raise ValueError("model.old_logprobs: the checkpoint was saved amid a rollout with another choice")
         if pl_module.old is not None:
@@ -128,15 +149,20 @@ class RolloutCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score this epoch's rollout, or take the one that was sampled ahead."""
-        data, ranks = _datamodule(trainer), _ranks(trainer)
-        order = data.order(trainer.current_epoch, self.sampling)
-        _seed_global_generators(derive_seed(data.seed, "rollout", order.index, ranks.rank))
-        rollout = self.sampler.take(order, ranks) or self._sample(trainer, pl_module, order, ranks)
-        self._serve(trainer, pl_module, rollout, order.index)
+        data, ranks = _datamodule(trainer), ranks_of(trainer)
+        index = trainer.current_epoch
+        _seed_global_generators(derive_seed(data.seed, "rollout", index, ranks.rank))
+        with _saved(trainer):
+            rollout = self.sampler.take(index, partial(data.order, index, self.sampling), ranks)
+        if rollout is None:
+            refill = data.refill_of(index, self.sampling, pl_module.objective_of(index))
+            rollout = self._sample(trainer, pl_module, data.order(index, self.sampling), refill)
+        self._serve(trainer, pl_module, rollout, index)
         pl_module.note_old(data.buffers["fit"].steps)
         self._log_once(trainer, pl_module)
-        if self.rollouts_ahead and trainer.max_epochs is not None and order.index + 1 != trainer.max_epochs:
-            self.sampler.begin(data.order(order.index + 1, self.sampling), pl_module.weights(), ranks)
+        if self.rollouts_ahead and trainer.max_epochs is not None and index + 1 != trainer.max_epochs:
+            refill = data.refill_of(index + 1, self.sampling, pl_module.objective_of(index + 1))
+            self.sampler.begin(data.order(index + 1, self.sampling), _weights(trainer, pl_module), ranks, refill)
         else:
             self.sampler.sleep()
         self._training_since = time.perf_counter()
@@ -154,19 +180,27 @@ class RolloutCallback(Callback):
     ) -> None:
         """Remember when the last step ended: a validation may follow in the same epoch. Stop a run that diverged."""
         self._training_until = time.perf_counter()
+        self.sampler.advance(ranks_of(trainer))
         if pl_module.guard.is_exhausted and not trainer.is_last_batch:  # see `RolloutCheckpoint`
             _stop(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
-        """Log how long the PPO iterations took, or those of them that a resumed run has made."""
+        """Log how far the policy moved in the PPO iterations, and how long they took, or what a resumed run made."""
         self._log_once(trainer, pl_module)
+        for tag, spread in _drift(pl_module.guard.spreads, len(_datamodule(trainer).buffers["fit"].steps)).items():
+            pl_module.log(tag, spread, **ONCE)
         pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
+        pl_module.guard.end_rollout()
         if pl_module.guard.is_exhausted:
             _stop(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the validation problems."""
         self._evaluate(trainer, pl_module, "validate")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
+        """Let a schedule that waits for validations see this one."""
+        step_plateau(trainer)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the test problems."""
@@ -198,9 +232,10 @@ class RolloutCallback(Callback):
                 "index": trainer.current_epoch,
                 "num_done": num_done,
                 "schedule": data.schedule,
-                "old_logprobs": old and old.state(data.buffers["fit"].steps, _ranks(trainer)),
+                "spreads": pl_module.guard.spreads,
+                "old_logprobs": old and old.state(data.buffers["fit"].steps, ranks_of(trainer)),
             }
-        checkpoint["rollouts"] = self.sampler.state(_ranks(trainer), current)
+        checkpoint["rollouts"] = self.sampler.state(ranks_of(trainer), current)
 
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
@@ -209,29 +244,36 @@ class RolloutCallback(Callback):
         self.sampler.load_state(checkpoint.get("rollouts", {}))
 
     def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
-        self.sampler.wait()
+        self.sampler.finish(ranks_of(trainer))
         data = _datamodule(trainer)
         order = data.eval_order(stage, self.eval_sampling)
-        rollout = self._sample(trainer, pl_module, order, _ranks(trainer))
+        rollout = self._sample(trainer, pl_module, order, reward=self.eval_reward)
         data.buffers[stage].fill(rollout)
         if stage != "predict":
             prefix = "val" if stage == "validate" else "test"
-            log_parts(pl_module, prefix, self.reward, rollout.samples, _ranks(trainer))
+            log_parts(pl_module, prefix, self.eval_reward, rollout.samples, ranks_of(trainer))
 
-    def _sample(self, trainer: Trainer, pl_module: PolicyModule, order: Order, ranks: Ranks) -> Rollout:
+    def _sample(
+        self,
+        trainer: Trainer,
+        pl_module: PolicyModule,
+        order: Order,
+        refill: Refill | None = None,
+        reward: Reward | None = None,
+    ) -> Rollout:
         """A rollout of the current weights.
 
         Raises:
             EngineError: the engine failed twice; in `fit` a checkpoint has been saved.
+            RankError: the reward or the engine of a rank raised something else; likewise.
         """
-        try:
-            return self.sampler.sample(order, pl_module.weights(), ranks)
-        except EngineError as error:
-            raise EngineError(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
+        with _saved(trainer):
+            return self.sampler.sample(order, _weights(trainer, pl_module), ranks_of(trainer), refill, reward)
 
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
         self.sampler.current = rollout
+        module.guard.spreads = []
         _datamodule(trainer).buffers["fit"].fill(rollout, index, num_done, module.idle)
         self._age = trainer.global_step - num_done - rollout.version
         if module.old is not None:
@@ -245,10 +287,15 @@ class RolloutCallback(Callback):
         self._logged_epoch = trainer.current_epoch
         self._training_since = self._training_until = time.perf_counter()
         pl_module.log_samples(rollout.samples)
-        log_parts(pl_module, "train", self.reward, rollout.samples, _ranks(trainer))
+        log_parts(pl_module, "train", self.reward, rollout.samples, ranks_of(trainer))
+        credited = has_credit(pl_module.objective_of(trainer.current_epoch), rollout.samples.groups)
+        num_prompts, num_credited = ranks_of(trainer).total([len(credited), sum(credited)])
         values = {
+            "rollout/num_prompts": num_prompts,
+            "rollout/credit_fraction": num_credited / num_prompts,
             "rollout/age": float(self._age),
             "rollout/logprob_gap": rollout.logprob_gap,
+            "rollout/sequence_gap": rollout.sequence_gap,
             "time/sync_s": rollout.sync_s,
             "time/generate_s": rollout.generate_s,
             "time/score_s": rollout.score_s,
@@ -261,6 +308,23 @@ class RolloutCallback(Callback):
 def rollout_callback(trainer: Trainer) -> RolloutCallback | None:
     """The rollout callback of a Trainer, for callbacks that tell about its rollouts; None: it has none."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)), None)  # type: ignore[attr-defined]
+
+
+def check_overlap(engine: RolloutEngine, device: torch.device) -> None:
+    """Refuse to sample ahead on the GPU that trains.
+
+    Both would give their kernels to the same stream: a token waits for a whole micro-batch, so that most of the rollout
+    is sampled after the training, from older weights, in memory that could not be given back.
+
+    Raises:
+        ValueError: the engine is in this process and on that GPU.
+    """
+    is_here = isinstance(engine, VLLMEngine) or (isinstance(engine, TransformersEngine) and engine.device != "cpu")
+    if device.type == "cuda" and is_here:
+        raise ValueError(
+            f"rollout.rollouts_ahead: {type(engine).__name__} samples on the GPU that trains, where both wait for each "
+            "other and nothing is gained; set it to 0, or take VLLMServerEngine with GPUs of its own"
+        )
 
 
 def _check_trainer(trainer: Trainer) -> None:
@@ -278,8 +342,15 @@ def _check_trainer(trainer: Trainer) -> None:
         )
 
 
-def _ranks(trainer: Trainer) -> Ranks:
-    return Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
+def _drift(spreads: Sequence[float], num_steps: int) -> dict[str, float]:
+    """Mean spread of log rho over the first and over the last PPO iteration, of `num_steps` optimizer steps each."""
+    parts = {"first": spreads[:num_steps], "last": spreads[-num_steps:]}
+    return {f"train/log_ratio_std_{name}": sum(part) / len(part) for name, part in parts.items()}
+
+
+def _weights(trainer: Trainer, module: PolicyModule) -> Weights:
+    """The policy as it is, to be proved in the precision that steps compute in: hooks run outside of it."""
+    return replace(module.weights(), forward_context=trainer.precision_plugin.forward_context)
 
 
 def _datamodule(trainer: Trainer) -> PromptDataModule:
@@ -295,6 +366,19 @@ def _stop(trainer: Trainer, module: PolicyModule) -> None:
         f"diverged (see train/log_ratio_std and train/credit_max); {_save_checkpoint(trainer)}, with a smaller "
         "model.optimizer.lr"
     )
+
+
+@contextmanager
+def _saved(trainer: Trainer) -> Iterator[None]:
+    """Save a checkpoint when the rollout of a new epoch fails, on all ranks; says so in the error."""
+    try:
+        yield
+    except (EngineError, RankError) as error:
+        raise type(error)(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
+    except Exception as error:
+        if trainer.world_size == 1:  # of several ranks the others may be elsewhere
+            error.add_note(_save_checkpoint(trainer, is_epoch_new=True))
+        raise
 
 
 def _save_checkpoint(trainer: Trainer, *, is_epoch_new: bool = False) -> str:

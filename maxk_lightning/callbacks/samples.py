@@ -1,4 +1,4 @@
-"""The policy's completions: samples as text in TensorBoard, predictions as a completions file."""
+"""The policy's completions: samples in the loggers, predictions as a completions file."""
 
 import json
 from collections import Counter
@@ -9,13 +9,13 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 
+from maxk_lightning.callbacks.pages import SampleRow, pages
 from maxk_lightning.callbacks.rollouts import rollout_callback
-from maxk_lightning.callbacks.tensorboard import tensorboard_writers
 from maxk_lightning.rollouts.rollout import Group
 
 
 class SampleWriter(Callback):
-    """Writes a few groups of the current rollout, with reward and verdicts, to TensorBoard's text page."""
+    """Writes a few samples of the current rollout, with reward and verdicts, to every logger."""
 
     def __init__(self, every_n_rollouts: int = 10, num_groups: int = 2, samples_per_group: int = 2) -> None:
         """Choose how much to write; `every_n_rollouts` counts from the first."""
@@ -31,25 +31,26 @@ class SampleWriter(Callback):
         if trainer.current_epoch % self.every_n_rollouts or callback is None or callback.sampler.current is None:
             return
         groups = callback.sampler.current.samples.groups[: self.num_groups]
-        text = "\n\n---\n\n".join(_as_markdown(group, self.samples_per_group) for group in groups)
-        for writer in tensorboard_writers(trainer):
-            writer.add_text("train/samples", text, trainer.global_step)
+        rows = [row for group in groups for row in rows_of(group, self.samples_per_group)]
+        for page in pages(trainer):
+            page.samples("train/samples", rows, trainer.global_step)
 
 
-def _as_markdown(group: Group, num_samples: int) -> str:
-    """The problem, then its best and its worst samples."""
+def rows_of(group: Group, num_samples: int) -> list[SampleRow]:
+    """The best and the worst samples of a group."""
     scored = sorted(zip(group.completions, group.scores, strict=True), key=lambda pair: -(pair[1].reward or 0.0))
     chosen = [*scored[: -(-num_samples // 2)], *scored[len(scored) - num_samples // 2 :]]
-    parts = [f"**{group.problem.id}**\n\n{_indented(group.problem.prompt)}"]
-    for completion, score in chosen:
-        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(score.verdicts).items())
-        parts.append(f"reward {score.reward}, {completion.finish_reason}, {verdicts}\n\n{_indented(completion.text)}")
-    return "\n\n".join(parts)
-
-
-def _indented(text: str) -> str:
-    """A Markdown code block that no backtick inside can end."""
-    return "\n".join("    " + line for line in text.splitlines())
+    return [
+        SampleRow(
+            problem=group.problem.id,
+            prompt=str(group.problem.prompt),
+            reward=score.reward,
+            finish_reason=completion.finish_reason,
+            verdicts=", ".join(f"{count} {verdict}" for verdict, count in Counter(score.verdicts).items()),
+            completion=completion.text,
+        )
+        for completion, score in chosen
+    ]
 
 
 class PredictionWriter(BasePredictionWriter):

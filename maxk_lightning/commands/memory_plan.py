@@ -1,6 +1,8 @@
 """The facts of a configured run that `maxk_lightning.policy.memory` needs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -13,7 +15,7 @@ from maxk_lightning.policy.memory import GIB, EngineMemory, Workload
 from maxk_lightning.rollouts import EngineLoad, MeasuredEngine
 
 CUDA_OVERHEAD_BYTES = 3 * GIB
-"An assumption: context, NCCL and cuBLAS workspaces, vLLM's CUDA graphs, fragmentation."
+"An assumption: context, NCCL and cuBLAS workspaces, fragmentation."
 COMPUTE = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 "Types of matrix products by `trainer.precision`; otherwise that of the weights."
 
@@ -50,6 +52,29 @@ def machine_of(trainer: Trainer) -> Machine:
     )
 
 
+def gpus_wanted(trainer: Mapping[str, Any]) -> int:
+    """How many GPUs of this node a configured Trainer asks for; 0: none.
+
+    >>> [gpus_wanted({"accelerator": "gpu", "devices": devices}) for devices in (8, [2, 3], "0,1,4", "2")]
+    [8, 2, 3, 2]
+    """
+    if trainer.get("accelerator") not in ("gpu", "cuda"):
+        return 0
+    devices = trainer.get("devices")
+    if isinstance(devices, str) and "," in devices:
+        devices = devices.strip(",").split(",")
+    if isinstance(devices, list):
+        return len(devices)
+    is_number = str(devices).isdecimal()
+    return int(devices) if is_number and devices is not None else max(1, torch.cuda.device_count())
+
+
+def on_gpus(machine: Machine) -> Machine:
+    """The same ranks on GPUs: like the first of this machine, or of a size that is not known."""
+    num_bytes = torch.cuda.get_device_properties(0).total_memory if torch.cuda.device_count() else None
+    return replace(machine, has_gpu=True, capacity_bytes=num_bytes)
+
+
 def workload_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCallback, machine: Machine) -> Workload:
     """Collect what the memory of a run depends on.
 
@@ -77,6 +102,7 @@ def workload_of(module: PolicyModule, data: PromptDataModule, rollout: RolloutCa
         has_whole_gradients=not machine.reduces_every_micro_batch and num_groups < groups_per_step,
         engine=_engine_memory(data, rollout, machine),
         overhead_bytes=CUDA_OVERHEAD_BYTES if machine.has_gpu else 0,
+        capacity_bytes=machine.capacity_bytes,
     )
 
 
@@ -94,6 +120,8 @@ def _engine_memory(data: PromptDataModule, rollout: RolloutCallback, machine: Ma
 
 def remark_on(rollout: RolloutCallback, workload: Workload) -> str:
     """Say what the table leaves out."""
+    if workload.capacity_bytes is None and workload.overhead_bytes:
+        return "there is no GPU here to compare the total with; one with room to spare gets larger chunks of logits"
     if workload.engine is not None:
         return ""
     where = "on GPUs of its own" if isinstance(rollout.engine, MeasuredEngine) else "unknown, and not counted"

@@ -1,13 +1,18 @@
 """fit, validate, test, predict: LightningCLI, with the parts of a run under keys of their own."""
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from maxk_lightning.callbacks import (
     AtomicCheckpointIO,
@@ -21,7 +26,11 @@ from maxk_lightning.callbacks import (
     SampleWriter,
 )
 from maxk_lightning.checkpoints import check_checkpoint
-from maxk_lightning.commands.memory_plan import machine_of, remark_on, workload_of
+from maxk_lightning.commands.memory_plan import gpus_wanted, machine_of, on_gpus, remark_on, workload_of
+from maxk_lightning.commands.parser import PROGRAM, Parser
+from maxk_lightning.commands.resume import resume
+from maxk_lightning.commands.run_config import RunConfigCallback
+from maxk_lightning.data import Builtin
 from maxk_lightning.datamodule import PromptDataModule, stages
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy.memory import items_of, table
@@ -30,6 +39,8 @@ from maxk_lightning.strategy import register
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 WRITERS = (SampleWriter, CurveWriter, HyperparameterWriter, GlossaryWriter, PredictionWriter)
+EVALUATIONS = {"data.validation": "validate", "data.test": "test"}
+"Key -> stage of its problems."
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs/default",
     "max_epochs": 100,
@@ -45,7 +56,7 @@ class MaxKCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         """Parse `args` (None: the command line); with `run` false only build the objects."""
-        parser_kwargs: dict[str, Any] = {"allow_abbrev": False}
+        parser_kwargs: dict[str, Any] = {"allow_abbrev": False, "prog": PROGRAM}
         if run:
             parser_kwargs |= {subcommand: {"allow_abbrev": False} for subcommand in SUBCOMMANDS}
         super().__init__(
@@ -56,7 +67,9 @@ class MaxKCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS | {"callbacks": [writer() for writer in WRITERS]},
             seed_everything_default=42,
             auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfigCallback,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_class=Parser,
             parser_kwargs=parser_kwargs,
         )
 
@@ -77,6 +90,7 @@ class MaxKCLI(LightningCLI):
             {
                 "checkpoint.save_last": True,
                 "checkpoint.save_top_k": 0,
+                "checkpoint.mode": "max",
                 "checkpoint.every_n_epochs": 1,
                 "checkpoint.save_on_train_epoch_end": True,
                 "checkpoint.enable_version_counter": False,
@@ -90,23 +104,68 @@ class MaxKCLI(LightningCLI):
         parser.link_arguments("model.policy", "rollout.engine.init_args.policy")
         parser.link_arguments("seed_everything", "data.seed")
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: a number, because everything random is a function of it."""
+        parser.add_argument("--seed_everything", type=int, default=42, help="Seed of everything random in the run.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line; a run that is resumed goes on with its own configuration."""
+        super().parse_arguments(parser, args)
+        if self.config.get("subcommand") != "fit":
+            return
+        fit = self._subcommand_parsers["fit"]
+        words = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        try:
+            found = resume(
+                words,
+                yaml.safe_load(fit.dump(self.config["fit"], skip_unset=False)),
+                lambda full: fit.dump(parser.parse_args(full)["fit"], skip_unset=False),
+            )
+        except ValueError as error:
+            fit.error(str(error))
+        if found is not None:
+            self.config = parser.parse_args(found.args)
+            for remark in found.remarks:
+                rank_zero_info(remark)
+
     def instantiate_classes(self) -> None:
         """Build the objects; bad values end the command with one sentence."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             self.parser.error(str(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the run one directory for everything, so that a resumed run goes on in the same TensorBoard curves."""
         config = self._get(self.config_init, "trainer")
+        kwargs |= self._stand_in(config)
         if config.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="tensorboard")
         if not config.get("plugins"):
             kwargs["plugins"] = [AtomicCheckpointIO()]
         if config.get("enable_progress_bar") is not False:
             config["callbacks"] = [RolloutProgressBar(), *(config.get("callbacks") or [])]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:  # an accelerator or strategy that this machine does not have
+            self.parser.error(f"trainer: {error}")
+
+    def _stand_in(self, config: Any) -> dict[str, Any]:
+        """Arguments of the Trainer of a dry run for GPUs that this machine has not.
+
+        Raises:
+            ValueError: they are missing, and it is no dry run.
+        """
+        num_gpus = gpus_wanted(config)
+        self._is_planned = num_gpus > torch.cuda.device_count()
+        if not self._is_planned:
+            return {}
+        if not self._get(self.config_init, "dry_run"):
+            raise ValueError(
+                f"trainer.accelerator: torch sees {torch.cuda.device_count()} of the {num_gpus} GPUs that this run "
+                "wants; --dry_run true checks it without them"
+            )
+        return {"accelerator": "cpu", "devices": num_gpus}
 
     def before_fit(self) -> None:
         """Refuse what cannot work, and what would overwrite an earlier run, before anything expensive starts."""
@@ -116,6 +175,7 @@ class MaxKCLI(LightningCLI):
                 f"{self.trainer.default_root_dir} holds an earlier run: continue it with --ckpt_path last, "
                 "or choose another --trainer.default_root_dir"
             )
+        self._warn_of_foreign_validation()
         self._check("fit")
 
     def fit(self, model: PolicyModule, datamodule: PromptDataModule, **options: Any) -> None:
@@ -141,10 +201,7 @@ class MaxKCLI(LightningCLI):
             self.datamodule.setup(stage)
             rollout = self._get(self.config_init, "rollout")
             rollout.check(self.trainer, self.model, stage)
-            if isinstance(rollout.reward, CheckableReward):
-                rollout.reward.check()
-            for name in stages(stage):
-                check_problems(rollout.reward, self.datamodule.problems[name])
+            self._check_rewards(rollout, stage)
             check_checkpoint(self._get(self.config_init, "ckpt_path"))
             if self._get(self.config_init, "dry_run") and stage == "fit":
                 self._print_memory()
@@ -153,8 +210,27 @@ class MaxKCLI(LightningCLI):
         if self._get(self.config_init, "dry_run"):
             self.parser.exit(0)
 
+    def _check_rewards(self, rollout: RolloutCallback, stage: str) -> None:
+        """Refuse rewards that cannot work here, and problems that one of them cannot score."""
+        for reward in {id(each): each for each in (rollout.reward, rollout.eval_reward)}.values():
+            if isinstance(reward, CheckableReward):
+                reward.check()
+        for name in stages(stage):
+            check_problems(rollout.reward if name == "fit" else rollout.eval_reward, self.datamodule.problems[name])
+
+    def _warn_of_foreign_validation(self) -> None:
+        """Warn of a run that trains on problems of the user's and is validated on the built-in ones."""
+        sources = self.datamodule.sources
+        foreign = [key for key, stage in EVALUATIONS.items() if isinstance(sources[stage], Builtin)]
+        if foreign and not isinstance(sources["fit"], Builtin):
+            rank_zero_warn(
+                f"{' and '.join(foreign)}: Builtin, while data.train is {type(sources['fit']).__name__}: curves, best "
+                "checkpoint and results say nothing of your problems; set these keys too, or to null"
+            )
+
     def _print_memory(self) -> None:
         machine, rollout = machine_of(self.trainer), self._get(self.config_init, "rollout")
+        machine = on_gpus(machine) if self._is_planned else machine
         workload = workload_of(self.model, self.datamodule, rollout, machine)
         if self.trainer.is_global_zero:
             print(table(items_of(workload), machine.capacity_bytes), remark_on(rollout, workload), sep="\n")
@@ -197,5 +273,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")  # after the step: right
     # vLLM starts torch.distributed in a process of one rank; across ranks, what is logged has been summed before.
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # best checkpoints of a moved run
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # predictions name their problems
     register()
     MaxKCLI()

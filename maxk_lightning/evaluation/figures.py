@@ -5,7 +5,6 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers 
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +22,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 PANEL = (5.2, 3.9)
 "Width and height in inches of every panel: side by side on a page they have letters of one size."
+WIDTH = 2.0
+MAX_WIDER = 4
+"Lines of the first so many names are wider the earlier they are drawn."
+HANDLE = 3.5
+"Length of the lines in a legend: long enough to show their dashes."
 LABELS: Mapping[Metric, str] = {"max_at_k": "max@k", "pass_at_k": "pass@k"}
 Curves = Mapping[str, Sequence[Estimate]]
 
@@ -61,17 +65,28 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Fi
         on_it = [run for run in runs if run.benchmark == benchmark]
         for axes, metric in zip(grid[row], metrics, strict=True):
             draw_curves(axes, {run.name: run.curve(metric) for run in on_it}, LABELS[metric], names)
+            axes.set_ylim(_range(on_it))
             axes.set_title(benchmark, loc="left", fontsize=12)
     _shared_legend(figure, list(grid.flat), len(names))
     return figure
 
 
-def curve_figure(lines: Curves, label: str) -> Figure:
-    """Draw one panel of curves, for TensorBoard."""
-    figure = _figure(*PANEL)
+def _range(runs: Sequence[HasCurves]) -> tuple[float, float]:
+    """One range for all metrics of a benchmark, so that panels compare by eye."""
+    points = [point for run in runs for metric in METRICS for point in run.curve(metric)]
+    lows = [point.value if point.low is None else point.low for point in points]
+    highs = [point.value if point.high is None else point.high for point in points]
+    margin = max(0.04 * (max(highs) - min(lows)), 1e-3)
+    return min(lows) - margin, max(highs) + margin
+
+
+def curve_figure(lines: Curves, label: str, title: str) -> Figure:
+    """Draw one panel of curves, for a logger's page: small enough for TensorBoard's cards."""
+    figure = _figure(*PANEL, dpi=100)
     axes = figure.add_subplot()
     draw_curves(axes, lines, label, list(lines))
-    axes.legend(frameon=False, fontsize=10.5)
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.legend(frameon=False, fontsize=10.5, handlelength=HANDLE)
     return figure
 
 
@@ -85,7 +100,8 @@ def draw_curves(axes: Axes, lines: Curves, label: str, names: Sequence[str]) -> 
         line_ks = [point.k for point in points]
         ks.update(line_ks)
         values = [point.value for point in points]
-        axes.plot(line_ks, values, dash, color=colour, marker=marker, linewidth=2, markersize=5.5, label=name)
+        width = WIDTH + max(0, min(len(names), MAX_WIDER) - 1 - names.index(name))  # one that coincides shows below
+        axes.plot(line_ks, values, dash, color=colour, marker=marker, linewidth=width, markersize=5.5, label=name)
         banded = [point for point in points if point.low is not None and point.high is not None]
         if banded:
             lows, highs = [point.low or 0.0 for point in banded], [point.high or 0.0 for point in banded]
@@ -152,13 +168,16 @@ def to_svg(figure: Figure) -> str:
 
 
 def look(place: int) -> tuple[str, str, str]:
-    """Choose colour, marker and line style of the line at a place: no two of the first 32 are the same."""
-    dash = DASHES[place // len(COLOURS) % len(DASHES)]
-    return COLOURS[place % len(COLOURS)], next(islice(cycle(MARKERS), place, None)), dash
+    """Choose colour, marker and line style of the line at a place.
+
+    No two of the first 32 have the same colour and line style, nor the same colour and marker: a legend shows both.
+    """
+    turn = place // len(COLOURS)
+    return COLOURS[place % len(COLOURS)], MARKERS[(place + turn) % len(MARKERS)], DASHES[turn % len(DASHES)]
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+def _figure(width: float, height: float, dpi: int = 150) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -194,4 +213,5 @@ def _shared_legend(figure: Figure, panels: Sequence[Axes], num_names: int) -> No
         ncols=min(num_names, 4),
         frameon=False,
         fontsize=10.5,
+        handlelength=HANDLE,
     )

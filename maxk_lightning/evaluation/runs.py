@@ -94,7 +94,7 @@ class PublishedRun:
 
 
 def load(*paths: str | Path) -> list[Run]:
-    """Read outputs of `evaluate`; a directory that holds several (one per benchmark) gives all of them.
+    """Read outputs of `evaluate`; a directory that holds several (one per benchmark, or temperature) gives all of them.
 
     Raises:
         ValueError: a directory holds no finished evaluation, or two have the same name on the same benchmark.
@@ -140,7 +140,8 @@ def _outputs(path: str | Path) -> list[Path]:
     directory = Path(path)
     if (directory / "summary.json").is_file():
         return [directory]
-    nested = sorted(summary.parent for summary in directory.glob("*/summary.json"))
+    found = [*directory.glob("*/summary.json"), *directory.glob("*/*/summary.json")]
+    nested = sorted(summary.parent for summary in found)
     if not nested:
-        raise ValueError(f"{path} holds no finished evaluation: no summary.json in it or one level below")
+        raise ValueError(f"{path} holds no finished evaluation: no summary.json in it or two levels below")
     return nested

@@ -31,6 +31,7 @@ from maxk_lightning.losses.engine_correction import (
     masked_importance_weights,
     truncated_importance_weights,
 )
+from maxk_lightning.losses.entropy import AdaptiveEntropy, EntropyBonus
 from maxk_lightning.losses.kl import kl_k1, kl_k2, kl_k3
 from maxk_lightning.losses.normalisation import (
     Normalisation,
@@ -48,12 +49,15 @@ from maxk_lightning.losses.policy_loss import (
     ScoreFunction,
     SequenceClippedSurrogate,
     check_loss_fits,
+    loss_for,
 )
 
 __all__ = [
     "CISPO",
+    "AdaptiveEntropy",
     "ClippedSurrogate",
     "EngineCorrection",
+    "EntropyBonus",
     "LossTerms",
     "MaskedWeights",
     "Normalisation",
@@ -66,6 +70,7 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "loss_for",
     "masked_importance_weights",
     "token_weights",
     "truncated_importance_weights",

@@ -60,6 +60,22 @@ def check_loss_fits(policy_loss: PolicyLoss, objective: Objective) -> None:
         )
 
 
+def loss_for(policy_loss: PolicyLoss | None, objective: Objective) -> PolicyLoss:
+    """The loss to train with; None: `CISPO` for advantages, the score function for credits that contain the ratio.
+
+    Raises:
+        ValueError: the objective does not say which of them it gives, or the loss does not fit.
+    """
+    if not isinstance(getattr(objective, "includes_ratio", None), bool):
+        raise ValueError(
+            f"model.objective: {type(objective).__name__} needs an attribute includes_ratio: True if its credits "
+            "contain the ratio and multiply grad log pi directly, False if they are advantages"
+        )
+    policy_loss = policy_loss or (ScoreFunction() if objective.includes_ratio else CISPO())
+    check_loss_fits(policy_loss, objective)
+    return policy_loss
+
+
 @dataclass(frozen=True)
 class ScoreFunction(PolicyLoss):
     """-credit log pi: REINFORCE for on-policy credits, and the loss for credits that contain the ratio."""

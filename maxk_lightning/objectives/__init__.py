@@ -80,7 +80,7 @@ from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
 from maxk_lightning.objectives.schedule import Mixture, Staged, WeightedObjectives, largest_k, objective_at
-from maxk_lightning.objectives.set_advantage import SetAdvantage
+from maxk_lightning.objectives.set_advantage import SetAdvantage, tempering
 
 __all__ = [
     "GRPO",
@@ -107,4 +107,5 @@ __all__ = [
     "is_idle",
     "largest_k",
     "objective_at",
+    "tempering",
 ]

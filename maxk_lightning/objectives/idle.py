@@ -18,10 +18,12 @@ def is_idle(objective: Objective, rewards_PN: Tensor) -> Tensor:
     """Whether all credits of a group are 0 whatever its ratios are, as a boolean of every group.
 
     Credits are polynomials in the ratios, or such within their bounds. One that is 0 at random ratios, near 1 and far
-    from it, is 0 everywhere (Schwartz and Zippel), but for a set of ratios of measure 0.
+    from it, is 0 everywhere (Schwartz and Zippel), but for a set of ratios of measure 0. All groups are tried at the
+    same ratios, so that the answer for a group does not depend on those around it.
     """
     generator = torch.Generator().manual_seed(0)
-    noise_PN = torch.randn(rewards_PN.shape, generator=generator, dtype=torch.float64).to(rewards_PN.device)
+    noise_N = torch.randn(rewards_PN.shape[1], generator=generator, dtype=torch.float64)
+    noise_PN = noise_N.to(rewards_PN.device).expand_as(rewards_PN)
     is_idle_P = torch.ones(len(rewards_PN), dtype=torch.bool, device=rewards_PN.device)
     for std in PROBE_STDS if len(rewards_PN) > 0 else ():
         is_idle_P &= (objective(rewards_PN, std * noise_PN).abs() < ZERO_CREDIT).all(1)

@@ -105,9 +105,14 @@ def objective_at(objective: Objective, progress: float) -> Objective:
 
 def largest_k(objective: Objective) -> int:
     """The largest k among the parts of an objective; 1 where none has a k."""
+    return max(int(getattr(part, "k", 1)) for part in parts_of(objective))
+
+
+def parts_of(objective: Objective) -> list[Objective]:
+    """The objectives that a `WeightedObjectives` or `Staged` one is made of; of any other, itself."""
     if isinstance(objective, WeightedObjectives | Staged):
-        return max(largest_k(part) for part in objective.objectives)
-    return int(getattr(objective, "k", 1))
+        return [part for each in objective.objectives for part in parts_of(each)]
+    return [objective]
 
 
 def check_alike(objectives: list[Objective]) -> None:

@@ -25,6 +25,7 @@ from maxk_lightning.objectives.exact import sorted_log_ratios
 from maxk_lightning.objectives.group import SortedGroups, sort_groups
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import check_k, check_k_below_n, check_k_of_n
+from maxk_lightning.objectives.schedule import parts_of
 from maxk_lightning.objectives.subset_law import log_effective_fraction, subset_law
 
 NUM_HALVINGS = 8
@@ -78,6 +79,12 @@ class SetAdvantage(Objective):
         log_ratios_PN = sorted_log_ratios(groups, rewards_PN, log_ratios_PN)
         alpha_P = largest_alpha(log_ratios_PN, groups.num_samples_P, self.k, self.min_effective_fraction)
         return groups, log_ratios_PN, alpha_P
+
+
+def tempering(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor | None:
+    """alpha_P of the `SetAdvantage` in an objective, the mean of several; None: there is none."""
+    parts = [part for part in parts_of(objective) if isinstance(part, SetAdvantage)]
+    return torch.stack([part.tempering(rewards_PN, log_ratios_PN) for part in parts]).mean(0) if parts else None
 
 
 def set_advantages(groups: SortedGroups, log_ratios_PN: Tensor, k: int) -> Tensor:

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maxk_lightning.policy import find_policy
 from maxk_lightning.policy.architectures import attention_implementation, check_architecture
 from maxk_lightning.policy.lora import LoRA, add_adapters
-from maxk_lightning.policy.projection import CHUNK_LOGITS_GPU
+from maxk_lightning.policy.projection import LOGITS_COPIES, chunk_logits_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GIB = 2**30
-LOGITS_COPIES = 4
-"float32 tensors of a chunk's logits that live at once: logits, log-probs, and the gradients of both."
 PROBE_ELEMENTS = 2**20
 "Size of the parameter on which an optimizer's states are counted; torchao leaves small ones in full precision."
 
@@ -37,6 +36,12 @@ class EngineMemory:
     "Size of its KV cache."
     is_asleep_in_training: bool = False
     "Whether it frees both while the policy trains."
+    prefill_bytes: int = 0
+    "Activations of the most tokens that it reads at once, and the logits that it draws from."
+    fixed_bytes: int = 0
+    "CUDA graphs and buffers of the sampler, which it never frees."
+    num_shards: int = 1
+    "GPUs that its copy of the weights is split over."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,8 @@ class Workload:
     "Memory of the rollout engine; None: it runs elsewhere."
     overhead_bytes: int = 0
     "Assumption for the CUDA context, library workspaces and fragmentation."
+    capacity_bytes: int | None = None
+    "Memory of a GPU, half of whose rest goes to the logits of a chunk; None: unknown."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,36 +111,47 @@ def items_of(workload: Workload) -> list[MemoryItem]:
     gradients = tensor_bytes(trained) // (1 if workload.has_whole_gradients else shards)
     states = round(state_bytes_per_element(workload.optimizer, trained[0].dtype) * _numel(trained)) // shards
     activations, recomputed = _activations(workload)
-    logits = LOGITS_COPIES * _chunk_logits(workload, model) * 4
     has_second_model = workload.has_reference and workload.lora is None
-    both = [
-        ("weights", tensor_bytes(parameters) // shards),
-        ("gradients", gradients),
-        ("optimizer states", states),
-        ("reference policy", tensor_bytes(parameters) // shards if has_second_model else 0),
-        ("CUDA context, workspaces (assumed)", workload.overhead_bytes),
-    ]
-    training = [
-        ("weights and gradients gathered", _gathered_bytes(workload, model)),
-        (f"weights in {_dtype_name(workload.compute_dtype)}", _cast_bytes(workload, model)),
-        ("activations", activations),
-        ("logits of a chunk", logits),
-        ("gradient of the head, summed", _head_gradient_bytes(workload, model)),
-        ("recomputed layer (above logits)", max(0, recomputed - logits)),  # the logits are gone by then
-    ]
-    items = [MemoryItem(name=name, train_bytes=size, sample_bytes=size) for name, size in both]
-    items += [MemoryItem(name=name, train_bytes=size, sample_bytes=0) for name, size in training]
+    both = {
+        "weights": tensor_bytes(parameters) // shards,
+        "gradients": gradients,
+        "optimizer states": states,
+        "reference policy": tensor_bytes(parameters) // shards if has_second_model else 0,
+        "CUDA context, workspaces (assumed)": workload.overhead_bytes,
+    }
+    training = {
+        "weights and gradients gathered": _gathered_bytes(workload, model),
+        f"weights in {_dtype_name(workload.compute_dtype)}": _cast_bytes(workload, model),
+        "activations": activations,
+        "gradient of the head, summed": _head_gradient_bytes(workload, model),
+    }
+    items = [MemoryItem(name=name, train_bytes=size, sample_bytes=size) for name, size in both.items()]
+    items[1] = MemoryItem(name="gradients", train_bytes=gradients, sample_bytes=0)  # dropped after every step
+    items += [MemoryItem(name=name, train_bytes=size, sample_bytes=0) for name, size in training.items()]
     largest = max(parameter.numel() for parameter in parameters)
     items.append(MemoryItem(name="weight in transfer", train_bytes=0, sample_bytes=2 * 4 * largest))
-    if workload.engine is not None:
-        plain = describe(workload.policy, workload.engine.weights_dtype)
-        for name, size in (
-            ("engine's weights", tensor_bytes(plain.parameters())),
-            ("engine's KV cache", workload.engine.kv_cache_bytes),
-        ):
-            train_bytes = 0 if workload.engine.is_asleep_in_training else size
-            items.append(MemoryItem(name=name, train_bytes=train_bytes, sample_bytes=size))
+    items += _engine_items(workload)
+    logits = _logits_bytes(workload, model, held_bytes=sum(item.train_bytes for item in items))
+    items.append(MemoryItem(name="logits of a chunk", train_bytes=logits, sample_bytes=0))
+    more = max(0, recomputed - logits)  # the logits are gone by then
+    items.append(MemoryItem(name="recomputed layer (above logits)", train_bytes=more, sample_bytes=0))
     return [item for item in items if item.train_bytes or item.sample_bytes]
+
+
+def _engine_items(workload: Workload) -> list[MemoryItem]:
+    engine = workload.engine
+    if engine is None:
+        return []
+    weights = tensor_bytes(describe(workload.policy, engine.weights_dtype).parameters()) // engine.num_shards
+    awake = 0 if engine.is_asleep_in_training else 1
+    return [
+        MemoryItem(name="engine's weights", train_bytes=awake * weights, sample_bytes=weights),
+        MemoryItem(
+            name="engine's KV cache", train_bytes=awake * engine.kv_cache_bytes, sample_bytes=engine.kv_cache_bytes
+        ),
+        MemoryItem(name="engine's graphs and buffers", train_bytes=engine.fixed_bytes, sample_bytes=engine.fixed_bytes),
+        MemoryItem(name="engine's prefill and logits", train_bytes=0, sample_bytes=engine.prefill_bytes),
+    ]
 
 
 def table(items: Sequence[MemoryItem], capacity_bytes: int | None = None) -> str:
@@ -226,6 +244,7 @@ def saved_bytes(workload: Workload, num_layers: int, num_rows: int) -> int:
 
     with (
         FakeTensorMode(),
+        _GroupedProducts(),  # type: ignore[no-untyped-call]
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", workload.compute_dtype, enabled=dtype != workload.compute_dtype),
     ):
@@ -239,6 +258,16 @@ def saved_bytes(workload: Workload, num_layers: int, num_rows: int) -> int:
         outputs = torch.func.functional_call(backbone, weights, kwargs=inputs)
     assert outputs is not None  # alive until here, and with it everything that was saved
     return sum(storage.nbytes() for storage in storages.values())
+
+
+class _GroupedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets fake tensors of every type through the product of a mixture of experts, as a real device does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._grouped_mm.default:
+            rows, experts = args[:2]
+            return rows.new_empty(len(rows), experts.shape[-1])
+        return func(*args, **(kwargs or {}))
 
 
 def _activations(workload: Workload) -> tuple[int, int]:
@@ -264,9 +293,11 @@ def _rows_and_width(workload: Workload) -> tuple[int, int]:
     return workload.num_groups * math.ceil(n / per_row), workload.max_prompt_tokens + per_row * workload.max_new_tokens
 
 
-def _chunk_logits(workload: Workload, model: "PreTrainedModel") -> int:
+def _logits_bytes(workload: Workload, model: "PreTrainedModel", held_bytes: int) -> int:
+    """Bytes of a chunk's logits on a GPU on which everything else takes so much."""
     all_logits = workload.num_groups * workload.num_completions * workload.max_new_tokens * _vocabulary(model)
-    return min(CHUNK_LOGITS_GPU, all_logits)
+    free_bytes = max(0, (workload.capacity_bytes or 0) - held_bytes)
+    return LOGITS_COPIES * 4 * min(chunk_logits_for(free_bytes), all_logits)
 
 
 def _head_gradient_bytes(workload: Workload, model: "PreTrainedModel") -> int:

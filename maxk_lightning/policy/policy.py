@@ -28,7 +28,7 @@ class TokenStats:
     logprobs_BT: Tensor
     "Log-probs of the completion tokens under the tempered policy, float32, nats, with gradient; 0 where masked."
     entropies_BT: Tensor
-    "Entropies of the distributions of the completion tokens, float32, nats, no gradient; 0 where masked."
+    "Entropies of the distributions of these tokens, float32, nats, with gradient if asked for; 0 where masked."
 
 
 register_dataclass(
@@ -62,7 +62,7 @@ class Policy(nn.Module):
         self._scaling = head_scaling(model.config)
         self._max_positions = max_positions(model)
 
-    def forward(self, rows: PackedRows, temperature: float) -> TokenStats:
+    def forward(self, rows: PackedRows, temperature: float, has_entropy_grad: bool = False) -> TokenStats:
         """Compute log-probs and entropies of the completion tokens.
 
         Raises:
@@ -87,7 +87,12 @@ class Policy(nn.Module):
         hidden_MD = hidden_RLD.flatten(0, 1)[rows.sources_M]
         head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         logprobs_M, entropies_M = project(
-            head, hidden_MD, rows.targets_M, temperature / self._scaling.factor, cap=self._scaling.cap
+            head,
+            hidden_MD,
+            rows.targets_M,
+            temperature / self._scaling.factor,
+            cap=self._scaling.cap,
+            has_entropy_grad=has_entropy_grad,
         )
         return TokenStats(
             logprobs_BT=_lay_out(logprobs_M, rows.mask_BT), entropies_BT=_lay_out(entropies_M, rows.mask_BT)

@@ -25,8 +25,11 @@ def load_sharded(build: Callable[[bool], Policy], mesh: DeviceMesh, device: torc
         mesh: One dimension; weights are split over it.
         device: Where the shares go.
         is_bf16: Compute in bfloat16; weights, gradients and their sums stay float32.
+
+    Raises:
+        ValueError: rank 0 cannot load the policy; all ranks say why.
     """
-    source = build(True) if dist.get_rank() == 0 else None
+    source = _read(build)
     with torch.device("meta"):
         policy = build(False)
     _shard(policy, mesh, is_bf16)
@@ -39,6 +42,22 @@ def load_sharded(build: Callable[[bool], Policy], mesh: DeviceMesh, device: torc
             buffer.copy_(source.get_buffer(name))
         dist.broadcast(buffer, src=0)
     return policy
+
+
+def _read(build: Callable[[bool], Policy]) -> Policy | None:
+    """The policy on rank 0, None on the others, which learn whether it can be loaded before they wait for weights."""
+    source: Policy | None = None
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            source = build(True)
+        except Exception as error:  # noqa: BLE001 - whatever a file of weights makes its reader raise; raised again
+            failure = error
+    told = [failure and str(failure)]
+    dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise ValueError(told[0]) from failure
+    return source
 
 
 def _shard(policy: Policy, mesh: DeviceMesh, is_bf16: bool) -> None:

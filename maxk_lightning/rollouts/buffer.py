@@ -33,7 +33,7 @@ class RolloutBuffer(Dataset[Samples]):
         """Prepare for rollouts of `num_groups` groups over all ranks.
 
         Args:
-            num_groups: Groups of a rollout.
+            num_groups: Groups of a rollout that are trained on.
             groups_per_step: Groups of an optimizer step.
             num_iterations: PPO iterations.
             ranks: Those that share the rollout.
@@ -69,7 +69,7 @@ class RolloutBuffer(Dataset[Samples]):
         """
         sampling = rollout.samples.sampling
         self._shares = []
-        for groups in self._share(rollout.samples.groups, idle):
+        for groups in self._share(rollout, idle):
             is_idle = idle(groups) if idle else [False] * len(groups)
             active = [group for group, skipped in zip(groups, is_idle, strict=True) if not skipped]
             resting = [group for group, skipped in zip(groups, is_idle, strict=True) if skipped]
@@ -93,8 +93,10 @@ class RolloutBuffer(Dataset[Samples]):
         return self._shares[self._order[index]]
 
     def _share(
-        self, groups: Sequence[Group], idle: Callable[[Sequence[Group]], Sequence[bool]] | None
+        self, rollout: Rollout, idle: Callable[[Sequence[Group]], Sequence[bool]] | None
     ) -> Sequence[Sequence[Group]]:
-        if self.seed is None or self.ranks.world_size == 1:
-            return [groups[step] for step in self._steps]
-        return exchange(groups, self.groups_per_step, self.ranks, idle)
+        groups, chosen = rollout.samples.groups, rollout.chosen
+        if self.seed is not None and self.ranks.world_size > 1:
+            return exchange(groups, self.groups_per_step, self.ranks, idle, chosen)
+        trained_on = groups if chosen is None else [groups[place] for place in chosen]
+        return [trained_on[step] for step in self._steps]

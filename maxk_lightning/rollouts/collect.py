@@ -1,17 +1,33 @@
 """An order -> completions -> scores."""
 
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from itertools import starmap
+from typing import Protocol
 
 from maxk_lightning.rewards import Reward, StreamingReward
 from maxk_lightning.rollouts.engine import RolloutEngine, StreamingEngine, in_groups
 from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
 from maxk_lightning.rollouts.scoring import score_groups, submit
-from maxk_lightning.types import Completion, Problem, Prompt, Score
+from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
 
 
-def collect(engine: RolloutEngine, reward: Reward, order: Order, version: int = 0) -> Rollout:
+class Watcher(Protocol):
+    """Is told how far sampling is, in the thread that samples."""
+
+    def begin(self, num_completions: int) -> None:
+        """So many completions are to come."""
+        ...
+
+    def ended(self, completion: Completion) -> None:
+        """One has ended."""
+        ...
+
+
+def collect(
+    engine: RolloutEngine, reward: Reward, order: Order, version: int = 0, watcher: Watcher | None = None
+) -> Rollout:
     """Sample a group per prompt and score it: as completions end where both can, else at the end.
 
     Args:
@@ -19,17 +35,20 @@ def collect(engine: RolloutEngine, reward: Reward, order: Order, version: int = 
         reward: Scores.
         order: What to sample.
         version: Optimizer step of the engine's weights.
+        watcher: Told of completions as they end; at the end, if the engine does not stream.
 
     Raises:
         RewardError: the reward failed, or did not give one score per completion.
     """
     started = time.perf_counter()
+    if watcher is not None:
+        watcher.begin(len(order.prompts) * order.sampling.num_completions)
     if isinstance(engine, StreamingEngine) and isinstance(reward, StreamingReward):
-        completions, futures = _stream(engine, reward, order)
+        completions, futures = _stream(engine, reward, order, watcher)
         generated = time.perf_counter()
         scores = [[future.result() for future in group] for group in futures]
     else:
-        completions = engine.generate(order.prompts, order.sampling)
+        completions = sample(engine, order.prompts, order.sampling, watcher)
         generated = time.perf_counter()
         scores = score_groups(reward, order.problems, order.prompts, completions, version)
     scored = time.perf_counter()
@@ -42,13 +61,38 @@ def collect(engine: RolloutEngine, reward: Reward, order: Order, version: int = 
     )
 
 
+def sample(
+    engine: RolloutEngine, prompts: Sequence[Prompt], sampling: Sampling, watcher: Watcher | None
+) -> list[list[Completion]]:
+    """What `engine.generate` returns, watched."""
+    if watcher is None:
+        return engine.generate(prompts, sampling)
+    if isinstance(engine, StreamingEngine):
+        arrivals = _watched(engine.stream(prompts, sampling), watcher)
+        return in_groups(arrivals, len(prompts), sampling.num_completions)
+    groups = engine.generate(prompts, sampling)
+    for group in groups:
+        for completion in group:
+            watcher.ended(completion)
+    return groups
+
+
+def _watched(
+    arrivals: Iterator[tuple[int, int, Completion]], watcher: Watcher | None
+) -> Iterator[tuple[int, int, Completion]]:
+    for index, sample, completion in arrivals:
+        if watcher is not None:
+            watcher.ended(completion)
+        yield index, sample, completion
+
+
 def _stream(
-    engine: StreamingEngine, reward: StreamingReward, order: Order
+    engine: StreamingEngine, reward: StreamingReward, order: Order, watcher: Watcher | None
 ) -> tuple[list[list[Completion]], list[list["Future[Score]"]]]:
     """Completions, and their scores to come: each was submitted when it ended, while others were being sampled."""
     arrivals = (
         (index, sample, (completion, submit(reward, order.problems[index], order.prompts[index], completion)))
-        for index, sample, completion in engine.stream(order.prompts, order.sampling)
+        for index, sample, completion in _watched(engine.stream(order.prompts, order.sampling), watcher)
     )
     groups = in_groups(arrivals, len(order.prompts), order.sampling.num_completions)
     completions = [[completion for completion, _ in group] for group in groups]

@@ -1,8 +1,8 @@
 """The processes that train together: which groups each of them samples, and what they agree on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,11 +11,16 @@ T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
+class RankError(RuntimeError):
+    """A rank failed at something that all ranks do; all of them raise this, and none waits for another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """This process among `world_size`. Rank r samples every `world_size`-th group of the prompt stream, from r on.
 
-    All ranks must call `all_true`, `largest`, `total`, `gather` and `gather_each` together, in the same order.
+    All ranks must call `together`, `all_true`, `largest`, `total`, `gather` and `gather_each` together, in the same
+    order.
     """
 
     rank: int = 0
@@ -25,13 +30,32 @@ class Ranks:
     device: torch.device = CPU
     "Device on which numbers are reduced: NCCL wants a GPU, gloo the CPU."
 
-    def own(self, items: Sequence[T]) -> Sequence[T]:
-        """The items of this rank, given all of them in the order of the prompt stream."""
-        return items[self.rank :: self.world_size]
+    def own(self, items: Sequence[T], first: int = 0) -> Sequence[T]:
+        """The items of this rank, given all of them in the order of the prompt stream, or those from `first` on."""
+        return items[(self.rank - first) % self.world_size :: self.world_size]
 
     def num_own(self, num_items: int) -> int:
         """How many of the first `num_items` are this rank's: (num_items - rank) / world_size, rounded up."""
         return max(0, -((self.rank - num_items) // self.world_size))
+
+    def together(self, make: Callable[[], T]) -> T:
+        """What `make` gives on this rank, in which ranks do not communicate.
+
+        Raises:
+            RankError: it raised on one of several ranks; on a single one its error stays as it is.
+        """
+        if self.world_size == 1:
+            return make()
+        made, failure = [], None
+        try:
+            made.append(make())
+        except Exception as error:  # noqa: BLE001 - rewards and engines are the user's; raised again on all ranks
+            failure = error
+        if not self.all_true(failure is None):
+            sentences = self.gather_each(failure and f"{type(failure).__name__}: {failure}")
+            failed = [f"rank {rank}: {sentence}" for rank, sentence in enumerate(sentences) if sentence is not None]
+            raise RankError("; ".join(failed)) from failure
+        return made[0]
 
     def all_true(self, value: bool) -> bool:
         """Whether it is true on every rank."""
@@ -63,6 +87,30 @@ class Ranks:
         reduced = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(reduced, dist.ReduceOp.MAX if reduction == "max" else dist.ReduceOp.SUM)
         return [float(number) for number in reduced]
+
+
+class Launched(Protocol):
+    """What a Lightning Trainer knows of its processes."""
+
+    @property
+    def global_rank(self) -> int:
+        """Number of this process."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        ...
+
+    @property
+    def strategy(self) -> Any:
+        """Its `root_device` is the device of this process."""
+        ...
+
+
+def ranks_of(trainer: Launched) -> Ranks:
+    """The ranks of a Trainer."""
+    return Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 
 
 def interleave(shares: Sequence[Sequence[T]]) -> list[T]:

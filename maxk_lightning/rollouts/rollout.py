@@ -121,6 +121,10 @@ class Rollout:
     "Wall-clock seconds that pushing these weights to the engine took, their proof included."
     logprob_gap: float = float("nan")
     "Mean |log-prob of the engine - log-prob of the trainer| in that proof, nats per token, worst rank."
+    sequence_gap: float = float("nan")
+    "The same of the sums over a completion, nats per completion."
+    chosen: Sequence[int] | None = None
+    "Places of the groups to train on, in the order of all ranks' groups in the prompt stream; None: all."
 
 
 def rewards_of(groups: Sequence[Group], num_completions: int) -> Tensor:

@@ -1,20 +1,22 @@
 """Orders -> rollouts: at once, or in a thread while training goes on; and what a checkpoint keeps of them.
 
-How a rollout is made: push the weights and prove them (`weight_sync`), sample and score (`collect`), once more with a
-fresh engine when the engine of any rank fails.
+How a rollout is made: push the weights and prove them (`weight_sync`), sample and score (`collect`), the same for
+further prompts from the same weights (`refill`); all of it once more with a fresh engine when that of any rank fails.
 """
 
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from maxk_lightning.rewards import Reward
-from maxk_lightning.rollouts.collect import collect
+from maxk_lightning.rollouts.collect import Watcher, collect
 from maxk_lightning.rollouts.engine import EngineError, RolloutEngine
 from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.refill import Draw, Orders, Refill
 from maxk_lightning.rollouts.rollout import Order, Rollout
 from maxk_lightning.rollouts.stored import Record, from_state, to_state
 from maxk_lightning.rollouts.weight_sync import Weights, WeightSync
@@ -33,59 +35,100 @@ class Sampler:
         self.reward = reward
         self.current: Rollout | None = None
         "The rollout of this rank that is being trained on."
+        self.watcher: Watcher | None = None
+        "Told how far sampling is."
         self._sync = WeightSync(engine, max_logprob_gap)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
-        self._ahead: tuple[int, Future[Rollout]] | None = None
+        self._ahead: Draw | None = None
+        self._part: Future[Rollout] | None = None  # of the rollout ahead: what the thread was given last
         self._stored: dict[str, Record] = {}  # of the checkpoint that this run was resumed from, until it is taken
 
     def reset(self) -> None:
         """Forget an earlier run: the engine must be given weights."""
         self._sync.version = None
-        self._ahead = None
+        self._ahead = self._part = None
 
-    def sample(self, order: Order, weights: Weights, ranks: Ranks) -> Rollout:
+    def sample(
+        self,
+        order: Order,
+        weights: Weights,
+        ranks: Ranks,
+        refill: Refill | None = None,
+        reward: Reward | None = None,
+    ) -> Rollout:
         """Sample with the current weights; once more with fresh engines when the engine of any rank fails.
+
+        Args:
+            order: What to sample.
+            weights: Of the policy.
+            ranks: All of them.
+            refill: What to sample further while too few groups have credit; None: nothing.
+            reward: In place of the sampler's own.
 
         Raises:
             EngineError: the fresh ones failed, too.
+            RankError: the reward or the engine of one of several ranks raised anything else.
         """
         for is_last_attempt in (False, True):
-            rollout = None
             if self._sync.refresh(weights, order.prompts, order.sampling, ranks):
-                rollout = _unless_the_engine_fails(self._collector(order))
-            if ranks.all_true(rollout is not None):
-                break
+                draw = Draw(order, refill)
+                while draw.due is not None:
+                    make = partial(_unless_the_engine_fails, self._collector(draw.due, reward=reward))
+                    draw.add(ranks.together(make), ranks)
+                if draw.rollout is not None:
+                    return draw.rollout
             self._sync.close()
-            if is_last_attempt:
-                raise EngineError("the rollout engine failed twice")
-            logger.warning("starting the rollout engine afresh")
-        assert rollout is not None
-        return rollout
+            if not is_last_attempt:
+                logger.warning("starting the rollout engine afresh")
+        raise EngineError("the rollout engine failed twice")
 
-    def begin(self, order: Order, weights: Weights, ranks: Ranks) -> None:
+    def begin(self, order: Order, weights: Weights, ranks: Ranks, refill: Refill | None = None) -> None:
         """Begin to sample with the weights as they are, while training goes on."""
         if self._sync.refresh(weights, order.prompts, order.sampling, ranks):
-            self._ahead = order.index, self._thread.submit(self._collector(order, ranks.device))
+            self._ahead = Draw(order, refill)
+            self._submit(order, ranks)
         else:
             self._sync.close()  # sampled when its epoch begins
 
-    def take(self, order: Order, ranks: Ranks) -> Rollout | None:
-        """The rollout that was begun for this order, or stored; None: there is none, or the engine of a rank failed."""
+    def advance(self, ranks: Ranks) -> None:
+        """Let the rollout ahead go on with further prompts, where what was under way is done on every rank."""
+        if self._ahead is not None and self._ahead.can_refill:
+            while self._ahead.due is not None and ranks.all_true(
+                self._part is not None and _has_ended_well(self._part)
+            ):
+                self._add_part(self._ahead, ranks)
+
+    def take(self, index: int, orders: Orders, ranks: Ranks) -> Rollout | None:
+        """The rollout of this number that was begun, or stored; None: there is none, or the engine of a rank failed.
+
+        Raises:
+            RankError: the reward of one of several ranks raised.
+        """
         stored = self._stored.pop("ahead", None)
-        if stored is not None and stored["index"] == order.index:
-            return from_state(stored, order, ranks)
-        if self._ahead is None or self._ahead[0] != order.index:
+        if stored is not None and stored["index"] == index:
+            return self.restore(stored, orders, ranks)
+        if self._ahead is None or self._ahead.index != index:
             return None
-        rollout = self._finish(ranks)
-        self._ahead = None
-        if rollout is None:
+        rollout = self.finish(ranks)
+        part, self._ahead, self._part = self._part, None, None
+        if rollout is None and part is not None:
+            ranks.together(partial(_unless_the_engine_fails, part.result))
             self._sync.close()
         return rollout
 
-    def wait(self) -> None:
-        """Wait until nothing is being sampled: an engine does one thing at a time."""
-        if self._ahead is not None:
-            self._ahead[1].exception()
+    def finish(self, ranks: Ranks) -> Rollout | None:
+        """Wait for the rollout ahead; None when there is none, or it failed on any rank, which `take` says.
+
+        An engine does one thing at a time, and with the weights that it has: before it is given others, the rollout
+        ahead must be complete.
+        """
+        if self._ahead is None:
+            return None
+        while self._ahead.due is not None:
+            if not ranks.all_true(self._part is not None and self._part.exception() is None):
+                return None
+            self._add_part(self._ahead, ranks)
+        return self._ahead.rollout
 
     def state(self, ranks: Ranks, current: Record | None) -> dict[str, Record]:
         """The rollouts that no later run can sample again, because the weights that sampled them are gone.
@@ -95,9 +138,9 @@ class Sampler:
             current: What to keep beside the rollout that is being trained on; None: training on it is over.
         """
         state = {}
-        ahead = self._finish(ranks)
+        ahead = self.finish(ranks)  # what failed is left out; `take` says so
         if self._ahead is not None and ahead is not None:
-            state["ahead"] = {"index": self._ahead[0], **to_state(ahead, ranks)}
+            state["ahead"] = {"index": self._ahead.index, **to_state(ahead, ranks)}
         elif "ahead" in self._stored:
             state["ahead"] = self._stored["ahead"]
         if current is not None:
@@ -113,13 +156,13 @@ class Sampler:
         """The stored rollout that a resumed run was amid, with what was kept beside it; None: it was amid none."""
         return self._stored.pop("current", None)
 
-    def restore(self, stored: Record, order: Order, ranks: Ranks) -> Rollout:
-        """This rank's share of a stored rollout.
+    def restore(self, stored: Record, orders: Orders, ranks: Ranks) -> Rollout:
+        """This rank's share of a stored rollout, however far it had been refilled.
 
         Raises:
-            ValueError: it was not made of this order.
+            ValueError: it was not made of these orders.
         """
-        return from_state(stored, order, ranks)
+        return from_state(stored, orders(range(len(stored["groups"]))), ranks)
 
     def sleep(self) -> None:
         """Let the engine free memory while the policy is trained."""
@@ -127,23 +170,31 @@ class Sampler:
 
     def close(self) -> None:
         """Close the engine, once the thread that samples ahead has let go of it."""
-        self.wait()
-        self._ahead = None
+        if self._part is not None:
+            self._part.exception()
+        self._ahead = self._part = None
         self._sync.close()
 
-    def _finish(self, ranks: Ranks) -> Rollout | None:
-        """Wait for the rollout that is under way; None when there is none, or the engine of any rank failed."""
-        if self._ahead is None:
-            return None
-        rollout = _unless_the_engine_fails(self._ahead[1].result)
-        return rollout if ranks.all_true(rollout is not None) else None
+    def _submit(self, order: Order, ranks: Ranks) -> None:
+        self._part = self._thread.submit(self._collector(order, ranks.device))
 
-    def _collector(self, order: Order, device: torch.device | None = None) -> Callable[[], Rollout]:
+    def _add_part(self, ahead: Draw, ranks: Ranks) -> None:
+        """Add what the thread was given last, and give it what is due next."""
+        assert self._part is not None
+        ahead.add(self._part.result(), ranks)
+        self._part = None
+        if ahead.due is not None:
+            self._submit(ahead.due, ranks)
+
+    def _collector(
+        self, order: Order, device: torch.device | None = None, reward: Reward | None = None
+    ) -> Callable[[], Rollout]:
         """Make a function that samples the order from the weights that the engine has now.
 
         Args:
             order: What to sample.
             device: Of the rank, for a thread: every thread starts with the first GPU. None: the rank's own thread.
+            reward: In place of the sampler's own.
         """
         version, sync_s, gap = self._sync.version, self._sync.seconds, self._sync.gap
         assert version is not None
@@ -151,10 +202,14 @@ class Sampler:
         def run() -> Rollout:
             if device is not None and device.type == "cuda":
                 torch.cuda.set_device(device)
-            rollout = collect(self.engine, self.reward, order, version)
-            return replace(rollout, sync_s=sync_s, logprob_gap=gap)
+            rollout = collect(self.engine, reward or self.reward, order, version, self.watcher)
+            return replace(rollout, sync_s=sync_s, logprob_gap=gap.mean, sequence_gap=gap.of_sums)
 
         return run
+
+
+def _has_ended_well(part: Future[Rollout]) -> bool:
+    return part.done() and part.exception() is None
 
 
 def _unless_the_engine_fails(make: Callable[[], Rollout]) -> Rollout | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group
@@ -53,12 +54,19 @@ def exchange(
     groups_per_step: int,
     ranks: Ranks,
     idle: Callable[[Sequence[Group]], Sequence[bool]] | None = None,
+    chosen: Sequence[int] | None = None,
 ) -> list[list[Group]]:
     """This rank's groups of every optimizer step, for the ones that it sampled; all ranks must come here together.
 
-    Tests and columns stay behind: they can be large, and nothing asks for them once rewards are known.
+    Tests and columns stay behind: they can be large, and nothing asks for them once rewards are known. So do groups
+    that are not `chosen`, see `Rollout`.
     """
-    lean = [replace(group, problem=replace(group.problem, tests=(), columns={})) for group in groups]
-    everything = ranks.gather(lean)
+    lean = {
+        place: replace(group, problem=replace(group.problem, tests=(), columns={}))
+        for place, group in zip(count(ranks.rank, ranks.world_size), groups, strict=False)
+        if chosen is None or place in chosen
+    }
+    by_place = {place: group for share in ranks.gather_each(lean) for place, group in share.items()}
+    everything = [by_place[place] for place in sorted(by_place)]
     is_idle = None if idle is None else idle(everything)
     return share_out(everything, groups_per_step, ranks.world_size, is_idle)[ranks.rank]

@@ -12,7 +12,7 @@ from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
 from maxk_lightning.types import Completion, Sampling, Score
 
 Record = dict[str, Any]
-FACTS = ("version", "generate_s", "score_s", "sync_s", "logprob_gap")
+FACTS = ("version", "generate_s", "score_s", "sync_s", "logprob_gap", "sequence_gap", "chosen")
 "Fields of a `Rollout` that are the same on all ranks, or those of the first."
 
 

@@ -3,7 +3,9 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +17,8 @@ from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.types import Completion, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
-NUM_TEST_PROMPTS = 2
-NUM_TEST_TOKENS = 16
+NUM_TEST_PROMPTS = 8
+NUM_TEST_TOKENS = 64
 "Tokens sampled per prompt after every push, to compare log-probs."
 
 
@@ -30,6 +32,23 @@ class Weights:
     "Source of its weights under their Hugging Face names; all ranks must iterate together, to gather sharded ones."
     step: int
     "Optimizer steps made so far."
+    forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
+    "What an optimizer step computes log-probs in: autocast, where training is in mixed precision."
+
+
+class Gap(NamedTuple):
+    """How far the log-probs of an engine are from the policy's, in nats."""
+
+    mean: float
+    "Mean over tokens of |engine - policy|."
+    largest: float
+    "Largest of these."
+    of_sums: float
+    "Mean over completions of |sum over its tokens of engine - policy|: by so much a sequence's log-ratio is off."
+
+
+NO_GAP = Gap(float("nan"), float("nan"), float("nan"))
+"Before anything was compared."
 
 
 class WeightSync:
@@ -40,8 +59,8 @@ class WeightSync:
         self.max_logprob_gap = max_logprob_gap
         self.version: int | None = None
         "Optimizer step whose weights the engine has; None: it must be given some."
-        self.gap = float("nan")
-        "Mean |log-prob of the engine - log-prob of the trainer| after the last push, nats per token, worst rank."
+        self.gap = NO_GAP
+        "Of the last push, each number that of the worst rank."
         self.seconds = 0.0
         "Seconds that the last push and its proof took."
 
@@ -53,6 +72,7 @@ class WeightSync:
 
         Raises:
             RuntimeError: the engine's log-probs are not the trainer's.
+            RankError: the engine of one of several ranks refused weights or prompts.
         """
         if self.version == weights.step:
             return True
@@ -60,11 +80,13 @@ class WeightSync:
         tested = list(prompts[:NUM_TEST_PROMPTS]) or [Prompt(problem_id="", token_ids=(0,), seed=0)]
         num_tokens = min(NUM_TEST_TOKENS, sampling.max_new_tokens)
         short = replace(sampling, num_completions=1, max_new_tokens=num_tokens, top_p=1.0)
-        samples = self._push(weights, tested, short)
+        samples = ranks.together(lambda: self._push(weights, tested, short))
         if not ranks.all_true(samples is not None):
             return False
         assert samples is not None
-        self._judge(*logprob_gap(weights.policy, tested, samples, sampling.temperature), ranks)
+        with weights.forward_context():
+            gap = logprob_gap(weights.policy, tested, samples, sampling.temperature)
+        self._judge(gap, ranks)
         self.version = weights.step
         self.seconds = time.perf_counter() - started
         return True
@@ -87,29 +109,31 @@ class WeightSync:
             return self.engine.generate(prompts, sampling)
         except EngineError as error:
             logger.warning("%s", error)
+            return None
+        finally:
             for _ in named_tensors:  # gathering a sharded weight takes all ranks, also those whose engine failed
                 pass
-            return None
 
-    def _judge(self, mean: float, largest: float, ranks: Ranks) -> None:
-        gaps = torch.tensor([mean, largest]).nan_to_num(nan=torch.inf)  # a maximum may lose NaN
-        self.gap, largest = ranks.largest(gaps.tolist())
-        if not self.gap <= self.max_logprob_gap:
+    def _judge(self, gap: Gap, ranks: Ranks) -> None:
+        numbers = torch.tensor(gap, dtype=torch.float64).nan_to_num(nan=torch.inf)  # a maximum may lose NaN
+        self.gap = Gap(*ranks.largest(numbers.tolist()))
+        if not self.gap.mean <= self.max_logprob_gap:
             raise RuntimeError(
-                f"the rollout engine's log-probs differ from the trainer's by {self.gap:.2g} nats per token on average "
-                f"(at most {largest:.2g}) right after a weight sync; rollout.max_logprob_gap allows "
+                f"the rollout engine's log-probs differ from the trainer's by {self.gap.mean:.2g} nats per token on "
+                f"average (at most {self.gap.largest:.2g}) right after a weight sync; rollout.max_logprob_gap allows "
                 f"{self.max_logprob_gap:g}. The engine runs other weights, another temperature or another precision"
             )
 
 
 def logprob_gap(
     policy: Policy, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], temperature: float
-) -> tuple[float, float]:
-    """Mean and maximum of |log-prob the engine reported - log-prob of the policy|, over tokens, in nats."""
+) -> Gap:
+    """Compare the log-probs that an engine reported with the policy's."""
     device = next(policy.parameters()).device
     rows = pack([prompt.token_ids for prompt in prompts], [[c.token_ids for c in group] for group in completions])
     with torch.no_grad():
         own_BT = policy(rows.to(device), temperature).logprobs_BT.cpu()
-    reported = [logprob for group in completions for completion in group for logprob in completion.logprobs]
-    gaps_M = (own_BT[rows.mask_BT] - torch.tensor(reported)).abs()
-    return float(gaps_M.mean()), float(gaps_M.max())
+    told = [completion.logprobs for group in completions for completion in group]
+    gaps_M = torch.tensor([logprob for logprobs in told for logprob in logprobs]) - own_BT[rows.mask_BT]
+    of_sums_B = torch.stack([part.double().sum().abs() for part in gaps_M.split([len(logprobs) for logprobs in told])])
+    return Gap(float(gaps_M.abs().mean()), float(gaps_M.abs().max()), float(of_sums_B.mean()))

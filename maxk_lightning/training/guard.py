@@ -9,6 +9,8 @@ from maxk_lightning.training.step import MAX_LOG_RATIO_STD
 logger = logging.getLogger(__name__)
 NUM_DRIFTED = 3
 "Steps in a row outside the healthy range before the warning."
+NUM_WITHOUT_CREDIT = 3
+"Rollouts in a row in which no group had credit before the warning."
 MAX_SKIPPED = 3
 "Skipped steps in a row before the run stops."
 
@@ -20,8 +22,12 @@ class StepGuard:
         """Begin to watch; `includes_ratio` of the objective decides what the warning advises."""
         self.num_skipped = 0
         "Steps in a row that were skipped, up to the last one."
+        self.spreads: list[float] = []
+        "Spread of log rho at every step that was made on the current rollout."
         self._includes_ratio = includes_ratio
         self._num_drifted = 0
+        self._had_credit = False
+        self._num_without_credit = 0
 
     @property
     def is_exhausted(self) -> bool:
@@ -36,9 +42,26 @@ class StepGuard:
             logger.warning("skipped an optimizer step: its loss is %s, its gradient has the norm %s", loss, grad_norm)
         return is_finite
 
+    def watch(self, values: Mapping[str, float]) -> None:
+        """Take note of the numbers of a step, and warn of drift."""
+        self._had_credit |= values["zero_credit_fraction"] < 1.0
+        self.watch_drift(values)
+
+    def end_rollout(self) -> None:
+        """Warn once when several rollouts in a row had no credit: such a run trains on nothing."""
+        self._num_without_credit = 0 if self._had_credit else self._num_without_credit + 1
+        self._had_credit = False
+        if self._num_without_credit == NUM_WITHOUT_CREDIT:
+            logger.warning(
+                "no group of the last %s rollouts had credit: all rewards of a group were equal, or none could be "
+                "scored, and nothing was learned. See train/zero_credit_fraction, train/reward and train/samples in "
+                "metrics.md", NUM_WITHOUT_CREDIT,
+            )  # fmt: skip
+
     def watch_drift(self, values: Mapping[str, float]) -> None:
-        """Warn once when log rho has spread too far for several steps in a row, and say which key to change."""
+        """Note how far log rho has spread; warn once when it is too far for several steps in a row, with what helps."""
         spread = values["log_ratio_std"]
+        self.spreads.append(spread)
         self._num_drifted = self._num_drifted + 1 if spread > MAX_LOG_RATIO_STD else 0
         if self._num_drifted == NUM_DRIFTED and self._includes_ratio:
             logger.warning(

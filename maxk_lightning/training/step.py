@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.losses import EngineCorrection, PolicyLoss, StepCounts, kl_k3
-from maxk_lightning.objectives import ZERO_CREDIT, Objective, SetAdvantage, group_diagnostics, largest_k
+from maxk_lightning.objectives import ZERO_CREDIT, Objective, group_diagnostics, largest_k, tempering
 from maxk_lightning.policy import Policy, TokenStats
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Samples, rewards_of
@@ -50,6 +50,8 @@ class StepLoss:
     "Temperature of the policy, as in sampling."
     kl_coef: float = 0.0
     "beta of the KL penalty (eq. 4)."
+    entropy_coef: float = 0.0
+    "Weight of the entropy bonus: the mean entropy per token, averaged as the losses are."
     reference: Reference | None = None
     "Target of the KL penalty; None: the old policy."
     has_reference_answered: bool = False
@@ -83,7 +85,7 @@ class StepLoss:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Sums]:
         """Loss of one micro-batch, and sums over its tokens and groups for the log."""
-        stats = self.policy(batch.rows, self.temperature)
+        stats = self.policy(batch.rows, self.temperature, self.entropy_coef > 0)
         credits_B = batch.credits_B
         sums: Sums = {}
         old_BT = self._old_logprobs(stats, batch)
@@ -105,10 +107,12 @@ class StepLoss:
         loss = (loss_BT * weights_BT).sum()
         if self.kl_coef > 0:
             loss = loss + self.kl_coef * (kl_BT * weights_BT).sum() / self.counts.num_completions
+        if self.entropy_coef > 0:
+            loss = loss - self.entropy_coef * (stats.entropies_BT * weights_BT).sum() / self.counts.num_completions
         sums["count/token"] = batch.mask_BT.sum()
         sums["count/completion"] = torch.tensor(len(batch.completions))
         sums["token/kl"] = kl_BT.detach().sum()
-        sums["token/entropy"] = stats.entropies_BT.sum()
+        sums["token/entropy"] = stats.entropies_BT.detach().sum()
         sums["token/clip_fraction"] = terms.is_clipped_BT.sum()
         return loss, {**sums, "loss": loss.detach()}
 
@@ -148,8 +152,8 @@ class StepLoss:
         credits_PN = self.objective(rewards_PN, log_ratios_PN) if len(rewards_PN) > 0 else rewards_PN
         diagnostics = group_diagnostics(rewards_PN, log_ratios_PN, largest_k(self.objective))
         sums: Sums = {}
-        if isinstance(self.objective, SetAdvantage):
-            sums["group/tempering"] = self.objective.tempering(rewards_PN, log_ratios_PN).nansum()
+        if (alpha_P := tempering(self.objective, rewards_PN, log_ratios_PN)) is not None:
+            sums["group/tempering"] = alpha_P.nansum()
         return credits_PN, sums | {
             "count/group": torch.tensor(len(rewards_PN)),
             "group/log_ratio_std": diagnostics.log_ratio_std_P.nansum(),

@@ -12,7 +12,9 @@ import yaml
 from maxk_lightning.commands.memory_plan import Machine, workload_of
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.objectives import check_group_size
+from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.policy.memory import GIB, describe, items_of, table
+from tests.support import layouts
 from tests.support.paths import ROOT
 
 CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "study"]
@@ -25,6 +27,8 @@ SIZES = {"0.5b": 494_032_768, "1.5b": 1_543_714_304, "7b": 7_615_616_512}
 CAPACITY_GIB = {"qwen7b": 139.8, "qwen0.5b_lora": 23.6}
 "What GPUs of the stated size offer (H200; RTX 4090), by config; otherwise 80 GB:"
 H100_GIB = 79.1
+FITS = [path for path in CONFIGS if path.parent.name != "eval" and path.stem != "smollm2"]
+"Those of a training run that need no policy from the hub, or one of which the description lies in `POLICIES`."
 COVERED = [path for path in CONFIGS if path.stem.startswith("qwen")]
 
 
@@ -113,6 +117,66 @@ def test_the_memory_table_of_the_header_is_what_is_computed_and_fits(path: Path,
     assert expected in "\n".join(header), f"put this into {path.name}:\n{expected}"
     assert "\nfits into" in expected
     assert f"configs/{path.name}" in path.read_text()  # the command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FITS, ids=lambda path: path.stem)
+def test_a_dry_run_needs_no_gpu_no_hub_and_no_weights(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a machine without a GPU it reports the data and prints the table of the header, but for the GPU's size."""
+    changes = _local(path, tmp_path)
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as ended:
+        MaxKCLI(["fit", "--config", str(ROOT / "configs" / "tiny.yaml"), "--config", str(path), *changes])
+    said = capsys.readouterr().out
+    assert ended.value.code in (0, None)
+    assert "rows read" in caplog.text or "problems" in caplog.text
+    assert said.startswith("GiB per rank")
+    if path in COVERED:
+        of_size = ("logits of a chunk", "recomputed layer", "total")
+        for line in said.splitlines()[:-1]:
+            assert line.startswith(of_size) or f"#   {line}" in path.read_text(), line
+        assert "there is no GPU here" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("devices", ["1", "8", "[0, 1]", "auto"])
+def test_training_without_the_gpus_is_refused_in_a_sentence(
+    devices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.devices", devices]
+    config = str(ROOT / "configs" / "qwen7b.yaml")
+    with pytest.raises(SystemExit) as refused:
+        MaxKCLI(["fit", "--config", config, *root])
+    assert refused.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"error: trainer.accelerator: torch sees 0 of the \d GPUs that this run wants; .*dry_run.*", said
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_mistakes_of_the_trainer_are_sentences_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.strategy", "dpp"]
+    with pytest.raises(SystemExit) as refused:
+        MaxKCLI(["fit", "--config", str(ROOT / "configs" / "tiny.yaml"), *args])
+    assert refused.value.code == 2
+    assert "dpp" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def _local(path: Path, directory: Path) -> list[str]:
+    """What a dry run of a config needs in the place of the hub: a tokenizer, a description, a few problems."""
+    changes = ["--trainer.default_root_dir", str(directory / "run"), "--dry_run", "true"]
+    if path in COVERED:
+        policy = _policy(_size(path), directory / "policy")
+        load_tokenizer("builtin").save_pretrained(policy)
+        rows = [layouts.code_contests_row(name=str(number)) for number in range(20)]
+        data = layouts.write_code_contests(directory / "problems", rows)
+        splits = ("train", "validation", "test")
+        changes += [arg for split in splits for arg in (f"--data.{split}.init_args.path", data)]
+        changes += ["--model.policy", policy]
+    return changes
 
 
 def test_the_runs_of_the_paper_differ_in_hardware_only() -> None:

@@ -202,3 +202,28 @@ def test_killed_ten_times_at_random_it_ends_with_the_bytes_of_an_undisturbed_run
     call(evaluate, [*args, "--out", str(tmp_path / "whole")])
     assert path.read_bytes() == (tmp_path / "whole" / "many" / "samples.jsonl").read_bytes()
     assert [(s.id, s.sample) for s in read_samples(path)] == [(id_, i) for id_ in ids for i in range(40)]
+
+
+def test_a_ladder_of_temperatures_is_an_output_each_that_compare_reads(
+    config: Path, random_policy: str, tmp_path: Path
+) -> None:
+    run(config, random_policy, tmp_path / "ladder", "--temperatures", ".5,1", "--name", "random")
+    runs = load(tmp_path / "ladder")
+    assert [loaded.name for loaded in runs] == ["random T=0.5", "random T=1"]
+    cold, warm = (read_samples(loaded.path / "samples.jsonl") for loaded in runs)
+    run(config, random_policy, tmp_path / "cold", "--rollout.eval_sampling.temperature", "0.5")
+    assert [each.completion for each in cold] == [
+        each.completion for each in read_samples(tmp_path / "cold" / "samples.jsonl")
+    ]
+    assert [each.completion for each in cold] != [each.completion for each in warm]
+
+
+@pytest.mark.parametrize("given", ["", "0", "1,1", "warm", "1,-2"])
+def test_temperatures_are_positive_and_different(given: str, config: Path, random_policy: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--temperatures is"):
+        run(config, random_policy, tmp_path, f"--temperatures={given}")
+
+
+def test_the_reward_of_evaluation_is_used(config: Path, random_policy: str, tmp_path: Path) -> None:
+    run(config, random_policy, tmp_path / "out", "--rollout.eval_reward", "tests.shell.test_progress.Constant")
+    assert {sample.reward for sample in read_samples(tmp_path / "out" / "samples.jsonl")} == {0.125}

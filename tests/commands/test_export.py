@@ -135,7 +135,7 @@ def test_the_configuration_is_that_of_the_checkpoint_s_own_run(tmp_path: Path) -
 def test_a_hub_policy_is_named_as_base_model_and_a_directory_is_not(tmp_path: Path) -> None:
     (tmp_path / "own" / "policy").mkdir(parents=True)
     found = [
-        ModelCard(model_card("name", base, 3, None, {}, [])).data.to_dict().get("base_model")
+        ModelCard(model_card("name", base, 3, None, [], {}, [])).data.to_dict().get("base_model")
         for base in ("owner/name", str(tmp_path / "own"), "builtin")
     ]
     assert found == ["owner/name", None, None]

@@ -287,6 +287,13 @@ FITS: dict[str, tuple[list[str], Callable[[Path], None] | None, str]] = {
     "ckpt_path is no checkpoint": (["--ckpt_path"], no_database, "ckpt_path is .*x, which is no checkpoint"),
     "ckpt_path is nothing": (["--ckpt_path"], None, "ckpt_path is .*x: no such file"),
     "a worker too many": (["--rollout.reward.num_workers", "5000"], None, "num_workers is 5000, must be at most"),
+    "completions beyond count": (
+        ["--rollout.sampling.num_completions", "1" + 30 * "0"],
+        None,
+        "num_completions is 10+,",
+    ),
+    "tokens beyond count": (["--rollout.sampling.max_new_tokens", "1" + 30 * "0"], None, "max_new_tokens is 10+, must"),
+    "prompts beyond count": (["--data.prompts_per_rollout", "1" + 30 * "0"], None, "prompts_per_rollout is 10+, must"),
     "no memory": (["--rollout.reward.memory_limit_mb", "1"], None, "memory_limit_mb is 1"),
 }
 

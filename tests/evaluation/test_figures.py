@@ -32,7 +32,7 @@ def test_curves_hold_every_published_point_in_one_panel_per_benchmark_and_metric
 
 
 def test_bands_are_the_intervals_on_a_log2_axis() -> None:
-    (axes,) = curve_figure({"a": POINTS, "no band": [Estimate(k=1, value=0.3)]}, "max@k").axes
+    (axes,) = curve_figure({"a": POINTS, "no band": [Estimate(k=1, value=0.3)]}, "max@k", "title").axes
     (band,) = axes.collections
     corners = {(round(float(x), 6), round(float(y), 6)) for x, y in band.get_paths()[0].vertices}
     assert corners == {(1, 0.1), (1, 0.3), (2, 0.25), (2, 0.5)}
@@ -58,11 +58,20 @@ def test_the_scatter_counts_gains_and_losses_of_shared_problems() -> None:
 
 
 def test_the_first_32_lines_all_look_different() -> None:
-    assert len({look(place) for place in range(32)}) == 32
+    looks = [look(place) for place in range(32)]
+    assert len({(colour, dash) for colour, _, dash in looks}) == 32
+    assert len({(colour, marker) for colour, marker, _ in looks}) == 32  # what a legend shows at a glance
+
+
+def test_panels_of_a_benchmark_have_one_range() -> None:
+    runs = [run for run in published() if run.benchmark == "MBPP"]
+    both = curves(runs).axes
+    assert both[0].get_ylim() == both[1].get_ylim()
+    assert curves(runs, ["pass_at_k"]).axes[0].get_ylim() == both[0].get_ylim()
 
 
 def test_drawings_are_reproducible_and_stand_alone() -> None:
-    first, second = (to_svg(curve_figure({"a": POINTS}, "max@k")) for _ in range(2))
+    first, second = (to_svg(curve_figure({"a": POINTS}, "max@k", "title")) for _ in range(2))
     assert first == second
     assert first.startswith("<svg")
 

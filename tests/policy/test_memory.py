@@ -32,6 +32,7 @@ from maxk_lightning.policy.memory import (
 )
 from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import VLLMEngine, VLLMServerEngine
+from tests.support.architectures import random_model
 
 Sizes = dict[str, int]
 
@@ -196,6 +197,33 @@ def test_the_total_is_near_the_peak_of_a_real_step(
     assert meter.peak_bytes < total < 1.3 * meter.peak_bytes
 
 
+def test_gradients_are_dropped_before_the_engine_works(small_policy: str) -> None:
+    (gradients,) = (item for item in items_of(_workload(small_policy)) if item.name == "gradients")
+    assert gradients.train_bytes > 0
+    assert gradients.sample_bytes == 0
+
+
+@pytest.mark.parametrize("spare_gib", [0, 2, 5, 20])
+def test_chunks_of_logits_take_half_of_what_everything_else_leaves(small_policy: str, spare_gib: int) -> None:
+    """With a vocabulary of 4096 a micro-batch has 2^29 logits: more than the largest chunk."""
+    workload = _workload(small_policy, num_groups=2**9, max_new_tokens=64)
+    logits = _training(workload)["logits of a chunk"]
+    assert logits == GIB  # nothing is known of a GPU: the smallest
+    others = sum(_training(workload).values()) - logits
+    sizes = _training(replace(workload, capacity_bytes=others + spare_gib * GIB))
+    assert sizes["logits of a chunk"] == max(1.0, min(4.0, spare_gib / 2)) * GIB
+    assert sum(sizes.values()) - sizes["logits of a chunk"] <= others
+
+
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+def test_a_mixture_of_experts_is_described_in_every_type(tmp_path: Path, compute_dtype: torch.dtype) -> None:
+    random_model("gpt_oss").save_pretrained(tmp_path)
+    policy = str(tmp_path)
+    one, two = (saved_bytes(_workload(policy, compute_dtype=compute_dtype), n, n) for n in (1, 2))
+    assert 0 < one < two
+    assert sum(_training(_workload(policy, compute_dtype=compute_dtype)).values()) > one
+
+
 def test_recomputation_pays_and_longer_rows_cost(small_policy: str) -> None:
     kept, recomputed = (_training(_workload(small_policy, is_checkpointing=c)) for c in (False, True))
     assert recomputed["activations"] < 0.2 * kept["activations"]
@@ -263,8 +291,19 @@ def test_the_workload_follows_the_configuration(small_policy: str) -> None:
     assert workload.num_groups == 3
     assert workload.has_whole_gradients  # 8 groups per rank are 3 micro-batches
     assert (workload.weights_dtype, workload.compute_dtype) == (torch.bfloat16, torch.bfloat16)
-    asleep = EngineMemory(weights_dtype=torch.bfloat16, kv_cache_bytes=2 * GIB, is_asleep_in_training=True)
+    logits = 4 * 256 * 4096  # of max_num_seqs rows
+    asleep = EngineMemory(
+        weights_dtype=torch.bfloat16,
+        kv_cache_bytes=2 * GIB,
+        is_asleep_in_training=True,
+        prefill_bytes=3 * logits + 2 * 8192 * (3 * 384 + 4 * 128),
+        fixed_bytes=logits + GIB,
+    )
     assert workload.engine == asleep
+    lean = VLLMEngine(small_policy, kv_cache_gib=2.0, enforce_eager=True, max_num_batched_tokens=1024, max_num_seqs=32)
+    small = workload_of(module, data, RolloutCallback(lean), machine).engine
+    assert small is not None
+    assert (small.prefill_bytes, small.fixed_bytes) == (3 * logits // 8 + 2 * 1024 * 1664, logits // 8)
     eager = workload_of(module, data, RolloutCallback(vllm), replace(machine, reduces_every_micro_batch=True))
     assert not eager.has_whole_gradients
     share = VLLMEngine(small_policy, gpu_memory_utilization=0.5)
@@ -273,7 +312,10 @@ def test_the_workload_follows_the_configuration(small_policy: str) -> None:
     )
     assert mixed.compute_dtype == torch.bfloat16
     assert mixed.engine is not None
-    assert mixed.engine.kv_cache_bytes + 2 * load_model(small_policy).num_parameters() == 40 * GIB
+    weights = 2 * load_model(small_policy).num_parameters()
+    engine = mixed.engine
+    assert weights + engine.kv_cache_bytes + engine.prefill_bytes + engine.fixed_bytes == 40 * GIB
+    assert mixed.capacity_bytes == 80 * GIB
     server = RolloutCallback(VLLMServerEngine(small_policy, url="http://127.0.0.1:1"))
     elsewhere = workload_of(module, data, server, machine)
     assert elsewhere.engine is None

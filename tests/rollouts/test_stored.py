@@ -40,7 +40,9 @@ def _group(number: int, draw: random.Random) -> Group:
 
 def _rollout(groups: list[Group]) -> Rollout:
     samples = Samples(groups=groups, sampling=SAMPLING)
-    return Rollout(samples=samples, generate_s=1.5, score_s=0.5, version=6, sync_s=0.25, logprob_gap=1e-6)
+    return Rollout(
+        samples=samples, generate_s=1.5, score_s=0.5, version=6, sync_s=0.25, logprob_gap=1e-6, sequence_gap=1e-5
+    )
 
 
 def _order(groups: list[Group], ranks: Ranks) -> Order:

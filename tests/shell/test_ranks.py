@@ -1,5 +1,6 @@
 """Any number of processes, however their weights are held, train like one; also when they are killed and resumed."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from maxk_lightning.checkpoints import is_sharded, read_sharded
 from maxk_lightning.commands.export import export
+from maxk_lightning.policy import resolve_policy
 from tests.support.runs import Run, assert_same, scalars
 
 # Uneven everywhere: steps of 3 prompts in micro-batches of 1, so that the second of two ranks has one group and one
@@ -143,3 +145,53 @@ def test_a_sharded_checkpoint_is_exported_without_processes(fsdp2: Run, one: Run
     for name in whole:
         assert torch.equal(sharded[name], weights[f"policy.model.{name}"]), name
         torch.testing.assert_close(sharded[name], whole[name], atol=2e-5, rtol=0.0)  # as above
+
+
+FAILURES = {
+    "reward of the first rank": (
+        "--rollout.reward tests.support.fakes.RaisingReward --rollout.reward.rank 0 --rollout.reward.num_rollouts 2",
+        "rank 0: ZeroDivisionError: no reward on rank 0",
+    ),
+    "reward of the second rank": (
+        "--rollout.reward tests.support.fakes.RaisingReward --rollout.reward.rank 1 --rollout.reward.num_rollouts 2",
+        "rank 1: ZeroDivisionError: no reward on rank 1",
+    ),
+    "reward of the rollout ahead": (
+        "--rollout.reward tests.support.fakes.RaisingReward --rollout.reward.rank 1 --rollout.reward.num_rollouts 2"
+        " --rollout.rollouts_ahead 1",
+        "rank 1: ZeroDivisionError: no reward on rank 1",
+    ),
+    "engine that refuses": (
+        "--rollout.engine tests.support.fakes.RefusingEngine",
+        "rank 1: ValueError: a prompt leaves no room",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1700)
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_rank_that_fails_ends_all_of_them_with_a_checkpoint(name: str, tmp_path: Path) -> None:
+    """Nobody waits for a rank that has left: the time-out of the processes is half an hour."""
+    options, sentence = FAILURES[name]
+    no_validation = "--data.validation null --checkpoint.every_n_train_steps null --checkpoint.every_n_epochs 9"
+    process = Run(tmp_path, f"{DDP} {no_validation} {options}").start()
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode not in (0, None)
+    assert sentence in errors.decode()
+    assert f"the run can be continued from {tmp_path / 'checkpoints' / 'last.ckpt'}" in errors.decode()
+    assert read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 4  # the first rollout's
+    run = Run(tmp_path, f"{DDP} {no_validation}").finish("--ckpt_path", "last")
+    assert read(run.checkpoint("last"))["global_step"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+def test_a_policy_that_the_reading_rank_cannot_load_ends_all_of_them(tmp_path: Path) -> None:
+    shutil.copytree(resolve_policy("builtin"), tmp_path / "policy")
+    weights = tmp_path / "policy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    process = Run(tmp_path / "run", f"{FSDP2} --model.policy {tmp_path / 'policy'}").start()
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode not in (0, None)
+    assert "ValueError: Error while deserializing header" in errors.decode()

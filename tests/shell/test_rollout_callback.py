@@ -15,10 +15,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from maxk_lightning.callbacks import RolloutCallback
+from maxk_lightning.callbacks.rollouts import check_overlap
 from maxk_lightning.data import Builtin
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy import load_model
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
 from maxk_lightning.rollouts.collect import collect
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Order, Rollout
@@ -250,3 +251,14 @@ def test_options_that_exclude_each_other_are_refused() -> None:
         VLLMEngine(kv_cache_gib=1.0, gpu_memory_utilization=0.5)
     with pytest.raises(ValueError, match=r"rollout\.engine\.max_num_seqs is 0"):
         VLLMEngine(max_num_seqs=0)
+
+
+def test_sampling_ahead_is_for_engines_that_do_not_share_the_gpu() -> None:
+    here: list[RolloutEngine] = [VLLMEngine(kv_cache_gib=1.0), TransformersEngine()]
+    elsewhere: list[RolloutEngine] = [VLLMServerEngine(url="http://127.0.0.1:1"), TransformersEngine(device="cpu")]
+    for engine in here:
+        with pytest.raises(ValueError, match=r"rollout\.rollouts_ahead: .*Engine samples on the GPU that trains"):
+            check_overlap(engine, torch.device("cuda"))
+        check_overlap(engine, torch.device("cpu"))
+    for engine in elsewhere:
+        check_overlap(engine, torch.device("cuda"))

@@ -70,7 +70,7 @@ def scalars(root: Path) -> dict[str, dict[int, float]]:
     accumulator.Reload()
     found: dict[str, dict[int, float]] = {}
     for tag in accumulator.Tags()["scalars"]:
-        if not tag.startswith("time/") and tag != "rollout/logprob_gap":
+        if not tag.startswith("time/") and tag not in ("rollout/logprob_gap", "rollout/sequence_gap"):
             for event in accumulator.Scalars(tag):
                 assert found.setdefault(tag, {}).setdefault(event.step, event.value) == event.value, tag
     return found

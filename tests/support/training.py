@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from torch import Tensor
 
 from maxk_lightning.callbacks import AtomicCheckpointIO, RolloutCallback
@@ -89,7 +89,7 @@ def fit(
         plugins=[AtomicCheckpointIO()],
         logger=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
     )
     # torchao compiles its step, which takes a minute on a CPU; what it computes does not depend on it.

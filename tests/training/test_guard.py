@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import MaxAtK
+from maxk_lightning.rollouts.rollout import Samples
 from maxk_lightning.training.guard import StepGuard
 from tests.support.training import Fit, fit
 
@@ -23,15 +24,24 @@ class Spoiling:
 
     def __init__(self, bad_steps: set[int]) -> None:
         self.bad_steps = bad_steps
-        self.num_calls = 0
+        self.step = 0
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
         credits_PN = MaxAtK(k=2)(rewards_PN, log_ratios_PN)
-        if log_ratios_PN.requires_grad or len(rewards_PN) > 1:  # not the check of the group size
-            self.num_calls += 1
-            if self.num_calls in self.bad_steps:
-                return credits_PN * float("inf")
-        return credits_PN
+        return credits_PN * float("inf") if self.step in self.bad_steps else credits_PN
+
+
+class Telling(PolicyModule):
+    """Tells its objective which step it is at; between steps groups are asked for their credit, too."""
+
+    num_steps = 0
+
+    def training_step(self, samples: Samples, batch_idx: int) -> None:
+        objective: Any = self.objective
+        self.num_steps += 1
+        objective.step = self.num_steps
+        super().training_step(samples, batch_idx)
+        objective.step = 0
 
 
 class Trace(Callback):
@@ -50,8 +60,8 @@ class Trace(Callback):
 
 
 def _fit(policy: str, root: Path, bad_steps: set[int], *callbacks: Callback, ckpt_path: Path | None = None) -> Fit:
-    module = {"objective": Spoiling(bad_steps), "kl_coef": 0.01}  # a penalty: no group is tried for credit beforehand
-    return fit(policy, root, callbacks=callbacks, module=module, ckpt_path=ckpt_path)
+    module = {"objective": Spoiling(bad_steps), "kl_coef": 0.01}
+    return fit(policy, root, callbacks=callbacks, module=module, module_class=Telling, ckpt_path=ckpt_path)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_training_goes_on(random_policy: str, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from maxk_lightning.objectives import (
     Objective,
     OffPolicyMaxAtK,
     SetAdvantage,
+    Staged,
     WeightedObjectives,
+    objective_at,
 )
 from maxk_lightning.policy import Policy, build_policy, load_model
 from maxk_lightning.rollouts.ranks import Ranks
@@ -112,7 +114,7 @@ def test_micro_batches_do_not_change_the_run(
     random_policy: str, tmp_path: Path, objective: Objective, normalisation: str
 ) -> None:
     # One rollout: in a second one the last bit of a weight could tip a sampled token.
-    options = {"objective": objective, "normalisation": normalisation}
+    options = {"objective": objective, "normalisation": normalisation, "entropy_coef": 0.05}
     whole = train(random_policy, tmp_path, reward=LossyReward(), module=options).weights
     for size, max_row_tokens in ((1, None), (3, 1)):
         sizes = {"prompts_per_micro_batch": size, "max_row_tokens": max_row_tokens}
@@ -197,6 +199,26 @@ def test_the_power_of_the_others_ratios_is_logged(random_policy: str, samples: S
     assert tempering[0] == pytest.approx(1.0)
     assert 0.0 < tempering[1] < 0.9
     assert _step_loss(policy, samples, SetAdvantage(k=2))(to_batch([], num_completions=6))[0].item() == 0.0
+
+
+def test_the_power_of_the_others_ratios_is_logged_for_parts_too(random_policy: str, samples: Samples) -> None:
+    policy = build_policy(random_policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.3)
+
+    def logged(objective: Objective) -> float | None:
+        step_loss = _step_loss(policy, samples, objective)
+        return step_loss.means(step_loss(to_batch(samples.groups))[1], Ranks()).get("tempering")
+
+    two, three = SetAdvantage(k=2), SetAdvantage(k=3)
+    alphas = [float(logged(objective) or 0.0) for objective in (two, three)]
+    assert min(alphas) > 0.0
+    assert alphas[0] != alphas[1]
+    assert logged(WeightedObjectives([two, MaxAtK(k=2)], [0.5, 0.5])) == alphas[0]
+    assert logged(objective_at(Staged([WeightedObjectives([three, GRPO()], [1.0, 1.0])], [0.0]), 0.5)) == alphas[1]
+    assert logged(WeightedObjectives([two, three], [0.5, 0.5])) == pytest.approx(sum(alphas) / 2)
+    assert logged(WeightedObjectives([GRPO(), MaxAtK(k=2)], [0.5, 0.5])) is None
 
 
 def test_contradictions_are_refused() -> None:

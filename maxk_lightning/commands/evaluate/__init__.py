@@ -1,5 +1,6 @@
 """`evaluate`: a policy -> samples.jsonl, summary.json, curves.png."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def evaluate(
     benchmarks: dict[str, ProblemSource] | None = None,
     problems_per_chunk: int = 8,
     shard: str | None = None,
+    temperatures: str | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
     """Sample a policy on held-out problems, score the samples and summarise them as max@k and pass@k curves.
@@ -22,7 +24,8 @@ def evaluate(
     A run that was killed goes on where it stopped when the same command is given again.
 
     Args:
-        config: YAML of a run: its test problems, prompt template, engine, reward and `rollout.eval_sampling` are used.
+        config: YAML of a run: its test problems, prompt template, engine, `rollout.eval_reward` or `rollout.reward`,
+            and `rollout.eval_sampling` are used.
         policy: Policy directory, hub name, `builtin`, or a `.ckpt` file written by `fit`.
         out: Directory for samples.jsonl, summary.json and curves.png, or for one such directory per benchmark.
         num_samples: Samples per problem (the paper: 256).
@@ -31,6 +34,8 @@ def evaluate(
         problems_per_chunk: Problems sampled together, while the chunk before is being scored.
         shard: INDEX/COUNT: only this share of the problems, in a process of its own, on a GPU of its own
             (`CUDA_VISIBLE_DEVICES=1 ... --shard 1/4`). The process that finishes last joins the shares.
+        temperatures: Several instead of that of the YAML, such as .6,.8,1,1.2: an output each, in
+            `out`/temperature-0.6 and so on, which `compare out` lays side by side.
         overrides: Keys laid over the YAML.
 
     Raises:
@@ -55,5 +60,26 @@ def evaluate(
         benchmarks=benchmarks,
         problems_per_chunk=problems_per_chunk,
         shard=None if shard is None else parse_shard(shard),
+        temperatures=[] if temperatures is None else parse_temperatures(temperatures),
         overrides=overrides,
     )
+
+
+def parse_temperatures(text: str) -> list[float]:
+    """Parse ".6,.8".
+
+    >>> parse_temperatures(".6,.8")
+    [0.6, 0.8]
+
+    Raises:
+        ValueError: it is not a list of different positive numbers.
+    """
+    try:
+        temperatures = [float(part) for part in text.strip("[]").split(",")]
+    except ValueError:
+        temperatures = []
+    if not temperatures or not all(0.0 < each < math.inf for each in temperatures):
+        raise ValueError(f"--temperatures is {text!r}, must be positive numbers with commas between, such as .6,.8,1")
+    if len(set(temperatures)) < len(temperatures):
+        raise ValueError(f"--temperatures is {text!r}, in which a number stands twice")
+    return temperatures

@@ -1,21 +1,24 @@
 """The evaluation loop: sample a chunk while the one before is scored, write, continue where a killed run stopped."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from tqdm import tqdm
+from rich.console import Console
 
+from maxk_lightning.callbacks.sampling_bar import SamplingBar, make_progress
 from maxk_lightning.evaluation.samples import Sample, append_samples, drop_half_line, read_samples, to_sample
 from maxk_lightning.evaluation.summary import Seconds
 from maxk_lightning.records import read_records
 from maxk_lightning.rewards import Reward
 from maxk_lightning.rollouts import RolloutEngine
+from maxk_lightning.rollouts.collect import Watcher, sample
 from maxk_lightning.rollouts.scoring import score_groups
 from maxk_lightning.types import Problem, Prompt, Sampling
 
@@ -72,15 +75,18 @@ def collect_samples(task: Task, engine: RolloutEngine, reward: Reward, out: Path
         writer = _Writer(
             file=stack.enter_context(path.open("a", encoding="utf-8")),
             times=stack.enter_context(times.open("a", encoding="utf-8")),
-            bar=stack.enter_context(_progress_bar(task, len(done))),
             done=done,
         )
+        console = Console(stderr=True)
+        progress = stack.enter_context(make_progress(console))
+        bar = SamplingBar(progress, "evaluate", lambda line: print(line, file=sys.stderr, flush=True))
+        bar.begin(len(task.problems) * task.sampling.num_completions, len(done))
         thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
         previous: _Scoring | None = None
         for chunk in task.chunks():
             if _is_done(task, chunk, done):
                 continue
-            current = _sample(task, chunk, engine, reward, thread)
+            current = _sample(task, chunk, engine, reward, thread, bar)
             writer.finish(previous)
             previous = current
         writer.finish(previous)
@@ -116,7 +122,6 @@ def read_seconds(out: Path) -> Seconds:
 class _Writer:
     file: IO[str]
     times: IO[str]
-    bar: Any
     done: set[tuple[str, int]]
 
     def finish(self, scoring: _Scoring | None) -> None:
@@ -131,13 +136,14 @@ class _Writer:
         seconds = Seconds(generating=scoring.generating_s, scoring=scoring_s, waiting=waiting_s)
         self.times.write(json.dumps(asdict(seconds)) + "\n")
         self.times.flush()
-        self.bar.update(len(new))
 
 
-def _sample(task: Task, chunk: slice, engine: RolloutEngine, reward: Reward, thread: ThreadPoolExecutor) -> _Scoring:
+def _sample(
+    task: Task, chunk: slice, engine: RolloutEngine, reward: Reward, thread: ThreadPoolExecutor, watcher: Watcher
+) -> _Scoring:
     problems, prompts = task.problems[chunk], task.prompts[chunk]
     started = time.perf_counter()
-    groups = engine.generate(prompts, task.sampling)
+    groups = sample(engine, prompts, task.sampling, watcher)
     sampled = time.perf_counter()
 
     def score() -> tuple[list[Sample], float]:
@@ -156,8 +162,3 @@ def _sample(task: Task, chunk: slice, engine: RolloutEngine, reward: Reward, thr
 def _is_done(task: Task, chunk: slice, done: set[tuple[str, int]]) -> bool:
     indices = range(task.sampling.num_completions)
     return all((problem.id, index) in done for problem in task.problems[chunk] for index in indices)
-
-
-def _progress_bar(task: Task, num_done: int) -> Any:
-    total = len(task.problems) * task.sampling.num_completions
-    return tqdm(total=total, initial=num_done, unit="sample", desc="evaluate", dynamic_ncols=True)

@@ -38,6 +38,7 @@ def evaluate_policy(
     benchmarks: Mapping[str, ProblemSource] | None,
     problems_per_chunk: int,
     shard: Shard | None,
+    temperatures: Sequence[float],
     overrides: Sequence[str],
 ) -> None:
     """Evaluate on every benchmark and print a table for each; the arguments are those of the command.
@@ -51,24 +52,27 @@ def evaluate_policy(
     console = Console()
     try:
         for benchmark, source in (benchmarks or _test_source(settings.data)).items():
-            directory = out / benchmark if benchmarks else out
             problems = settings.data.read(source, benchmark)
             check_problems(settings.reward, problems)
-            # Seeds depend on run seed and problem alone, so policies are compared in pairs.
+            # Seeds depend on run seed and problem alone, so policies, and temperatures, are compared in pairs.
             seeds = [derive_seed(settings.data.seed, "evaluate", problem.id) for problem in problems]
-            task = Task(
-                problems=problems,
-                prompts=settings.data.render(problems, seeds),
-                sampling=replace(settings.sampling, num_completions=num_samples),
-                problems_per_chunk=problems_per_chunk,
-            )
-            samples = _collect(task, settings, policy, directory, shard, benchmark)
-            if samples is None:
-                console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
-                continue
-            write_statements(problems, directory)
-            print_summary(_summarise(samples, directory, name, benchmark), console)
-            console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
+            prompts = settings.data.render(problems, seeds)
+            for temperature in temperatures or (None,):
+                directory, title = _place(out, name, temperature)
+                directory = directory / benchmark if benchmarks else directory
+                task = Task(
+                    problems=problems,
+                    prompts=prompts,
+                    sampling=_sampling(settings.sampling, num_samples, temperature),
+                    problems_per_chunk=problems_per_chunk,
+                )
+                samples = _collect(task, settings, policy, directory, shard, benchmark)
+                if samples is None:
+                    console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
+                    continue
+                write_statements(problems, directory)
+                print_summary(_summarise(samples, directory, title, benchmark), console)
+                console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
     finally:
         if isinstance(settings.engine, ManagedEngine):
             settings.engine.close()
@@ -93,21 +97,32 @@ class RunSettings:
 def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> RunSettings:
     """Read a run's YAML under the very schema that `fit` reads it with, for another policy."""
     cli = PartsCLI(["--config", config, "--model.policy", policy, *overrides])
-    rollout = cli.config_init["rollout"]
+    rollout, configs = cli.config_init["rollout"], cli.config["rollout"]
     return RunSettings(
         data=cli.config_init["data"],
         engine=rollout.engine,
-        reward=rollout.reward,
+        reward=rollout.eval_reward,
         sampling=rollout.eval_sampling,
-        reward_config=_config_of_reward(cli.config["rollout"]),
+        reward_config=_config_of_reward(configs),
     )
 
 
 def _config_of_reward(rollout: Any) -> str:
     """What decides rewards, as a text."""
-    if rollout["rewards"] is not None:
-        return str(rollout.as_dict()["rewards"])
-    return str(rollout.as_dict()["reward"])
+    configs = rollout.as_dict()
+    return str(configs["eval_reward"] or configs["rewards"] or configs["reward"])
+
+
+def _place(out: Path, name: str, temperature: float | None) -> tuple[Path, str]:
+    """Directory and name of the samples of a temperature; None: of the YAML's."""
+    if temperature is None:
+        return out, name
+    return out / f"temperature-{temperature:g}", f"{name} T={temperature:g}"
+
+
+def _sampling(sampling: Sampling, num_samples: int, temperature: float | None) -> Sampling:
+    sampling = replace(sampling, num_completions=num_samples)
+    return sampling if temperature is None else replace(sampling, temperature=temperature)
 
 
 def _collect(

@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -38,6 +40,7 @@ def export(
         ValueError: `ckpt` is not a checkpoint of this program or has no adapter to write, `out` exists and is not
             empty, `results` holds no finished evaluation, or `towards` has other weights.
     """
+    from maxk_lightning.checkpoints import Configuration
     from maxk_lightning.commands.export.interpolation import check_interpolation, interpolate
     from maxk_lightning.commands.export.model_card import generation_defaults, model_card, read_run_config
     from maxk_lightning.evaluation import load
@@ -49,7 +52,8 @@ def export(
     check_interpolation(towards, by, adapter)
     checkpoint = _read(Path(ckpt))
     runs = [] if results is None else load(results)
-    config = read_run_config(Path(ckpt))
+    history = [Configuration(**each) for each in checkpoint.get("configurations", [])]
+    config = yaml.safe_load(history[-1].text) if history else read_run_config(Path(ckpt))
     model = _trained_model(checkpoint, adapter)
     if towards is not None and by is not None:
         interpolate(model, towards, by)
@@ -62,6 +66,7 @@ def export(
         base=checkpoint["policy"],
         steps=checkpoint.get("global_step", 0),
         config=config,
+        history=history,
         validation=_validation_curves(checkpoint),
         runs=runs,
         mixed_with=None if towards is None else f"{by:g} of the weights of `{towards}` mixed in",

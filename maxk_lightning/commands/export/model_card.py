@@ -1,11 +1,14 @@
 """The README.md of an exported policy: what it is, how to use it, how it was trained, what was measured."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from maxk_lightning.checkpoints import Configuration
+from maxk_lightning.commands.configurations import changes
 from maxk_lightning.evaluation.runs import Run
 from maxk_lightning.evaluation.tables import tables
 
@@ -36,7 +39,7 @@ def read_run_config(ckpt: Path) -> dict[str, Any] | None:
     """The config.yaml that `fit` wrote for the run a checkpoint lies in; None where there is none."""
     directory = ckpt.absolute().parent
     root = directory.parent if directory.name == "checkpoints" else directory  # never the runs beside this one
-    found = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    found = sorted([*root.glob("config.yaml"), *root.glob("*/config.yaml")], key=lambda path: path.stat().st_mtime)
     if not found:
         return None
     config = yaml.safe_load(found[-1].read_text("utf-8"))
@@ -55,6 +58,7 @@ def model_card(
     base: str,
     steps: int,
     config: Mapping[str, Any] | None,
+    history: Sequence[Configuration],
     validation: CurvesByName,
     runs: Sequence[Run],
     mixed_with: str | None = None,
@@ -66,6 +70,7 @@ def model_card(
         base: Policy that training started from.
         steps: Optimizer steps of the checkpoint.
         config: The run's YAML; None: unknown.
+        history: All configurations that it was trained with, `config` the last one; empty: unknown.
         validation: max@k curves of the run's validations, by name.
         runs: Evaluations of this policy, and of others to compare with.
         mixed_with: Another policy's part in the weights, in words; None: there is none.
@@ -80,7 +85,7 @@ def model_card(
         _usage(config),
         _results(runs),
         _validation(validation),
-        _training(config),
+        _training(config, history),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -149,7 +154,7 @@ def _validation(curves: CurvesByName) -> str:
     return "\n".join(["## Validation during training\n", head, *rows, ""])
 
 
-def _training(config: Mapping[str, Any] | None) -> str:
+def _training(config: Mapping[str, Any] | None, history: Sequence[Configuration]) -> str:
     if config is None:
         return "## Training\n\nThe run's config.yaml was not found beside the checkpoint.\n"
     values = {label: _value(_at(config, key)) for label, key in SETTINGS.items()}
@@ -157,9 +162,15 @@ def _training(config: Mapping[str, Any] | None) -> str:
     if several:  # they stand instead of the one whose default the YAML also holds
         values["reward"] = " + ".join(map(_weighted, several))
     rows = [f"| {label} | {value.replace('|', '/')} |" for label, value in values.items() if value]
+    told = [
+        f"- from optimizer step {after.step} on `{each.key}` {each.after} (before: {each.before})"
+        for before, after in itertools.pairwise(history)
+        for each in changes(yaml.safe_load(before.text), yaml.safe_load(after.text))
+    ]
+    changed = ["", "The run was resumed with other settings:\n", *told] if told else []
     text = yaml.safe_dump(dict(config), sort_keys=False)
     whole = f"<details><summary>config.yaml</summary>\n\n```yaml\n{text}```\n\n</details>\n"
-    return "\n".join(["## Training\n", "| setting | value |\n|---|---|", *rows, "", whole])
+    return "\n".join(["## Training\n", "| setting | value |\n|---|---|", *rows, *changed, "", whole])
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

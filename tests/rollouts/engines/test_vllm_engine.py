@@ -2,11 +2,16 @@
 
 import gc
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -16,6 +21,7 @@ from maxk_lightning.rollouts import EngineError, VLLMEngine, VLLMServerEngine
 from maxk_lightning.rollouts.engines.text import StopStrings
 from maxk_lightning.rollouts.weight_sync import logprob_gap
 from maxk_lightning.types import Completion, Prompt, Sampling
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [Prompt(problem_id=str(i), token_ids=tuple(range(5, 25 + i)), seed=100 + i) for i in range(4)]
@@ -260,5 +266,114 @@ def test_a_call_that_takes_too_long_is_a_failed_engine() -> None:
     try:
         with pytest.raises(EngineError, match="timeout_s"):
             engine.generate(PROMPTS, SAMPLING)
+    finally:
+        engine.close()
+
+
+def test_a_sleeping_engine_is_woken_before_it_is_closed(engine: VLLMEngine) -> None:
+    """vLLM's allocator breaks when memory is freed that it has given back. (On a CPU sleep frees nothing.)"""
+    before = engine.generate(PROMPTS, SAMPLING)
+    calls = []
+    executor = engine.llm.llm_engine.engine_core.engine_core.model_executor
+    engine.sleep_while_training = True  # vLLM refuses to be started with it on a CPU
+    for thing, name in ((executor, "sleep"), (executor, "wake_up"), (executor, "shutdown")):
+        setattr(thing, name, _noting(calls, name, getattr(thing, name)))
+    assert engine.sleep()
+    engine.close()
+    assert calls[:3] == ["sleep", "wake_up", "shutdown"]
+    engine.load_weights(load_model("builtin").state_dict().items(), 8)
+    assert engine.generate(PROMPTS, SAMPLING) == before
+
+
+def _noting(calls: list[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def noting(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        return call(*args, **options)
+
+    return noting
+
+
+def test_an_engine_that_cannot_be_woken_is_the_last_of_its_process(
+    engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maxk_lightning.rollouts.engines.vllm.engine.ABANDONED", [])
+    engine.sleep_while_training = True
+    assert engine.sleep()
+    llm = engine.llm
+    with monkeypatch.context() as patched:
+        patched.setattr(llm, "wake_up", lambda tags: 1 / 0)
+        engine.close()
+    with pytest.raises(EngineError, match="only a new process can start another"):
+        engine.load_weights(load_model("builtin").state_dict().items(), 8)
+    monkeypatch.undo()
+    engine.llm = llm  # the memory is there: close it after all
+
+
+def test_a_push_that_fails_halfway_can_be_repeated(engine: VLLMEngine) -> None:
+    """Also from asleep: vLLM wakes weights only once."""
+    weights = load_model("builtin").state_dict()
+    before = engine.generate(PROMPTS, SAMPLING)
+    engine.sleep_while_training = True
+    assert engine.sleep()
+    with pytest.raises(ValueError, match="is not finite"):
+        engine.load_weights((weights | {"model.norm.weight": torch.full((128,), torch.nan)}).items(), 8)
+    with pytest.raises(EngineError, match=r"(sleeps|halfway): load weights before the next sample"):
+        engine.generate(PROMPTS, SAMPLING)
+    engine.load_weights(weights.items(), 9)
+    assert engine.generate(PROMPTS, SAMPLING) == before
+
+
+def test_two_ranks_are_one_engine_and_sample_what_one_would(engine: VLLMEngine, tmp_path: Path) -> None:
+    """Each rank gives other prompts, of other number, and gets the answers to its own."""
+    expected = engine.generate(PROMPTS, SAMPLING)
+    script = str(ROOT / "tests" / "support" / "tensor_parallel_rank.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(tmp_path / "store")],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        ends = [rank.communicate(timeout=500) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "".join(err[-3000:] for _, err in ends)
+    told = [json.loads(out.splitlines()[-1]) for out, _ in ends]
+    assert [len(groups) for groups in told] == [3, 1]
+    sampled = [completion for groups in told for group in groups for completion in group]
+    own = [completion for group in expected for completion in group]
+    assert [tuple(tokens) for tokens, _ in sampled] == [completion.token_ids for completion in own]
+    for (_, logprobs), completion in zip(sampled, own, strict=True):
+        assert logprobs == pytest.approx(completion.logprobs, abs=MAX_GAP)
+
+
+def test_a_server_that_dies_while_weights_are_on_their_way_is_a_failed_engine() -> None:
+    arguments = {"enforce-eager": True, "max-model-len": 256, "dtype": "float32", "kv-cache-memory-bytes": 2**26}
+    engine = VLLMServerEngine("builtin", transfer="file", server_args=arguments, timeout_s=120.0)
+    weights = load_model("builtin").state_dict()
+
+    def deadly() -> Iterator[tuple[str, torch.Tensor]]:
+        for index, item in enumerate(weights.items()):
+            if index == 3:
+                family = psutil.Process().children(recursive=True)
+                (server,) = [process for process in family if "api_server" in " ".join(process.cmdline()[:4])]
+                server.kill()
+            yield item
+
+    try:
+        engine.load_weights(weights.items(), 1)
+        before = engine.generate(PROMPTS[:1], SAMPLING)
+        with pytest.raises(EngineError, match="does not answer collective_rpc"):
+            engine.load_weights(deadly(), 2)
+        assert engine.version is None
+        engine.close()
+        engine.load_weights(weights.items(), 3)
+        assert _token_ids(engine.generate(PROMPTS[:1], SAMPLING)) == _token_ids(before)
+        assert logprob_gap(Policy(load_model("builtin")), PROMPTS[:1], before, SAMPLING.temperature).largest < MAX_GAP
     finally:
         engine.close()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from maxk_lightning.policy import load_model, weight_shapes
-from maxk_lightning.rollouts.engines.vllm.server import GUARD
+from maxk_lightning.rollouts.engines.vllm.launch import GUARD
 from maxk_lightning.rollouts.engines.weights import checked, save_shards
 from tests.support.runs import listen_to_interrupts
 

@@ -1,6 +1,8 @@
 """Rollouts from vLLM in this process. Run with vLLM 0.32; made for 0.26 to 0.33."""
 
 import gc
+import itertools
+import logging
 import os
 import random
 import time
@@ -12,22 +14,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
-from maxk_lightning.policy.memory import GIB, EngineMemory, describe, tensor_bytes
+from maxk_lightning.policy import load_stop_tokens, load_tokenizer, weight_shapes
+from maxk_lightning.policy.memory import EngineMemory
 from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.text import answer_text
-from maxk_lightning.rollouts.engines.vllm.entropy import entropy_recorder
+from maxk_lightning.rollouts.engines.vllm.arguments import (
+    Dtype,
+    HeadDtype,
+    VLLMSettings,
+    check_share,
+    memory_of,
+    vllm_arguments,
+)
+from maxk_lightning.rollouts.engines.vllm.entropy import PROMPT_TOKENS, REQUEST, Entropies, entropy_recorder
 from maxk_lightning.rollouts.engines.vllm.errors import as_engine_error, finish_reason
-from maxk_lightning.rollouts.engines.weights import checked, engine_dtype
+from maxk_lightning.rollouts.engines.vllm.peers import Peers
+from maxk_lightning.rollouts.engines.vllm.place import Place, current_place
+from maxk_lightning.rollouts.engines.weights import checked
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-DEFAULT_UTILIZATION = 0.9
-"Share of a GPU that vLLM takes where nobody says how much."
+logger = logging.getLogger(__name__)
+STEPS_PER_LOOK = 64
+"Steps between two looks at the clock where several ranks must see the same."
+ABANDONED: list[Any] = []
+"Engines of this process that sleep and could not be closed; vLLM's allocator is one per process."
 MISSING = "rollout.engine: VLLMEngine needs vLLM: pip install vllm (on a CPU: scripts/test.sh --all shows how)"
 
 
@@ -49,6 +63,9 @@ class VLLMEngine:
         kv_cache_gib: float | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
+        max_num_batched_tokens: int | None = None,
+        head_dtype: HeadDtype = "float32",
+        tensor_parallel_size: int = 1,
         enforce_eager: bool = False,
         sleep_while_training: bool = False,
         record_entropy: bool = False,
@@ -59,10 +76,17 @@ class VLLMEngine:
         Args:
             policy: Directory, hub name or `builtin`; training fills in `model.policy`.
             dtype: Of weights and computation; `auto`: bfloat16 on a GPU, float32 on a CPU.
-            gpu_memory_utilization: Share of the GPU that vLLM takes, weights included. Not with `kv_cache_gib`.
-            kv_cache_gib: Size of the KV cache. The way to share a GPU with training: what is left is told exactly.
+            gpu_memory_utilization: Share of the GPU that vLLM takes, weights included; so much must be free when it
+                starts. Not with `kv_cache_gib`.
+            kv_cache_gib: Size of the KV cache. The way to share a GPU with training, which needs one of the two.
             max_model_len: Longest prompt + completion; None: the policy's own limit.
             max_num_seqs: Completions generated at the same time.
+            max_num_batched_tokens: Tokens that it computes in one step, prompts included; their activations are its
+                memory beside weights and KV cache. None: 8192 on a GPU, vLLM's own choice on a CPU.
+            head_dtype: Type of the logits; `float32` whatever `dtype` says, as the trainer computes them, or the
+                `model`'s: bfloat16 rounds logits of 16 to 32 to eighths.
+            tensor_parallel_size: Ranks that share one copy of the weights, for policies that one GPU cannot hold
+                twice. Those are neighbours; the number of ranks must be a multiple. Not with `rollouts_ahead`.
             enforce_eager: No CUDA graphs: slower, starts sooner.
             sleep_while_training: Free the KV cache and the weights between rollouts (CUDA only).
             record_entropy: Also tell the entropy of the distribution each token was drawn from, before top_p; costs
@@ -72,26 +96,22 @@ class VLLMEngine:
         Raises:
             ValueError: a value out of range, or both ways to size the KV cache.
         """
-        if gpu_memory_utilization is not None and kv_cache_gib is not None:
-            raise ValueError("rollout.engine: give gpu_memory_utilization or kv_cache_gib, not both")
-        if gpu_memory_utilization is not None and not 0.0 < gpu_memory_utilization <= 1.0:
-            raise ValueError(f"rollout.engine.gpu_memory_utilization is {gpu_memory_utilization}, must be in (0, 1]")
-        limits = {
-            "kv_cache_gib": kv_cache_gib,
-            "max_model_len": max_model_len,
-            "max_num_seqs": max_num_seqs,
-            "timeout_s": timeout_s,
-        }
-        for name, value in limits.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"rollout.engine.{name} is {value}, must be positive")
+        self._settings = VLLMSettings(
+            policy=policy,
+            dtype=dtype,
+            gpu_memory_utilization=gpu_memory_utilization,
+            kv_cache_gib=kv_cache_gib,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            head_dtype=head_dtype,
+            tensor_parallel_size=tensor_parallel_size,
+            enforce_eager=enforce_eager,
+            sleep_while_training=sleep_while_training,
+            timeout_s=timeout_s,
+        )
         self.policy = policy
-        self.dtype = dtype
-        self.gpu_memory_utilization = gpu_memory_utilization
-        self.kv_cache_gib = kv_cache_gib
-        self.max_model_len = max_model_len
-        self.max_num_seqs = max_num_seqs
-        self.enforce_eager = enforce_eager
+        self.tensor_parallel_size = tensor_parallel_size
         self.sleep_while_training = sleep_while_training
         self.record_entropy = record_entropy
         self.timeout_s = timeout_s
@@ -101,31 +121,45 @@ class VLLMEngine:
         self.stop_tokens: list[int] = []
         "Tokens that end a completion, known once vLLM runs."
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._is_asleep = False
+        self._asleep: list[str] = []  # parts of its memory that it has given back, by vLLM's names
+        self._is_torn = False  # some of its weights are old, or nowhere
         self._shares_process_group = False
         self._num_requests = 0
-        self._entropies: dict[str, dict[int, float]] = {}  # by request and position
+        self._entropies = Entropies()
+        self._peers = Peers(1)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Push a full set of weights, one tensor at a time, and forget what was cached under the old ones.
 
         Raises:
-            ValueError: a weight is unknown, missing, or not finite.
+            ValueError: a weight is unknown, missing, or not finite; or options that cannot work here.
             EngineError: vLLM failed.
         """
         self._start("dummy")
-        self.version = None  # until all of them have arrived
-        weights = checked(named_tensors, weight_shapes(self.policy))
+        self.version, self._is_torn = None, True  # until all of them have arrived
+        failure = None
+        try:
+            self._take_over(checked(named_tensors, weight_shapes(self.policy)))
+        except EngineError as error:
+            failure = error
+        if self._peers.any_true(failure is not None):  # the others would wait for this rank at their next sample
+            raise failure or EngineError("vLLM failed in another rank of this engine")
+        self.version, self._is_torn = version, False
+
+    def _take_over(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         with as_engine_error("loading weights"):
-            if self._is_asleep:
-                self.llm.wake_up(["weights"])
+            self._wake("weights")
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-            if self._is_asleep:
-                self.llm.wake_up(["kv_cache"])
+            self._wake("kv_cache")
             if not self.llm.reset_prefix_cache():
                 raise EngineError("vLLM could not reset its prefix cache")
-        self._is_asleep = False
-        self.version = version
+
+    def _wake(self, *tags: str) -> None:
+        """Take memory back that was given away in `sleep`."""
+        asleep = [tag for tag in tags if tag in self._asleep]
+        if asleep:
+            self.llm.wake_up(asleep)
+            self._asleep = [tag for tag in self._asleep if tag not in asleep]
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """Sample completions, all prompts together."""
@@ -136,26 +170,30 @@ class VLLMEngine:
 
         Raises:
             ValueError: a prompt leaves no room for a completion.
-            EngineError: vLLM failed, took too long, or sleeps without weights.
+            EngineError: vLLM failed, took too long, or has no whole set of weights.
         """
         self._start("auto")
-        if self._is_asleep:
+        if self._asleep:
             raise EngineError("vLLM sleeps: load weights before the next sample")
-        self._check_lengths(prompts, sampling)
+        if self._is_torn:  # it would wait for ever
+            raise EngineError("the last push of weights to vLLM ended halfway: load weights before the next sample")
+        joined, first = self._peers.join(prompts)
+        self._check_lengths(joined, sampling)
         engine = self.llm.llm_engine
         places = {}
         try:
-            for index, prompt in enumerate(prompts):
+            for index, prompt in enumerate(joined):
                 for sample in range(sampling.num_completions):
                     self._num_requests += 1
                     name = str(self._num_requests)
                     with as_engine_error("generating"):
                         parameters = self._parameters(name, prompt, sample, sampling)
                         engine.add_request(name, {"prompt_token_ids": list(prompt.token_ids)}, parameters)
-                    places[name] = index, sample
+                    places[name] = index - first, sample
             for output in self._outputs(engine):
                 index, sample = places.pop(output.request_id)
-                yield index, sample, self._completion(output.request_id, prompts[index], output.outputs[0])
+                if 0 <= index < len(prompts):  # the others are those of a peer
+                    yield index, sample, self._completion(output.request_id, prompts[index], output.outputs[0])
         except EngineError:
             places.clear()  # nothing can be asked of an engine that failed
             raise
@@ -165,17 +203,8 @@ class VLLMEngine:
                 engine.abort_request(list(places))
 
     def memory(self, load: EngineLoad) -> EngineMemory:
-        """Tell what it will hold: its copy of the weights, and a KV cache of the configured size."""
-        dtype = engine_dtype(self.dtype, on_gpu=load.gpu_bytes is not None)
-        if self.kv_cache_gib is not None:
-            kv_cache_bytes = int(self.kv_cache_gib * GIB)
-        else:
-            share = self.gpu_memory_utilization or DEFAULT_UTILIZATION
-            weights = tensor_bytes(describe(self.policy, dtype).parameters())
-            kv_cache_bytes = max(0, int(share * (load.gpu_bytes or 0)) - weights)
-        return EngineMemory(
-            weights_dtype=dtype, kv_cache_bytes=kv_cache_bytes, is_asleep_in_training=self.sleep_while_training
-        )
+        """Tell what it will hold: its copy of the weights, a KV cache of the configured size, and its workspace."""
+        return memory_of(self._settings, load.gpu_bytes)
 
     def sleep(self) -> bool:
         """Drop weights and KV cache, where `sleep_while_training` says so."""
@@ -183,13 +212,32 @@ class VLLMEngine:
             return False
         with as_engine_error("going to sleep"):
             self.llm.sleep(level=2)
-        self._is_asleep, self.version = True, None
+        self._asleep, self.version = ["weights", "kv_cache"], None
         return True
 
     def close(self) -> None:
-        """Free vLLM's memory; a process group that stood before vLLM started stays."""
+        """Free vLLM's memory; a process group that stood before vLLM started stays.
+
+        An engine that sleeps is woken before: freeing memory that it has given back breaks vLLM's allocator, in this
+        process for good. Where there is no room to wake, the engine is left as it is, and no other one can start.
+        """
         if self.llm is None:
             return
+        try:
+            with as_engine_error("waking up"):
+                self._wake(*self._asleep)
+        except EngineError as error:
+            logger.warning("vLLM was to be closed and keeps its memory: %s", error)
+            ABANDONED.append(self.llm)
+        else:
+            self._shut_down()
+        self.llm, self._asleep, self._is_torn, self.version = None, [], False, None
+        self._peers.close()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _shut_down(self) -> None:
         from vllm.distributed.parallel_state import destroy_model_parallel
 
         client = self.llm.llm_engine.engine_core
@@ -202,55 +250,41 @@ class VLLMEngine:
             gc.unfreeze()
         else:
             client.shutdown()
-        self.llm, self._is_asleep, self.version = None, False, None
+        self.llm = None
         destroy_model_parallel()
-        del client
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _start(self, load_format: Literal["auto", "dummy"]) -> None:
         """Start vLLM unless it runs; on several ranks all of them must come here together."""
         if self.llm is not None:
             return
+        if ABANDONED:
+            raise EngineError("a vLLM that slept could not be woken to be closed; only a new process can start another")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, where weights can be handed over
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         self._shares_process_group = torch.distributed.is_initialized()
-        world_size = torch.distributed.get_world_size() if self._shares_process_group else 1
-        on_gpu = torch.cuda.is_available()
-        if world_size > 1:  # what torchrun sets, and other launchers do not
-            os.environ["RANK"] = str(torch.distributed.get_rank())
-            os.environ["WORLD_SIZE"] = str(world_size)
-            os.environ["LOCAL_RANK"] = str(torch.cuda.current_device()) if on_gpu else os.environ.get("LOCAL_RANK", "0")
+        place = current_place()
+        place.check(self.tensor_parallel_size)
+        if place.on_gpu and load_format == "dummy":
+            check_share(self._settings)
+        place.announce()
         try:
             from vllm import LLM
         except ImportError as error:
             raise ValueError(f"{MISSING} ({error})") from error
-        options = {
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "kv_cache_memory_bytes": None if self.kv_cache_gib is None else int(self.kv_cache_gib * 2**30),
-            "max_model_len": self.max_model_len,
-            # vLLM draws for a part of a prompt, too, and takes that back by a generator offset that CPUs lack.
-            "enable_chunked_prefill": None if on_gpu else False,
-            "enable_sleep_mode": self.sleep_while_training or None,
-            "logits_processors": [entropy_recorder(self._entropies)] if self.record_entropy else None,
-            "distributed_executor_backend": "external_launcher" if world_size > 1 else None,
-        }
-        with as_engine_error("starting"), _undisturbed_generators(), torch.inference_mode(False):
-            self.llm = LLM(
-                model=resolve_policy(self.policy),
-                load_format=load_format,
-                generation_config="vllm",
-                logprobs_mode="processed_logprobs",
-                dtype=engine_dtype(self.dtype, on_gpu=on_gpu),
-                max_num_seqs=self.max_num_seqs,
-                enforce_eager=self.enforce_eager,
-                enable_prefix_caching=True,
-                disable_log_stats=True,
-                **{name: value for name, value in options.items() if value is not None},
-            )
+        with as_engine_error("starting", also_values=True), _undisturbed_generators(), torch.inference_mode(False):
+            self._entropies = Entropies()
+            self.llm = LLM(**self._arguments(place, load_format))
+        if place.on_gpu and torch.cuda.current_device() != place.device_index:
+            raise EngineError(f"vLLM has changed the device of this process from cuda:{place.device_index}")
+        self._peers = Peers(self.tensor_parallel_size)
         self._tokenizer = load_tokenizer(self.policy)
         self.stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
+
+    def _arguments(self, place: Place, load_format: Literal["auto", "dummy"]) -> dict[str, Any]:
+        arguments = vllm_arguments(self._settings, place, load_format)
+        if self.record_entropy:
+            arguments["logits_processors"] = [entropy_recorder(self._entropies, arguments)]
+        return arguments
 
     def _parameters(self, name: str, prompt: Prompt, sample: int, sampling: Sampling) -> Any:
         from vllm import SamplingParams
@@ -266,7 +300,7 @@ class VLLMEngine:
             stop_token_ids=self.stop_tokens,
             stop=list(sampling.stop),
             logprobs=0,  # of the sampled token
-            extra_args={"request": name} if self.record_entropy else None,
+            extra_args={REQUEST: name, PROMPT_TOKENS: len(prompt.token_ids)} if self.record_entropy else None,
             flat_logprobs=True,
             detokenize=bool(sampling.stop),  # only to find them
         )
@@ -283,21 +317,29 @@ class VLLMEngine:
     def _outputs(self, engine: Any) -> Iterator[Any]:
         """Finished requests, as they finish."""
         deadline = time.monotonic() + self.timeout_s
-        while engine.has_unfinished_requests():
+        for step in itertools.count():
+            if not engine.has_unfinished_requests():
+                return
             with as_engine_error("generating"):
                 outputs = engine.step()
-            if time.monotonic() > deadline:
+            if self._is_over(deadline, step):
                 raise EngineError(f"vLLM took longer than rollout.engine.timeout_s ({self.timeout_s:g} s)")
             yield from (output for output in outputs if output.finished)
+
+    def _is_over(self, deadline: float, step: int) -> bool:
+        """Whether time is up, for all ranks of this engine in the same step: they compute every step together."""
+        is_over = time.monotonic() > deadline
+        if self.tensor_parallel_size == 1:
+            return is_over
+        return step % STEPS_PER_LOOK == 0 and self._peers.any_true(is_over)
 
     def _completion(self, name: str, prompt: Prompt, output: Any) -> Completion:
         assert self._tokenizer is not None
         tokens = tuple(output.token_ids)
-        entropies = self._entropies.pop(name) if self.record_entropy else None
         return Completion(
             token_ids=tokens,
             logprobs=tuple(output.logprobs.logprobs),
-            entropies=None if entropies is None else tuple(entropies[position] for position in range(len(tokens))),
+            entropies=self._entropies.take(name, len(tokens)) if self.record_entropy else None,
             text=answer_text(self._tokenizer, prompt, tokens),
             finish_reason=finish_reason(output.finish_reason),
         )
@@ -307,7 +349,8 @@ class VLLMEngine:
 def _undisturbed_generators() -> Iterator[None]:
     """Put the global random generators back, which vLLM seeds when it starts."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []  # all of them would be warned of
+    with torch.random.fork_rng(devices):
         yield
     random.setstate(python)
     np.random.set_state(numpy)

@@ -8,13 +8,20 @@ from maxk_lightning.types import FinishReason
 
 
 @contextmanager
-def as_engine_error(doing: str) -> Iterator[None]:
-    """Turn what vLLM raises, which has no common class, into an EngineError; our own errors pass."""
+def as_engine_error(doing: str, *, also_values: bool = False) -> Iterator[None]:
+    """Turn what vLLM raises, which has no common class, into an EngineError; our own errors pass.
+
+    Args:
+        doing: What vLLM does, for the message.
+        also_values: Whether a ValueError is vLLM's, too: it starts with one that says that memory is missing.
+    """
     try:
         yield
-    except (EngineError, ValueError):
+    except EngineError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and not also_values:
+            raise
         raise EngineError(f"vLLM failed while {doing}: {type(error).__name__}: {error}") from error
 
 

@@ -1,0 +1,35 @@
+"""The parser of LightningCLI, with errors that end in what to do."""
+
+import re
+import sys
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+PROGRAM = "python -m maxk_lightning"
+SEAMS = {
+    "Reward": "a class with score(self, problems, completions), which returns one list per problem, and in it one"
+    " maxk_lightning.types.Score(reward=..., verdicts=()) per completion",
+    "Objective": "a class with an attribute includes_ratio and __call__(self, rewards_PN, log_ratios_PN), which returns"
+    " credits_PN",
+    "PolicyLoss": "a class with an attribute accepts_ratio_credits and __call__(self, logprobs_BT,"
+    " behaviour_logprobs_BT, credits_B, mask_BT), which returns maxk_lightning.losses.LossTerms",
+    "RolloutEngine": "a class with generate(self, prompts, sampling) and load_weights(self, named_tensors, version)",
+    "ProblemSource": "a class with load(self), which returns a list of maxk_lightning.types.Problem",
+}
+"Protocol -> what satisfies it."
+MISSING = re.compile(r"class_path '(?:[\w.]+\.)?(\w+)':\s+(Requirement '.*)")
+"What jsonargparse says, amid a page, of a class of Lightning's whose package is missing."
+
+
+class Parser(LightningArgumentParser):
+    """Says what was wrong, without the hundred lines of usage that `--help` shows."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the reason as one sentence and leave."""
+        command = getattr(getattr(ex, "subcommand_parser", None) or self, "prog", PROGRAM).replace(" [options]", "")
+        if missing := MISSING.search(message):
+            message = f"{missing[1]} needs a package: {missing[2]}"
+        hints = [f"{name} is {what}" for name, what in SEAMS.items() if f"protocol {name}" in message]
+        print(f"{command}: error: {message}", *hints, sep="\n", file=sys.stderr)
+        sys.exit(2)

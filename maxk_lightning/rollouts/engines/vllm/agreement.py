@@ -1,0 +1,40 @@
+"""Ranks that come together, and leave together when one of them fails."""
+
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from maxk_lightning.rollouts.engine import EngineError
+
+T = TypeVar("T")
+Failure = EngineError | ValueError
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def gathered(thing: T) -> list[T]:
+    """The thing of every rank, by rank."""
+    if not dist.is_initialized():
+        return [thing]
+    things: list[T] = [thing] * dist.get_world_size()
+    dist.all_gather_object(things, thing)
+    return things
+
+
+def told_by_first_rank(thing: T) -> T:
+    """The thing of rank 0."""
+    return gathered(thing)[0]
+
+
+def raise_together(failure: Failure | None) -> None:
+    """Raise when any rank has failed: what failed here, else what failed in the first rank that did."""
+    told = None if failure is None else (isinstance(failure, EngineError), str(failure))
+    failures = [each for each in gathered(told) if each is not None]
+    if failure is not None:
+        raise failure
+    if failures:
+        is_engine_error, message = failures[0]
+        raise EngineError(message) if is_engine_error else ValueError(message)

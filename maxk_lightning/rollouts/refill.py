@@ -1,0 +1,113 @@
+"""Further prompts for a rollout while too few of its groups have credit (dynamic sampling, DAPO, arXiv:2503.14476).
+
+A place is a number of a prompt in its rollout, over all ranks: first the ordered prompts, then the further ones. Every
+decision is a function of which places have credit, so it is the same on any number of ranks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from maxk_lightning.objectives import Objective, is_idle
+from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.rollout import Group, Order, Rollout, rewards_of
+
+Orders = Callable[[range], Order]
+"Places of a rollout -> what this rank is to sample of them."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refill:
+    """How far a rollout may be refilled, and with what."""
+
+    max_batches: int
+    "Further batches of prompts, at most."
+    num_wanted: int
+    "Groups with credit that optimizer steps are made of, over all ranks; also the largest batch."
+    num_places: int
+    "Prompts that there are for this rollout, the ordered ones included."
+    objective: Objective
+    "The objective in force for this rollout."
+    orders: Orders
+    "Further prompts by their places."
+
+    def next_places(self, has_credit: Sequence[bool], num_batches: int) -> range:
+        """Places to sample next, empty: none.
+
+        As many as are missing, at the share of groups with credit so far. A batch is never larger than the rollout that
+        was ordered, which the memory of engines is planned for.
+
+        Args:
+            has_credit: Of every group so far, in order of its place.
+            num_batches: Further batches so far.
+        """
+        num_drawn, num_credited = len(has_credit), sum(has_credit)
+        num_missing = self.num_wanted - num_credited
+        if num_missing <= 0 or num_batches >= self.max_batches:
+            return range(0)
+        size = min(self.num_wanted, -(-num_missing * num_drawn // max(1, num_credited)))
+        return range(num_drawn, min(num_drawn + size, self.num_places))
+
+
+class Draw:
+    """A rollout in the making: the ordered prompts, then batch after batch of further ones."""
+
+    def __init__(self, order: Order, refill: Refill | None) -> None:
+        """Begin with an order; None: it is never refilled."""
+        self.index = order.index
+        self.due: Order | None = order
+        "What is to be sampled next; None: the rollout is complete, or an engine failed."
+        self.can_refill = refill is not None and refill.max_batches > 0
+        self.rollout: Rollout | None = None
+        "What has been sampled; None once the engine of any rank has failed."
+        self._refill = refill
+        self._num_batches = 0
+
+    def add(self, part: Rollout | None, ranks: Ranks) -> None:
+        """Add what this rank sampled of the order that was due, None: its engine failed; all ranks come together."""
+        self.due = None
+        if not ranks.all_true(part is not None):
+            self.rollout = None
+            return
+        assert part is not None
+        self.rollout = part if self.rollout is None else joined(self.rollout, part)
+        if self._refill is not None and self.can_refill:
+            self._decide(self._refill, self.rollout, ranks)
+
+    def _decide(self, refill: Refill, rollout: Rollout, ranks: Ranks) -> None:
+        credited = ranks.gather(has_credit(refill.objective, rollout.samples.groups))
+        if places := refill.next_places(credited, self._num_batches):
+            self.due = refill.orders(places)
+            self._num_batches += 1
+        else:
+            self.rollout = replace(rollout, chosen=choose(credited, refill.num_wanted))
+
+
+def has_credit(objective: Objective, groups: Sequence[Group]) -> list[bool]:
+    """Whether each group can get credit, by its rewards alone; see `objectives.is_idle`."""
+    if not groups:
+        return []
+    return is_idle(objective, rewards_of(groups, len(groups[0].scores))).logical_not().tolist()
+
+
+def choose(has_credit: Sequence[bool], number: int) -> list[int]:
+    """Places of the first groups with credit, filled up with the first without, in order.
+
+    >>> choose([False, True, False, True, True], 2)
+    [1, 3]
+    >>> choose([False, True, False, False], 3)
+    [0, 1, 2]
+    """
+    credited_first = sorted(range(len(has_credit)), key=lambda place: not has_credit[place])  # stable
+    return sorted(credited_first[:number])
+
+
+def joined(first: Rollout, more: Rollout) -> Rollout:
+    """One rollout of both, which the same weights sampled."""
+    assert first.version == more.version, "the engine was given other weights before the rollout was complete"
+    groups = [*first.samples.groups, *more.samples.groups]
+    return replace(
+        first,
+        samples=replace(first.samples, groups=groups),
+        generate_s=first.generate_s + more.generate_s,
+        score_s=first.score_s + more.score_s,
+    )

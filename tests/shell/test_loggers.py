@@ -114,16 +114,20 @@ def wandb_files(root: Path) -> Logged:
         record.ParseFromString(data)
         for update in record.config.update:
             settings[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)
-        values = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        step = values.get("trainer/global_step")
+        values: dict[str, Any] = {}
+        for item in record.history.item:
+            tag, *fields = item.nested_key or [item.key]
+            value = json.loads(item.value_json)
+            values[tag] = {**values.get(tag, {}), fields[0]: value} if fields else value
+        step = int(values.get("trainer/global_step", -1))
         for tag, value in values.items():
             if isinstance(value, dict) and "images/separated" in value.get("_type", ""):
                 pictures[step] = _pixels((directory / "files" / value["filenames"][0]).read_bytes())
             elif isinstance(value, dict) and "table" in value.get("_type", ""):
                 table = json.loads((directory / "files" / value["path"]).read_text())
                 (texts if tag == "glossary" else tables)[tag] = table
-            elif not tag.startswith("_") and tag not in ("trainer/global_step", "epoch"):
-                scalars[tag, int(step)] = float(value)
+            elif isinstance(value, int | float) and tag not in ("trainer/global_step", "epoch") and tag[0] != "_":
+                scalars[tag, step] = float(value)
     reward = tables["train/samples"]["columns"].index("reward")
     return Logged(
         scalars=scalars,
@@ -161,9 +165,7 @@ def mlflow_store(root: Path) -> Logged:
         if tag != "epoch"
         for each in client.get_metric_history(id_, tag)
     }
-    files = sorted(
-        (root / "artifacts").rglob("images/*.png"), key=lambda path: int(path.name.split("%step%")[1].split("%")[0])
-    )
+    files = sorted((root / "artifacts").rglob("images/*.png"), key=lambda path: int(path.name.split("+")[2]))
     table = json.loads(next((root / "artifacts").rglob("samples.json")).read_text())
     return Logged(
         scalars=scalars,

@@ -25,6 +25,7 @@ from tests.support.tiny_run import run
 
 ELSEWHERE: dict[str, str] = {
     # Tags of `metrics.md` that the run below cannot log: tag -> what logs it.
+    "train/entropy_coef": "test_an_adaptive_bonus_follows_its_rule_and_resumes",
     "train/tempering": "test_the_power_of_the_others_ratios_is_logged",
     **{
         f"{stage}/rewards/NAME{suffix}": "test_every_reward_function_is_logged_by_name"

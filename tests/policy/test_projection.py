@@ -15,6 +15,7 @@ from maxk_lightning.policy.projection import (
     has_float32_head,
     project,
 )
+from tests.support.device import needs_gpu
 
 M, D, V = 7, 5, 11
 
@@ -160,6 +161,7 @@ def test_chunks_take_at_most_half_of_what_is_left_unless_they_are_the_smallest(f
     assert (size == MAX_CHUNK_LOGITS_GPU) == (free_gib >= 8)
 
 
+@needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["matrix", "bias", "cap"])
 def test_a_gpu_leaves_logits_of_half_precision_in_float32(kind: str) -> None:

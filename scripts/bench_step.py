@@ -18,9 +18,8 @@ A cycle ends with its third optimizer step; the first cycle of a process is not 
 of its own, the sides take turns. Seconds are CPU time on a CPU, which others may use, too, and wall-clock time on a
 GPU. Last of all one gradient of TRL's loss on completions that we sampled is compared with ours.
 
-Cases (--cases): `main`, as above; `short`, prompts of at most 128 tokens; `short_bf16`, these in bf16-mixed on both
-sides; `sparse`, four prompts, three of whose groups get the same reward throughout and so no credit, without a KL
-penalty.
+Cases (--cases): `main`, as above; `short`, prompts of at most 128 tokens; `short_bf16`, the same in bf16-mixed on both
+sides; `sparse`, four prompts without a KL penalty, three of whose groups get equal rewards throughout: no credit.
 
 Ratios: `speed_vs_trl` (seconds per cycle, TRL / ours); `speed_vs_trl_kl_old`, ours with the paper's penalty, which is
 against the policy that sampled and needs no second model; `train_mfu`, model FLOPs of the training steps (a shared

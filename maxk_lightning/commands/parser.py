@@ -20,6 +20,10 @@ SEAMS = {
 "Protocol -> what satisfies it."
 MISSING = re.compile(r"class_path '(?:[\w.]+\.)?(\w+)':\s+(Requirement '.*)")
 "What jsonargparse says, amid a page, of a class of Lightning's whose package is missing."
+UNION = re.compile(
+    r"Does not validate against any of the Union subtypes\n.*?Errors:\n(.*?)\nGiven value type:", re.DOTALL
+)
+"What jsonargparse says where a key takes a class or something simple: one error for each of them."
 
 
 class Parser(LightningArgumentParser):
@@ -30,6 +34,10 @@ class Parser(LightningArgumentParser):
         command = getattr(getattr(ex, "subcommand_parser", None) or self, "prog", PROGRAM).replace(" [options]", "")
         if missing := MISSING.search(message):
             message = f"{missing[1]} needs a package: {missing[2]}"
+        if union := UNION.search(message):
+            errors = re.split(r"^  - ", union[1], flags=re.MULTILINE)[1:]
+            telling = [error.strip() for error in errors if not error.startswith("Expected a <class")]
+            message = "; ".join(telling) or message
         hints = [f"{name} is {what}" for name, what in SEAMS.items() if f"protocol {name}" in message]
         print(f"{command}: error: {message}", *hints, sep="\n", file=sys.stderr)
         sys.exit(2)

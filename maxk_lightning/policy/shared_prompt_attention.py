@@ -6,7 +6,6 @@ keys and values are copied into rows of one completion each, for which the causa
 put back. Shapes: R packed rows, L tokens of a row, H heads, U rows of one completion, S tokens of such a row.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,11 @@ from transformers.masking_utils import sdpa_mask
 
 from maxk_lightning.policy.masks import FULL, attention_kinds
 from maxk_lightning.policy.packing import PADDING, PROMPT, PackedRows
-from maxk_lightning.policy.split_gathers import SplitIndices, copy_prompts, put_together, take_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "shared_prompt"
-Attend = Callable[..., Tensor]
-"An attention function of queries, keys and values."
 BLOCK_TOKENS = 256
 """Tokens of a completion that attend together, to all that comes before the last of them: a kernel with a mask skips
 nothing, and the tokens behind a block need not be masked."""
@@ -39,40 +35,38 @@ NO_MASK_1111 = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 class SplitRows:
     """Prompts and completions taken apart, so that a prompt attends once, however many completions share it.
 
-    In the packed rows prompts stand in front; T is the number of tokens of the longest completion.
+    In the packed rows prompts stand in front; in indices W is the number of columns that the longest takes, and T the
+    number of tokens of the longest completion.
     """
 
-    indices: SplitIndices
-    "Where tokens go and come from."
+    num_prompt_tokens: int
+    "Width W of the prompts."
+    queries_UT: Tensor
+    "Index, into the flattened packed rows, of each completion's tokens, int64; anything behind its end."
     mask_U1TS: Tensor
     "Mask: True where a token of a completion may look in its row of one completion."
+    places_RL: Tensor
+    "Index of each token in the flattened prompts [R, W] followed by the flattened completions [U, T]; 0 where padded."
 
 
 def split_rows(rows: PackedRows) -> SplitRows:
     """Take prompts and completions apart."""
     (num_rows, length), num_tokens, num_seen = rows.segments_RL.shape, rows.mask_BT.shape[1], rows.copies_US.shape[1]
-    is_prompt_RL, is_padding_RL = rows.segments_RL == PROMPT, rows.segments_RL == PADDING
-    prompts_R, rows_U = is_prompt_RL.sum(1), rows.copies_US[:, 0] // length
+    is_prompt_RL = rows.segments_RL == PROMPT
+    prompts_R = is_prompt_RL.sum(1)
     width = int(prompts_R.max())
-    columns_UT = prompts_R[rows_U][:, None] + _arange(num_tokens, rows)
-    queries_UT = rows.copies_US.gather(1, columns_UT.clamp_max(num_seen - 1))
-    in_own_row_UT = _arange(len(rows_U), rows)[:, None] * num_seen + columns_UT
+    starts_U = prompts_R[rows.copies_US[:, 0] // length]
+    columns_UT = starts_U[:, None] + _arange(num_tokens, rows)
     copy_RL, column_RL = rows.places_RL // num_seen, rows.places_RL % num_seen
     in_prompts_RL = _arange(num_rows, rows)[:, None] * width + _arange(length, rows)
-    in_completions_RL = num_rows * width + copy_RL * num_tokens + column_RL - prompts_R[rows_U][copy_RL]
+    in_completions_RL = num_rows * width + copy_RL * num_tokens + column_RL - starts_U[copy_RL]
     places_RL = torch.where(is_prompt_RL, in_prompts_RL, in_completions_RL)
-    indices = SplitIndices(
+    return SplitRows(
         num_prompt_tokens=width,
-        prompt_lengths=prompts_R.tolist(),
-        num_copies=rows_U.bincount(minlength=num_rows).tolist(),
-        queries_UT=queries_UT,
-        copies_US=rows.copies_US,
-        seen_RL=rows.places_RL,
-        places_RL=places_RL.masked_fill(is_padding_RL, 0),
-        is_padding_RL=is_padding_RL,
-        is_behind_UT=rows.places_RL.flatten()[queries_UT] != in_own_row_UT,
+        queries_UT=rows.copies_US.gather(1, columns_UT.clamp_max(num_seen - 1)),
+        mask_U1TS=(_arange(num_seen, rows) <= columns_UT[:, :, None])[:, None],
+        places_RL=places_RL.masked_fill(rows.segments_RL == PADDING, 0),
     )
-    return SplitRows(indices=indices, mask_U1TS=(_arange(num_seen, rows) <= columns_UT[:, :, None])[:, None])
 
 
 def _arange(end: int, rows: PackedRows) -> Tensor:
@@ -112,38 +106,20 @@ def shared_prompt_attention(
     attend = partial(
         F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
-    if split is not None:
-        return _attend_apart(attend, query, key, value, split), None
     keys, values = (_rows(tensor, copies_US).transpose(1, 2) for tensor in (key, value))
-    attended = attend(_rows(query, copies_US).transpose(1, 2), keys, values, is_causal=True)
-    return _rows(attended, places_RL), None
-
-
-def _attend_apart(attend: Attend, query: Tensor, key: Tensor, value: Tensor, split: SplitRows) -> Tensor:
-    """Prompts attend to themselves, completions to their prompt and themselves; see `shared_prompt_attention`."""
-    indices = split.indices
-    width = indices.num_prompt_tokens
-    prompt_queries, queries = (_heads(part, query) for part in take_apart(_tokens(query), indices))
-    keys, values = (_heads(copy_prompts(_tokens(tensor), indices), tensor) for tensor in (key, value))
-    prompts = attend(prompt_queries, key[:, :, :width], value[:, :, :width], is_causal=True)
+    if split is None:
+        attended = attend(_rows(query, copies_US).transpose(1, 2), keys, values, is_causal=True)
+        return _rows(attended, places_RL), None
+    width = split.num_prompt_tokens
+    queries = _rows(query, split.queries_UT).transpose(1, 2)
+    prompts = attend(query[:, :, :width], key[:, :, :width], value[:, :, :width], is_causal=True)
     blocks = []
     for start in range(0, queries.shape[2], BLOCK_TOKENS):
         stop = start + BLOCK_TOKENS
         block = queries[:, :, start:stop], keys[:, :, : width + stop], values[:, :, : width + stop]
         blocks.append(attend(*block, attn_mask=split.mask_U1TS[:, :, start:stop, : width + stop]))
-    completions = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-    together = put_together(_tokens(prompts), _tokens(completions), indices)
-    return together.view(*together.shape[:2], query.shape[1], -1)
-
-
-def _tokens(tensor: Tensor) -> Tensor:
-    """[rows, heads, tokens, size] as [rows, tokens, features]."""
-    return tensor.transpose(1, 2).flatten(2)
-
-
-def _heads(tokens: Tensor, like: Tensor) -> Tensor:
-    """[rows, tokens, features] as [rows, heads, tokens, size], with the heads of another tensor."""
-    return tokens.view(*tokens.shape[:2], like.shape[1], -1).transpose(1, 2)
+    tokens = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in (prompts, torch.cat(blocks, dim=2))])
+    return tokens.index_select(0, split.places_RL.flatten()).view(*split.places_RL.shape, *tokens.shape[1:]), None
 
 
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:

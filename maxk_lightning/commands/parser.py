@@ -32,6 +32,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason as one sentence and leave."""
         command = getattr(getattr(ex, "subcommand_parser", None) or self, "prog", PROGRAM).replace(" [options]", "")
+        command = command.replace("__main__.py", PROGRAM)  # of the parsers of classes
         if missing := MISSING.search(message):
             message = f"{missing[1]} needs a package: {missing[2]}"
         if union := UNION.search(message):

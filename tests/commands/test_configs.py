@@ -151,9 +151,8 @@ def test_training_without_the_gpus_is_refused_in_a_sentence(
         MaxKCLI(["fit", "--config", config, *root])
     assert refused.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.fullmatch(
-        r"error: trainer.accelerator: torch sees 0 of the \d GPUs that this run wants; .*dry_run.*", said
-    )
+    sentence = r"trainer.accelerator: torch sees 0 of the \d GPUs that this run wants; .*dry_run.*"
+    assert re.fullmatch(rf"python -m maxk_lightning: error: {sentence}", said)
     assert not (tmp_path / "run").exists()
 
 

@@ -202,7 +202,7 @@ def test_all_loggers_hold_the_same(root: Path) -> None:
         assert other.rewards == pytest.approx(first.rewards)
         assert other.settings == others[0].settings
     assert first.glossary == GLOSSARY.read_text()
-    assert others[0].settings["objective"] == "OffPolicyMaxAtK"
+    assert others[0].settings["objective"] == "MaxAtK"
 
 
 def test_a_logger_whose_package_is_missing_is_one_sentence(tmp_path: Path) -> None:

@@ -66,18 +66,18 @@ def test_options_of_the_command_line_change_the_run_and_are_kept(
     copy: Path, random_policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="lightning.pytorch"):
-        _resume(copy, random_policy, 3, **{"model.objective.k": 4, "rollout.sampling.temperature": 0.7})
-    assert "from here on model.objective.k is 4 (was 2)" in caplog.text
+        _resume(copy, random_policy, 3, **{"model.objective.k": 3, "rollout.sampling.temperature": 0.7})
+    assert "from here on model.objective.k is 3 (was 2)" in caplog.text
     assert "from here on rollout.sampling.temperature is 0.7 (was 1.0)" in caplog.text
     history = read_configurations(copy / "checkpoints" / "last.ckpt")
     assert [each.step for each in history] == [0, 6]  # 2 rollouts of 3 PPO iterations
     ks = [yaml.safe_load(each.text)["model"]["objective"]["init_args"]["k"] for each in history]
-    assert ks == [2, 4]
+    assert ks == [2, 3]
     assert (copy / "config-from-step-0.yaml").read_text() == history[0].text
     assert (copy / "config.yaml").read_text() == history[1].text
     export(str(copy / "checkpoints" / "last.ckpt"), str(copy / "policy"))
     card = (copy / "policy" / "README.md").read_text()
-    assert "- from optimizer step 6 on `model.objective.k` 4 (before: 2)" in card
+    assert "- from optimizer step 6 on `model.objective.k` 3 (before: 2)" in card
     assert "MaxAtK(k=4" in card
 
 

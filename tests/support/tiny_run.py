@@ -20,7 +20,7 @@ def run(command: str, root: Path, policy: str, **options: object) -> None:
     trainer = {"default_root_dir": str(root), "accelerator": "cpu", "max_epochs": ROLLOUTS}
     settings = {
         "trainer": trainer | {"enable_progress_bar": False, "enable_model_summary": False},
-        "model": {"policy": policy},
+        "model": {"policy": policy, "objective": {"class_path": "MaxAtK", "init_args": {"k": 2}}},
         "data": splits,
         "rollout": {"reward": {"class_path": "tests.support.fakes.LengthReward"}},
     }

@@ -16,6 +16,7 @@ from maxk_lightning.callbacks.rollouts import rollout_callback
 from maxk_lightning.data import Builtin
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
+from maxk_lightning.objectives import MaxAtK
 from maxk_lightning.rewards import Reward
 from maxk_lightning.rollouts import TransformersEngine
 from maxk_lightning.rollouts.rollout import Rollout
@@ -79,7 +80,7 @@ def fit(
     """
     torch.manual_seed(0)
     rollout = rollout or RolloutCallback(TransformersEngine(policy), reward or LengthReward(), sampling)
-    made = module_class(policy=policy, **module or {})
+    made = module_class(**{"policy": policy, "objective": MaxAtK(k=2), **(module or {})})
     datamodule = PromptDataModule(**{"train": Builtin("train", limit=8), "policy": policy, **DATA, **(data or {})})
     trainer = Trainer(
         max_epochs=epochs,

@@ -78,7 +78,7 @@ def test_options_of_the_command_line_change_the_run_and_are_kept(
     export(str(copy / "checkpoints" / "last.ckpt"), str(copy / "policy"))
     card = (copy / "policy" / "README.md").read_text()
     assert "- from optimizer step 6 on `model.objective.k` 3 (before: 2)" in card
-    assert "MaxAtK(k=4" in card
+    assert "MaxAtK(k=3" in card
 
 
 def test_a_new_learning_rate_is_used(copy: Path, random_policy: str) -> None:

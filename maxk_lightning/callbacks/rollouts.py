@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from maxk_lightning.callbacks.checks import check_overlap, check_trainer
 from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
 from maxk_lightning.callbacks.reward_parts import log_parts
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
@@ -22,14 +22,13 @@ from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
 from maxk_lightning.rewards.configured import as_reward, configured_reward
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
 from maxk_lightning.rollouts.ranks import RankError, ranks_of
 from maxk_lightning.rollouts.refill import Refill, has_credit
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
 from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.strategy import FSDP2Strategy
 from maxk_lightning.types import Sampling
 
 logger = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ class RolloutCallback(Callback):
                 groups of this size.
         """
         if stage == "fit":
-            _check_trainer(trainer)
+            check_trainer(trainer)
             if self.rollouts_ahead:
                 check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
@@ -308,38 +307,6 @@ class RolloutCallback(Callback):
 def rollout_callback(trainer: Trainer) -> RolloutCallback | None:
     """The rollout callback of a Trainer, for callbacks that tell about its rollouts; None: it has none."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)), None)  # type: ignore[attr-defined]
-
-
-def check_overlap(engine: RolloutEngine, device: torch.device) -> None:
-    """Refuse to sample ahead on the GPU that trains.
-
-    Both would give their kernels to the same stream: a token waits for a whole micro-batch, so that most of the rollout
-    is sampled after the training, from older weights, in memory that could not be given back.
-
-    Raises:
-        ValueError: the engine is in this process and on that GPU.
-    """
-    is_here = isinstance(engine, VLLMEngine) or (isinstance(engine, TransformersEngine) and engine.device != "cpu")
-    if device.type == "cuda" and is_here:
-        raise ValueError(
-            f"rollout.rollouts_ahead: {type(engine).__name__} samples on the GPU that trains, where both wait for each "
-            "other and nothing is gained; set it to 0, or take VLLMServerEngine with GPUs of its own"
-        )
-
-
-def _check_trainer(trainer: Trainer) -> None:
-    """Refuse Trainer flags that would do nothing or the wrong thing here."""
-    if trainer.gradient_clip_val:
-        raise ValueError("trainer.gradient_clip_val: set model.max_grad_norm instead")
-    if trainer.accumulate_grad_batches != 1:
-        raise ValueError("trainer.accumulate_grad_batches: set model.prompts_per_micro_batch instead")
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2Strategy):
-        raise ValueError(f"trainer.strategy: {type(trainer.strategy).__name__} is not supported; take ddp or fsdp2")
-    if trainer.precision not in ("32-true", "bf16-mixed"):
-        raise ValueError(
-            f"trainer.precision is {trainer.precision}, must be 32-true or bf16-mixed: weights and optimizer stay in "
-            "float32, because half precision rounds away updates as small as a learning rate of 5e-6 makes them"
-        )
 
 
 def _drift(spreads: Sequence[float], num_steps: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from lightning import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maxk_lightning.callbacks import RolloutCallback
-from maxk_lightning.callbacks.rollouts import check_overlap
+from maxk_lightning.callbacks.checks import check_overlap
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy import Policy, load_model

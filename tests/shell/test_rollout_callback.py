@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from maxk_lightning.callbacks import RolloutCallback
-from maxk_lightning.callbacks.rollouts import check_overlap
+from maxk_lightning.callbacks.checks import check_overlap
 from maxk_lightning.data import Builtin
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy import load_model

@@ -1,0 +1,44 @@
+"""What cannot work together, refused before anything expensive starts."""
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from maxk_lightning.rollouts import RolloutEngine, TransformersEngine, VLLMEngine
+from maxk_lightning.strategy import FSDP2Strategy
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse Trainer flags that would do nothing or the wrong thing here.
+
+    Raises:
+        ValueError: naming the flag, and what to set instead.
+    """
+    if trainer.gradient_clip_val:
+        raise ValueError("trainer.gradient_clip_val: set model.max_grad_norm instead")
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError("trainer.accumulate_grad_batches: set model.prompts_per_micro_batch instead")
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2Strategy):
+        raise ValueError(f"trainer.strategy: {type(trainer.strategy).__name__} is not supported; take ddp or fsdp2")
+    if trainer.precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f"trainer.precision is {trainer.precision}, must be 32-true or bf16-mixed: weights and optimizer stay in "
+            "float32, because half precision rounds away updates as small as a learning rate of 5e-6 makes them"
+        )
+
+
+def check_overlap(engine: RolloutEngine, device: torch.device) -> None:
+    """Refuse to sample ahead on the GPU that trains.
+
+    Both would give their kernels to the same stream: a token waits for a whole micro-batch, so that most of the rollout
+    is sampled after the training, from older weights, in memory that could not be given back.
+
+    Raises:
+        ValueError: the engine is in this process and on that GPU.
+    """
+    is_here = isinstance(engine, VLLMEngine) or (isinstance(engine, TransformersEngine) and engine.device != "cpu")
+    if device.type == "cuda" and is_here:
+        raise ValueError(
+            f"rollout.rollouts_ahead: {type(engine).__name__} samples on the GPU that trains, where both wait for each "
+            "other and nothing is gained; set it to 0, or take VLLMServerEngine with GPUs of its own"
+        )

@@ -44,7 +44,14 @@ class PackedRows:
 
     def to(self, device: torch.device) -> "PackedRows":
         """Move the rows to a device."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return replace(self, **{field.name: to_device(getattr(self, field.name), device) for field in fields(self)})
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; from page-locked memory, so that the host does not wait for what a GPU has still to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def pack(

@@ -3,13 +3,14 @@
 Legend: P prompts, N completions per prompt, B = P*N completions, T completion tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from maxk_lightning.policy.packing import PackedRows, pack
+from maxk_lightning.policy.packing import PackedRows, pack, to_device
 from maxk_lightning.rollouts.rollout import Group, rewards_of
 from maxk_lightning.types import Completion
 
@@ -39,10 +40,24 @@ class Batch:
         return replace(
             self,
             rows=self.rows.to(device),
-            behaviour_logprobs_BT=self.behaviour_logprobs_BT.to(device),
-            rewards_PN=self.rewards_PN.to(device),
-            credits_B=None if self.credits_B is None else self.credits_B.to(device),
+            behaviour_logprobs_BT=to_device(self.behaviour_logprobs_BT, device),
+            rewards_PN=to_device(self.rewards_PN, device),
+            credits_B=None if self.credits_B is None else to_device(self.credits_B, device),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Batches(Sequence[Batch]):
+    """Batches that are packed when they are asked for: a GPU still works on one while the next is packed."""
+
+    pack: Sequence[Callable[[], Batch]]
+    "Makes each of them."
+
+    def __len__(self) -> int:
+        return len(self.pack)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Batches(self.pack[index]) if isinstance(index, slice) else self.pack[index]()
 
 
 def to_batch(

@@ -5,6 +5,7 @@ Legend: P prompts, N completions per prompt, B completions, T completion tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from maxk_lightning.objectives import ZERO_CREDIT, Objective, group_diagnostics,
 from maxk_lightning.policy import Policy, TokenStats
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Samples, rewards_of
-from maxk_lightning.training.batch import Batch, to_batch
+from maxk_lightning.training.batch import Batch, Batches, to_batch
 from maxk_lightning.training.micro_batches import MicroBatches, cut_by_prompts, cut_by_tokens
 from maxk_lightning.training.old_policy import OldPolicy
 from maxk_lightning.training.reference import Reference
@@ -67,7 +68,7 @@ class StepLoss:
     max_tokens: int | None = None
     "Instead: tokens of packed rows per micro-batch."
 
-    def cut(self, samples: Samples, ranks: Ranks) -> tuple[list[Batch], Sums]:
+    def cut(self, samples: Samples, ranks: Ranks) -> tuple[Batches, Sums]:
         """The micro-batches of this rank, and sums over its split and idle groups for the log.
 
         All ranks communicate in every pass of a sharded policy, so all get equally many micro-batches, some of them
@@ -78,10 +79,11 @@ class StepLoss:
         num_ratio_passes, num_passes = (int(number) for number in ranks.largest([len(cut.parts), max(1, len(cut))]))
         credits_of_parts, sums = self._credits_of_parts(cut, num_ratio_passes, ranks)
         add(sums, self._sums_of_idle(samples))
-        batches = [self._to_batch(whole) for whole in cut.whole]
-        for part, credits_B in zip(cut.parts, credits_of_parts, strict=True):
-            batches.append(self._to_batch([part], credits_B))
-        return self._padded(batches, num_passes), sums
+        pack = [partial(self._to_batch, whole) for whole in cut.whole]
+        pack += [
+            partial(self._to_batch, [p], credits_B) for p, credits_B in zip(cut.parts, credits_of_parts, strict=True)
+        ]
+        return self._padded(pack, num_passes), sums
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Sums]:
         """Loss of one micro-batch, and sums over its tokens and groups for the log."""
@@ -179,7 +181,7 @@ class StepLoss:
         that of the parts adds up to the group's. At the first step on a rollout all ratios are 1, without a pass.
         """
         log_ratios: list[Tensor] = []
-        for batch in self._padded([self._to_batch([part]) for part in cut.parts], num_passes):
+        for batch in self._padded([partial(self._to_batch, [part]) for part in cut.parts], num_passes):
             on_device = batch.to(ranks.device)
             if self.old is not None and not self.is_old_known:
                 log_ratios.append(torch.zeros(len(batch.completions), dtype=torch.float64, device=ranks.device))
@@ -202,8 +204,8 @@ class StepLoss:
     def _to_batch(self, groups: Sequence[Group], credits_B: Tensor | None = None) -> Batch:
         return to_batch(groups, self.max_row_tokens, self.counts.num_completions, credits_B)
 
-    def _padded(self, batches: list[Batch], number: int) -> list[Batch]:
-        return batches + [self._to_batch([])] * (number - len(batches))
+    def _padded(self, pack: list[partial[Batch]], number: int) -> Batches:
+        return Batches(pack + [partial(self._to_batch, [])] * (number - len(pack)))
 
 
 def count(samples: Samples, ranks: Ranks) -> StepCounts:

@@ -1,5 +1,6 @@
 """Every YAML of configs/: it parses, its model can be built, its memory table is what the program computes."""
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -175,6 +176,13 @@ def _local(path: Path, directory: Path) -> list[str]:
         splits = ("train", "validation", "test")
         changes += [arg for split in splits for arg in (f"--data.{split}.init_args.path", data)]
         changes += ["--model.policy", policy]
+    if path.stem == "math":
+        rows = [{"question": f"{number} + 1?", "answer": f"Add.\n#### {number + 1}"} for number in range(20)]
+        data = directory / "questions.jsonl"
+        data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        splits = ("train", "validation", "test")
+        changes += [arg for split in splits for arg in (f"--data.{split}.init_args.path", str(data))]
+        changes += ["--model.policy", "builtin"]
     return changes
 
 

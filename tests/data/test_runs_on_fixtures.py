@@ -147,7 +147,7 @@ def test_two_ranks_together_see_what_one_sees(num_problems: int, random_policy: 
 @pytest.mark.parametrize("name", SOURCES)
 def test_fit_runs_on_every_fixture(name: str, tmp_path: Path) -> None:
     source = _source(name, tmp_path)
-    sampling = {"num_completions": 4, "max_new_tokens": 16}
+    sampling = {"num_completions": 6, "max_new_tokens": 16}
     run = {
         "trainer": {"default_root_dir": str(tmp_path / "run"), "max_epochs": 1, "accelerator": "cpu"},
         "model": {"policy": "builtin"},

@@ -54,6 +54,7 @@ def test_a_rollout_trains_with_exact_ratios_and_finite_losses(smollm2: str, tmp_
         "data.validation": "null",
         "data.test": "null",
         "data.prompts_per_rollout": 2,
+        "data.refill": 0,
         "data.num_ppo_iterations": 2,
         "rollout.engine": "maxk_lightning.rollouts.TransformersEngine",
         "rollout.engine.init_args.dtype": "bfloat16",

@@ -172,7 +172,7 @@ def test_a_killed_run_is_in_the_table_too(random_policy: str, tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     row = Hparams(tmp_path).table()["killed/tensorboard"]
-    assert (row["objective"], row["k"], row["status"]) == ("OffPolicyMaxAtK", 4.0, "STATUS_UNKNOWN")
+    assert (row["objective"], row["k"], row["status"]) == ("MaxAtK", 2.0, "STATUS_UNKNOWN")
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_the_curve_of_each_run_is_a_picture_on_the_page(browser: Any, url: str) 
         found = browser.execute_script(ACROSS_SHADOWS, "img[src*='plugin/images']")
         return [(image.get_property("naturalWidth"), image.get_property("naturalHeight")) for image in found]
 
-    wait(browser, lambda: len(pictures()) == 2 and min(map(min, pictures())) > 400, "not two drawn pictures")
+    wait(browser, lambda: len(pictures()) == 2 and min(map(min, pictures())) > 300, "not two drawn pictures")
     assert text(browser).count("tag: val/max_at_k_curve") == 2
 
 

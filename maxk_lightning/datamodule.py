@@ -177,14 +177,15 @@ class PromptDataModule(LightningDataModule):
             seeds.append(derive_seed(self.seed, *names))
         return Order(index=index, problems=problems, prompts=self.render(problems, seeds), sampling=sampling)
 
-    def refill_of(self, index: int, sampling: Sampling, objective: Objective) -> Refill:
-        """How far a training rollout may be refilled, by the credits of this objective."""
+    def refill_of(self, index: int, sampling: Sampling, objective: Objective) -> Refill | None:
+        """How far a training rollout may be refilled, by the credits of this objective; None: not at all."""
+        if not self.refill:
+            return None
         stream = PromptStream(num_problems=len(self.problems["fit"]), seed=self.seed)
-        num_further = len(stream.others(self._positions(index))) if self.refill else 0
         return Refill(
             max_batches=self.refill,
             num_wanted=self.prompts_per_rollout,
-            num_places=self.prompts_per_rollout + num_further,
+            num_places=self.prompts_per_rollout + len(stream.others(self._positions(index))),
             objective=objective,
             orders=partial(self.order, index, sampling),
         )

@@ -1,6 +1,7 @@
 """Fixtures that several test files use."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.support.paths import ROOT
 
 VLLM = ("tests/rollouts/engines/test_vllm", "tests/shell/test_vllm_fit.py", "tests/shell/test_real_model.py")
 "Tests of engines that take gigabytes, and look whether their processes are gone."
@@ -46,6 +49,15 @@ def _rank(item: pytest.Item) -> int:
 def _one_thread() -> None:
     """Tests run beside each other; threads that wait for each other would make them slow."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The directory of SmolLM2-135M-Instruct."""
+    done = subprocess.run([ROOT / "scripts" / "get_smollm2.sh"], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        pytest.skip("the package of SmolLM2 cannot be downloaded or converted here; scripts/get_smollm2.sh says why")
+    return done.stdout.strip()
 
 
 @pytest.fixture(scope="session")

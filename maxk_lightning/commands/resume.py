@@ -25,19 +25,17 @@ class Resume:
 
 
 def resume(args: Sequence[str], asked: Mapping[str, Any], dump: Callable[[list[str]], str]) -> Resume | None:
-    """Arguments that continue a run as it was begun; None: this command begins a run, or nothing is known of it.
+    """Arguments that continue a run as it was begun; None: Lightning alone can find the checkpoint.
 
     Args:
         args: Of the command line, `fit` first.
-        asked: What they say, with YAML files over defaults.
+        asked: What they say, with YAML files over defaults; its `ckpt_path` is not None.
         dump: Arguments -> YAML of what they say.
 
     Raises:
         ValueError: the checkpoint is none, or the optimizer is of another class.
     """
     ckpt_path, root = asked["ckpt_path"], Path(asked["trainer"]["default_root_dir"])
-    if ckpt_path is None:
-        return None
     checkpoint = _find(ckpt_path, root)
     if checkpoint is None:
         if ckpt_path != "last":

@@ -111,8 +111,8 @@ class MaxKCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line; a run that is resumed goes on with its own configuration."""
         super().parse_arguments(parser, args)
-        if self.config.get("subcommand") != "fit":
-            return
+        if self.config.get("subcommand") != "fit" or self.config["fit"]["ckpt_path"] is None:
+            return  # written out as YAML below, which takes longer than parsing
         fit = self._subcommand_parsers["fit"]
         words = [str(word) for word in (sys.argv[1:] if args is None else args)]
         try:

@@ -112,22 +112,20 @@ def items_of(workload: Workload) -> list[MemoryItem]:
     states = round(state_bytes_per_element(workload.optimizer, trained[0].dtype) * _numel(trained)) // shards
     activations, recomputed = _activations(workload)
     has_second_model = workload.has_reference and workload.lora is None
-    both = {
-        "weights": tensor_bytes(parameters) // shards,
-        "gradients": gradients,
-        "optimizer states": states,
-        "reference policy": tensor_bytes(parameters) // shards if has_second_model else 0,
-        "CUDA context, workspaces (assumed)": workload.overhead_bytes,
+    weights = tensor_bytes(parameters) // shards
+    reference = weights if has_second_model else 0
+    held = {  # in training, in sampling
+        "weights": (weights, weights),
+        "gradients": (gradients, 0),  # dropped after every step
+        "optimizer states": (states, states),
+        "reference policy": (reference, reference),
+        "CUDA context, workspaces (assumed)": (workload.overhead_bytes, workload.overhead_bytes),
+        "weights and gradients gathered": (_gathered_bytes(workload, model), 0),
+        f"weights in {_dtype_name(workload.compute_dtype)}": (_cast_bytes(workload, model), 0),
+        "activations": (activations, 0),
+        "gradient of the head, summed": (_head_gradient_bytes(workload, model), 0),
     }
-    training = {
-        "weights and gradients gathered": _gathered_bytes(workload, model),
-        f"weights in {_dtype_name(workload.compute_dtype)}": _cast_bytes(workload, model),
-        "activations": activations,
-        "gradient of the head, summed": _head_gradient_bytes(workload, model),
-    }
-    items = [MemoryItem(name=name, train_bytes=size, sample_bytes=size) for name, size in both.items()]
-    items[1] = MemoryItem(name="gradients", train_bytes=gradients, sample_bytes=0)  # dropped after every step
-    items += [MemoryItem(name=name, train_bytes=size, sample_bytes=0) for name, size in training.items()]
+    items = [MemoryItem(name=name, train_bytes=train, sample_bytes=sample) for name, (train, sample) in held.items()]
     largest = max(parameter.numel() for parameter in parameters)
     items.append(MemoryItem(name="weight in transfer", train_bytes=0, sample_bytes=2 * 4 * largest))
     items += _engine_items(workload)

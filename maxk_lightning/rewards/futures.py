@@ -8,6 +8,13 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+def done(result: A) -> "Future[A]":
+    """A future that has its result already."""
+    future: Future[A] = Future()
+    future.set_result(result)
+    return future
+
+
 def then(first: "Future[A]", turn: Callable[[A], B]) -> "Future[B]":
     """A future for `turn(result)`; an exception of `first` or of `turn` is passed on to whoever waits for it."""
     second: Future[B] = Future()

@@ -34,7 +34,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from maxk_lightning.rewards.extraction import extract_code, with_prefix
-from maxk_lightning.rewards.futures import then
+from maxk_lightning.rewards.futures import done, then
 from maxk_lightning.rewards.judging import judge_program
 from maxk_lightning.rewards.preparation import PreparedProblem, encode, prepare, program_key
 from maxk_lightning.rewards.sandbox.pool import SandboxPool
@@ -157,9 +157,7 @@ class UnitTestReward:
         code = extract_code(completion, allow_unclosed=self.allow_unclosed)
         if code is None:
             verdict: Verdict = "no_code"
-            scored: Future[Score] = Future()
-            scored.set_result(Score(reward=0.0, verdicts=(verdict,) * len(prepared.inputs)))
-            return scored
+            return done(Score(reward=0.0, verdicts=(verdict,) * len(prepared.inputs)))
         code = with_prefix(code, problem.prefix)
         return then(self._judgement_of(prepared, encode(code)), self._score)
 
@@ -245,9 +243,7 @@ class UnitTestReward:
         with self._lock:
             judgement = self._known(key, len(prepared.inputs))
             if judgement is not None:
-                known: Future[Judgement] = Future()
-                known.set_result(judgement)
-                return known
+                return done(judgement)
             running = self._running.get(key)
             if running is None:
                 running = self._running[key] = judge_program(

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from itertools import starmap
 from typing import Protocol
 
 from maxk_lightning.rewards import Reward, StreamingReward
 from maxk_lightning.rollouts.engine import RolloutEngine, StreamingEngine, in_groups
 from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
 from maxk_lightning.rollouts.scoring import score_groups, submit
-from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
+from maxk_lightning.types import Completion, Prompt, Sampling, Score
 
 
 class Watcher(Protocol):
@@ -52,7 +51,8 @@ def collect(
         generated = time.perf_counter()
         scores = score_groups(reward, order.problems, order.prompts, completions, version)
     scored = time.perf_counter()
-    groups = list(starmap(_group, zip(order.problems, order.prompts, completions, scores, strict=True)))
+    parts = zip(order.problems, order.prompts, completions, scores, strict=True)
+    groups = [Group(problem=p, prompt=prompt, completions=c, scores=s) for p, prompt, c, s in parts]
     return Rollout(
         samples=Samples(groups=groups, sampling=order.sampling),
         generate_s=generated - started,
@@ -97,7 +97,3 @@ def _stream(
     groups = in_groups(arrivals, len(order.prompts), order.sampling.num_completions)
     completions = [[completion for completion, _ in group] for group in groups]
     return completions, [[future for _, future in group] for group in groups]
-
-
-def _group(problem: Problem, prompt: Prompt, completions: list[Completion], scores: list[Score]) -> Group:
-    return Group(problem=problem, prompt=prompt, completions=completions, scores=scores)

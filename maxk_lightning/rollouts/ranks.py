@@ -75,11 +75,7 @@ class Ranks:
 
     def gather_each(self, thing: T) -> list[T]:
         """The thing of every rank, by rank."""
-        if self.world_size == 1:
-            return [thing]
-        gathered: list[T] = [thing] * self.world_size
-        dist.all_gather_object(gathered, thing)
-        return gathered
+        return gathered(thing, self.world_size)
 
     def _reduced(self, numbers: Sequence[float], reduction: Literal["sum", "max"]) -> list[float]:
         if self.world_size == 1:
@@ -106,6 +102,15 @@ class Launched(Protocol):
     def strategy(self) -> Any:
         """Its `root_device` is the device of this process."""
         ...
+
+
+def gathered(thing: T, num_ranks: int, group: Any = None) -> list[T]:
+    """The thing of every rank of a process group (None: of all), in order of the ranks, which come here together."""
+    if num_ranks == 1:
+        return [thing]
+    things: list[T] = [thing] * num_ranks
+    dist.all_gather_object(things, thing, group=group)
+    return things
 
 
 def ranks_of(trainer: Launched) -> Ranks:

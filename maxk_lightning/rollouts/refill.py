@@ -56,10 +56,9 @@ class Draw:
         self.index = order.index
         self.due: Order | None = order
         "What is to be sampled next; None: the rollout is complete, or an engine failed."
-        self.can_refill = refill is not None and refill.max_batches > 0
         self.rollout: Rollout | None = None
         "What has been sampled; None once the engine of any rank has failed."
-        self._refill = refill
+        self.refill = refill
         self._num_batches = 0
 
     def add(self, part: Rollout | None, ranks: Ranks) -> None:
@@ -70,8 +69,8 @@ class Draw:
             return
         assert part is not None
         self.rollout = part if self.rollout is None else joined(self.rollout, part)
-        if self._refill is not None and self.can_refill:
-            self._decide(self._refill, self.rollout, ranks)
+        if self.refill is not None:
+            self._decide(self.refill, self.rollout, ranks)
 
     def _decide(self, refill: Refill, rollout: Rollout, ranks: Ranks) -> None:
         credited = ranks.gather(has_credit(refill.objective, rollout.samples.groups))

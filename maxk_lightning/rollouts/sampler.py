@@ -92,7 +92,7 @@ class Sampler:
 
     def advance(self, ranks: Ranks) -> None:
         """Let the rollout ahead go on with further prompts, where what was under way is done on every rank."""
-        if self._ahead is not None and self._ahead.can_refill:
+        if self._ahead is not None and self._ahead.refill is not None:
             while self._ahead.due is not None and ranks.all_true(
                 self._part is not None and _has_ended_well(self._part)
             ):

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from maxk_lightning.rewards import Reward, StreamingReward
+from maxk_lightning.rewards.futures import done
 from maxk_lightning.rewards.outcome import score_with
 from maxk_lightning.types import Completion, Problem, Prompt, Score
 
@@ -64,8 +65,4 @@ def score_groups(
 def submit(reward: StreamingReward, problem: Problem, prompt: Prompt, completion: Completion) -> "Future[Score]":
     """Start scoring one completion; returns at once."""
     answer = answer_in(completion, prompt)
-    if answer is not None:
-        return reward.submit(problem, answer)
-    unfinished: Future[Score] = Future()
-    unfinished.set_result(UNFINISHED)
-    return unfinished
+    return done(UNFINISHED) if answer is None else reward.submit(problem, answer)

@@ -14,6 +14,8 @@ from maxk_lightning.types import Completion, Sampling, Score
 Record = dict[str, Any]
 FACTS = ("version", "generate_s", "score_s", "sync_s", "logprob_gap", "sequence_gap", "chosen")
 "Fields of a `Rollout` that are the same on all ranks, or those of the first."
+SCORE_KEYS = ("rewards", "verdicts", "missing_causes", "parts")
+"Of a group's record, what its scores are made of: a list with an entry per completion each."
 
 
 def to_state(rollout: Rollout, ranks: Ranks) -> Record:
@@ -93,11 +95,5 @@ def _completions(record: Record) -> list[Completion]:
 def _scores(record: Record) -> list[Score]:
     return [
         Score(reward=reward, verdicts=tuple(verdicts), missing_cause=cause, parts=parts)
-        for reward, verdicts, cause, parts in zip(
-            record["rewards"],
-            record["verdicts"],
-            record["missing_causes"],
-            record.get("parts") or [{}] * len(record["rewards"]),  # none in checkpoints from before there were parts
-            strict=True,
-        )
+        for reward, verdicts, cause, parts in zip(*(record[key] for key in SCORE_KEYS), strict=True)
     ]

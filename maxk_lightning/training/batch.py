@@ -3,9 +3,8 @@
 Legend: P prompts, N completions per prompt, B = P*N completions, T completion tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Batches(Sequence[Batch]):
+class Batches:
     """Batches that are packed when they are asked for: a GPU still works on one while the next is packed."""
 
     pack: Sequence[Callable[[], Batch]]
@@ -56,8 +55,8 @@ class Batches(Sequence[Batch]):
     def __len__(self) -> int:
         return len(self.pack)
 
-    def __getitem__(self, index: Any) -> Any:
-        return Batches(self.pack[index]) if isinstance(index, slice) else self.pack[index]()
+    def __iter__(self) -> Iterator[Batch]:
+        return (pack() for pack in self.pack)
 
 
 def to_batch(

@@ -44,6 +44,7 @@ class StepGuard:
 
     def watch(self, values: Mapping[str, float]) -> None:
         """Take note of the numbers of a step, and warn of drift."""
+        self.spreads.append(values["log_ratio_std"])
         self._had_credit |= values["zero_credit_fraction"] < 1.0
         self.watch_drift(values)
 
@@ -59,9 +60,8 @@ class StepGuard:
             )  # fmt: skip
 
     def watch_drift(self, values: Mapping[str, float]) -> None:
-        """Note how far log rho has spread; warn once when it is too far for several steps in a row, with what helps."""
+        """Warn once when log rho has spread too far for several steps in a row, and say which key to change."""
         spread = values["log_ratio_std"]
-        self.spreads.append(spread)
         self._num_drifted = self._num_drifted + 1 if spread > MAX_LOG_RATIO_STD else 0
         if self._num_drifted == NUM_DRIFTED and self._includes_ratio:
             logger.warning(

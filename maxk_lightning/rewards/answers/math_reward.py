@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast, get_args
 
-from maxk_lightning.rewards.futures import then
+from maxk_lightning.rewards.futures import done, then
 from maxk_lightning.rewards.sandbox.jobs import Job, RunFiles
 from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits, Outcome
@@ -123,9 +123,7 @@ class MathReward:
         with self._lock:
             known = self._cache.get(key)
             if known is not None:
-                done: Future[Score] = Future()
-                done.set_result(_score(known))
-                return done
+                return done(_score(known))
             request = {"gold": problem.answer, "text": text, "needs_latex": self.needs_latex}
             judged = self._run(request, _verdict)
         judged.add_done_callback(functools.partial(self._remember, key))

@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
 from itertools import islice
 from typing import Any
 
@@ -64,13 +63,17 @@ class FunctionReward:
         notes = Notes()
         if not len(batch):
             return list
-        future = LOOP_THREAD.submit(self._coroutine(batch, notes)) if is_async(self.function) else None
-        return functools.partial(self._scores, batch, notes, future)
+        return functools.partial(self._scores, batch, notes, self._begin(batch, notes))
 
-    def _scores(self, batch: Batch, notes: Notes, future: "Future[Any] | None") -> list[Score]:
+    def _begin(self, batch: Batch, notes: Notes) -> Callable[[], Any]:
+        """Begin a call, and return what gives its output: an `async def` runs at once, another when it is asked."""
+        if is_async(self.function):
+            return LOOP_THREAD.submit(self._coroutine(batch, notes)).result
+        return lambda: self.function(**self._signature.arguments(batch, notes))
+
+    def _scores(self, batch: Batch, notes: Notes, output: Callable[[], Any]) -> list[Score]:
         try:
-            output = future.result() if future else self.function(**self._signature.arguments(batch, notes))
-            values = read_values(output, batch, self.name)
+            values = read_values(output(), batch, self.name)
         except RewardError:
             raise
         except Exception as error:
@@ -87,10 +90,7 @@ class FunctionReward:
 
     def _fails_alone(self, batch: Batch, error: Exception) -> bool:
         try:
-            if is_async(self.function):
-                LOOP_THREAD.submit(self._coroutine(batch, Notes())).result()
-            else:
-                list(self.function(**self._signature.arguments(batch, Notes())))
+            read_values(self._begin(batch, Notes())(), batch, self.name)
         except Exception as other:  # noqa: BLE001 - the user's, seen before
             return type(other) is type(error)
         return False

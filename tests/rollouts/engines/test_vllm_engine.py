@@ -2,10 +2,7 @@
 
 import gc
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +19,7 @@ from maxk_lightning.rollouts.engines.text import StopStrings
 from maxk_lightning.rollouts.engines.vllm.arguments import HeadDtype
 from maxk_lightning.rollouts.weight_sync import logprob_gap
 from maxk_lightning.types import Completion, Prompt, Sampling
-from tests.support.paths import ROOT
+from tests.support.rank_processes import run_ranks
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [Prompt(problem_id=str(i), token_ids=tuple(range(5, 25 + i)), seed=100 + i) for i in range(4)]
@@ -369,24 +366,9 @@ def test_a_push_that_fails_halfway_can_be_repeated(engine: VLLMEngine) -> None:
 def test_two_ranks_are_one_engine_and_sample_what_one_would(engine: VLLMEngine, tmp_path: Path) -> None:
     """Each rank gives other prompts, of other number, and gets the answers to its own."""
     expected = engine.generate(PROMPTS, SAMPLING)
-    script = str(ROOT / "tests" / "support" / "tensor_parallel_rank.py")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(tmp_path / "store")],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        ends = [rank.communicate(timeout=500) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "".join(err[-3000:] for _, err in ends)
-    told = [json.loads(out.splitlines()[-1]) for out, _ in ends]
+    ends = run_ranks("tensor_parallel_rank.py", tmp_path / "store")
+    assert [end.returncode for end in ends] == [0, 0], "".join(end.err[-3000:] for end in ends)
+    told = [json.loads(end.out.splitlines()[-1]) for end in ends]
     assert [len(groups) for groups in told] == [3, 1]
     sampled = [completion for groups in told for group in groups for completion in group]
     own = [completion for group in expected for completion in group]

@@ -1,6 +1,5 @@
 """The server engine and servers that fail: connections, refusals, and no rank that waits for another one."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from maxk_lightning.rollouts.engines.vllm.http import Server
 from maxk_lightning.rollouts.engines.vllm.launch import free_port
 from maxk_lightning.rollouts.engines.vllm.watchdog import Pulse, aborted_without, given_up_without
 from tests.support.paths import ROOT
+from tests.support.rank_processes import run_ranks
 
 SUPPORT = ROOT / "tests" / "support"
 
@@ -82,24 +82,9 @@ def test_no_rank_waits_when_a_push_fails(
     failing_server: Callable[[str], tuple[str, str]], tmp_path: Path, plan: str, expected: str
 ) -> None:
     url, peer = failing_server(plan)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SUPPORT / "server_ranks.py"), str(rank), str(tmp_path / "store"), plan, url, peer],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        ends = [rank.communicate(timeout=400) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    for (out, err), rank in zip(ends, ranks, strict=True):
-        assert rank.returncode == 0, err[-3000:]
-        assert out.splitlines()[-1].startswith(expected)
+    for end in run_ranks("server_ranks.py", tmp_path / "store", (plan, url, peer), timeout_s=400):
+        assert end.returncode == 0, end.err[-3000:]
+        assert end.out.splitlines()[-1].startswith(expected)
 
 
 def test_a_wait_ends_when_the_server_is_gone_or_time_is_up() -> None:

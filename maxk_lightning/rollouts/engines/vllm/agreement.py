@@ -5,6 +5,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from maxk_lightning.rollouts.engine import EngineError
+from maxk_lightning.rollouts.ranks import gathered
 
 T = TypeVar("T")
 Failure = EngineError | ValueError
@@ -15,24 +16,20 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gathered(thing: T) -> list[T]:
+def of_all_ranks(thing: T) -> list[T]:
     """The thing of every rank, by rank."""
-    if not dist.is_initialized():
-        return [thing]
-    things: list[T] = [thing] * dist.get_world_size()
-    dist.all_gather_object(things, thing)
-    return things
+    return gathered(thing, dist.get_world_size() if dist.is_initialized() else 1)
 
 
 def told_by_first_rank(thing: T) -> T:
     """The thing of rank 0."""
-    return gathered(thing)[0]
+    return of_all_ranks(thing)[0]
 
 
 def raise_together(failure: Failure | None) -> None:
     """Raise when any rank has failed: what failed here, else what failed in the first rank that did."""
     told = None if failure is None else (isinstance(failure, EngineError), str(failure))
-    failures = [each for each in gathered(told) if each is not None]
+    failures = [each for each in of_all_ranks(told) if each is not None]
     if failure is not None:
         raise failure
     if failures:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from maxk_lightning.rollouts.ranks import gathered
+
 T = TypeVar("T")
 
 
@@ -39,8 +41,4 @@ class Peers:
             self._group = None
 
     def _gather(self, thing: T) -> list[T]:
-        if self.size == 1:
-            return [thing]
-        gathered: list[T] = [thing] * self.size
-        dist.all_gather_object(gathered, thing, group=self._group)
-        return gathered
+        return gathered(thing, self.size, self._group)

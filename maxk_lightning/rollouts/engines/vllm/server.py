@@ -17,7 +17,7 @@ from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_poli
 from maxk_lightning.policy.memory import EngineMemory
 from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.text import answer_text
-from maxk_lightning.rollouts.engines.vllm.agreement import gathered, raise_together, rank, told_by_first_rank
+from maxk_lightning.rollouts.engines.vllm.agreement import of_all_ranks, raise_together, rank, told_by_first_rank
 from maxk_lightning.rollouts.engines.vllm.arguments import ADMITTED_UTILIZATION, HeadDtype
 from maxk_lightning.rollouts.engines.vllm.errors import finish_reason
 from maxk_lightning.rollouts.engines.vllm.gpus import check_gpus, own_gpu
@@ -235,7 +235,7 @@ class VLLMServerEngine:
         """Find the server, or start it; every rank learns where it is."""
         if self._server is not None:
             return self._server
-        gpus = gathered(own_gpu())
+        gpus = of_all_ranks(own_gpu())
         if self.url is None and self.transfer != "ipc":
             check_gpus(self.gpus, self._num_gpus(), gpus)
         if self.transfer == "ipc" and len(gpus) > 1:

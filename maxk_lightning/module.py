@@ -23,6 +23,7 @@ from maxk_lightning.losses import (
 from maxk_lightning.metrics import RolloutMetrics
 from maxk_lightning.objectives import MaxAtK, Objective, objective_at
 from maxk_lightning.policy import Policy, build_policy, resolve_policy
+from maxk_lightning.policy.architectures import Attention
 from maxk_lightning.policy.lora import LoRA, check_adapters, keep_adapters, merged
 from maxk_lightning.policy.sharding import load_sharded, whole
 from maxk_lightning.rollouts.ranks import Ranks, ranks_of
@@ -63,6 +64,7 @@ class PolicyModule(LightningModule):
         max_row_tokens: int | None = 2048,
         max_grad_norm: float | None = 1.0,
         gradient_checkpointing: bool = False,
+        attn_implementation: Attention | None = None,
         lora: LoRA | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=5e-6),
@@ -96,6 +98,9 @@ class PolicyModule(LightningModule):
                 1: every completion in a row of its own. Changes speed and memory, never the loss.
             max_grad_norm: Gradients are clipped to this norm; None: not at all.
             gradient_checkpointing: Recompute activations in the backward pass.
+            attn_implementation: None: causal kernels on a row per completion, or what the model needs instead.
+                `flex_attention`: on the packed rows, where prompts attend once and sliding windows need no mask; for
+                long prompts on a GPU. Changes speed and memory, never the loss.
             lora: Train low-rank adapters only; None: train every weight. With adapters, `kl_target: reference` costs
                 no second model.
             dtype: Of the weights and gradients. `bfloat16` halves them, and needs an optimizer that rounds
@@ -129,6 +134,7 @@ class PolicyModule(LightningModule):
         self.max_row_tokens = max_row_tokens
         self.max_grad_norm = max_grad_norm
         self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
         self.lora = lora
         self.dtype_name = dtype
         self.has_bf16_weights = dtype == "bfloat16" and lora is None
@@ -339,7 +345,8 @@ def _load_policy(module: PolicyModule) -> Policy:
 
     def build(has_weights: bool = True) -> Policy:
         dtype = getattr(torch, module.dtype_name)
-        return build_policy(module.policy_name, dtype, module.lora, module.gradient_checkpointing, has_weights)
+        settings = module.lora, module.gradient_checkpointing, has_weights, module.attn_implementation
+        return build_policy(module.policy_name, dtype, *settings)
 
     if module.device_mesh is None:
         return build()

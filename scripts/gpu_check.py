@@ -65,6 +65,7 @@ FINDINGS = (
     Finding(name="D18", about="a failed wake-up is noticed", elsewhere="tests/rollouts/engines"),
     Finding(name="D19", about="the first 8-bit step compiles soon", tests="d19", limit_s=200),
     Finding(name="config", about="configs/qwen7b.yaml runs with random weights", tests="config_of", limit_s=280),
+    Finding(name="attention", about="flex_attention has the gradients of the usual one", tests="flex", limit_s=200),
     Finding(name="2 GPUs", about="two ranks train a sharded policy", tests="two_gpus_train", limit_s=200),
 )
 
@@ -170,12 +171,14 @@ def benches(steps: Steps, policy: str, *, is_rehearsal: bool) -> None:
     if is_rehearsal:
         steps.bench("bench_rollouts", "--prompts", "2", "--max_new_tokens", "8", "--repeats", "1")
         steps.bench("bench_memory", "--tokens", "64", "--vocab", "4096", "--hidden", "64")
+        steps.bench("bench_attention", "--prompts", "32", "64", "--completion", "16", "--repeats", "1", "--forward")
         return
     shape = ["--policy", policy, "--dtype", "bfloat16", "--kv_cache_gib", "8", "--max_model_len", "2048"]
     shape += ["--prompts", "64", "--max_new_tokens", "256", "--without_transformers", "--repeats", "3", "--cuda_graphs"]
     steps.bench("bench_rollouts", *shape)
     steps.bench("bench_rollouts sleep", *shape, "--sleep")
     steps.bench("bench_memory", "--dtype", "bfloat16")
+    steps.bench("bench_attention", "--policy", policy)
     at_scale = ["--policy", policy, "--vllm", "--prompts", "8", "--no-trl_at_once", "--repeats", "1"]
     steps.bench("bench_step", *at_scale, limit_s=280)
 

@@ -27,6 +27,16 @@ def check_trainer(trainer: Trainer) -> None:
         )
 
 
+def check_attention(attn_implementation: str | None, device: torch.device) -> None:
+    """Refuse attention that torch cannot train with on this device.
+
+    Raises:
+        ValueError: `flex_attention` on a CPU.
+    """
+    if attn_implementation == "flex_attention" and device.type == "cpu":
+        raise ValueError("model.attn_implementation: flex_attention has gradients on a GPU only; leave it to null here")
+
+
 def check_overlap(engine: RolloutEngine, device: torch.device) -> None:
     """Refuse to sample ahead on the GPU that trains.
 

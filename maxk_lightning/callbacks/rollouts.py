@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning import Callback, Trainer
 
-from maxk_lightning.callbacks.checks import check_overlap, check_trainer
+from maxk_lightning.callbacks.checks import check_attention, check_overlap, check_trainer
 from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
 from maxk_lightning.callbacks.reward_parts import log_parts
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
@@ -115,6 +115,7 @@ class RolloutCallback(Callback):
         """
         if stage == "fit":
             check_trainer(trainer)
+            check_attention(module.attn_implementation, trainer.strategy.root_device)
             if self.rollouts_ahead:
                 check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)

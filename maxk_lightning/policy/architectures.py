@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -11,8 +11,8 @@ from maxk_lightning.policy.masks import FULL, SLIDING, attention_kinds
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-ATTENTIONS = ("sdpa", "eager")
-"Implementations of attention that take a mask for packed rows."
+Attention = Literal["sdpa", "eager", "flex_attention"]
+"Implementation of attention that takes a mask for packed rows."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +32,16 @@ def head_scaling(config: "PreTrainedConfig") -> HeadScaling:
     return HeadScaling(factor=factor, cap=getattr(text, "final_logit_softcapping", None))
 
 
-def attention_implementation(config: "PreTrainedConfig") -> str | None:
-    """The implementation that a model needs; None: the default of transformers.
+def attention_implementation(config: "PreTrainedConfig", asked: Attention | None = None) -> Attention | None:
+    """The implementation that a model gets; None: the default of transformers.
 
-    Its `sdpa` leaves out the cap on attention scores of Gemma 2.
+    Raises:
+        ValueError: `sdpa` was asked for, which leaves out the cap on attention scores of Gemma 2.
     """
-    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None else None
+    has_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if asked == "sdpa" and has_cap:
+        raise ValueError("model.attn_implementation: sdpa leaves out this model's cap on scores, set it to null")
+    return asked or ("eager" if has_cap else None)
 
 
 def check_architecture(model: "PreTrainedModel", policy: str) -> None:

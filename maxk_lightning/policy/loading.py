@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from maxk_lightning.policy.architectures import attention_implementation, check_architecture
+from maxk_lightning.policy.architectures import Attention, attention_implementation, check_architecture
 from maxk_lightning.policy.lora import LoRA, add_adapters
 from maxk_lightning.policy.policy import Policy
 from maxk_lightning.policy.self_check import checked_policy
@@ -79,13 +79,17 @@ def find_policy(policy: str) -> str:
     return source
 
 
-def load_model(policy: str, dtype: torch.dtype = torch.float32, *, has_weights: bool = True) -> "PreTrainedModel":
+def load_model(
+    policy: str, dtype: torch.dtype = torch.float32, *, has_weights: bool = True, attention: Attention | None = None
+) -> "PreTrainedModel":
     """Load the causal language model of a policy directory or hub name.
 
     Without weights the model is only described: its parameters are whatever the current default device makes of them.
+    Without `attention` it has that of `attention_implementation`.
 
     Raises:
-        ValueError: the directory cannot be read, the hub cannot be reached, or the architecture is not supported.
+        ValueError: the directory cannot be read, the hub cannot be reached, or the architecture or its attention is not
+            supported.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -95,7 +99,10 @@ def load_model(policy: str, dtype: torch.dtype = torch.float32, *, has_weights: 
     model: PreTrainedModel
     try:
         config = AutoConfig.from_pretrained(source)
-        settings = {"dtype": dtype, "attn_implementation": attention_implementation(config)}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.policy: cannot load {policy}: {_first_line(error)}") from error
+    settings = {"dtype": dtype, "attn_implementation": attention_implementation(config, attention)}
+    try:
         if has_weights:
             model = AutoModelForCausalLM.from_pretrained(source, config=config, **settings)
         else:
@@ -112,6 +119,7 @@ def build_policy(
     lora: LoRA | None = None,
     gradient_checkpointing: bool = False,
     has_weights: bool = True,
+    attention: Attention | None = None,
 ) -> Policy:
     """Load a policy to train, and compare its log-probs with those of its model.
 
@@ -121,11 +129,12 @@ def build_policy(
         lora: Adapters to train instead of the weights.
         gradient_checkpointing: Recompute activations in the backward pass.
         has_weights: False: only describe it; see `load_model`.
+        attention: Implementation of attention; None: what the model needs, `sdpa` as a rule.
 
     Raises:
         ValueError: the policy cannot be loaded, or its log-probs are not those of its model.
     """
-    model = load_model(policy, dtype, has_weights=has_weights)
+    model = load_model(policy, dtype, has_weights=has_weights, attention=attention)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora is not None:

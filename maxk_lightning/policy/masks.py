@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from maxk_lightning.policy.packing import PROMPT, PackedRows
 
@@ -18,7 +19,11 @@ FULL = "full_attention"
 SLIDING = "sliding_attention"
 "Layers that see the last `sliding_window` tokens, their own included."
 
-Masks = Tensor | dict[str, Tensor | None] | None
+Mask = Tensor | BlockMask | None
+Masks = Mask | dict[str, Mask]
+
+FLEX = "flex_attention"
+"Attention of torch that skips whatever a rule hides, block by block, and never holds a mask of L x L."
 
 
 def attention_kinds(config: "PreTrainedConfig") -> set[str]:
@@ -35,7 +40,7 @@ def attention_kinds(config: "PreTrainedConfig") -> set[str]:
     return {"chunked_attention" if getattr(text, "attention_chunk_size", None) is not None else FULL}
 
 
-def layer_masks(rows: PackedRows, config: "PreTrainedConfig", added_dtype: torch.dtype | None = None) -> Masks:
+def layer_masks(rows: PackedRows, config: "PreTrainedConfig", implementation: str, dtype: torch.dtype) -> Masks:
     """The masks of a model's layers, in the form in which its forward pass takes them.
 
     A token sees the prompt and its own completion up to itself. A window counts positions, which restart behind the
@@ -44,15 +49,18 @@ def layer_masks(rows: PackedRows, config: "PreTrainedConfig", added_dtype: torch
     Args:
         rows: Packed rows.
         config: Configuration of the model, whose attention is of the kinds `FULL` and `SLIDING`.
-        added_dtype: Type of masks that are added to the scores, which eager attention takes; None: True where a token
-            may look, and no mask at all where the causal kernel is enough.
+        implementation: `eager` takes masks that are added to the scores; `sdpa` True where a token may look, and no
+            mask at all where the causal kernel is enough; `FLEX` the rule itself.
+        dtype: Type of masks that are added.
     """
     text = config.get_text_config()
-    masks: dict[str, Tensor | None] = {}
+    masks: dict[str, Mask] = {}
     for kind in attention_kinds(config):
         window = text.sliding_window if kind == SLIDING else None
-        if added_dtype is not None:
-            masks[kind] = _added(visible(rows, window), added_dtype)
+        if implementation == FLEX:
+            masks[kind] = block_mask(rows, window)
+        elif implementation == "eager":
+            masks[kind] = _added(visible(rows, window), dtype)
         else:
             masks[kind] = None if _is_causal(rows, window) else visible(rows, window)
     if getattr(text, "layer_types", None) is not None:
@@ -69,6 +77,22 @@ def visible(rows: PackedRows, window: int | None = None) -> Tensor:
         distances_RLL = rows.positions_RL[:, :, None] - rows.positions_RL[:, None, :]
         is_visible_RLL &= distances_RLL < window
     return is_visible_RLL[:, None]
+
+
+def block_mask(rows: PackedRows, window: int | None = None) -> BlockMask:
+    """The rule of `visible` for `FLEX`: blocks of tokens of which all, some or none are visible, [R, 1, L, L]."""
+    segments_RL, positions_RL = rows.segments_RL, rows.positions_RL
+
+    def sees(row: Tensor, head: Tensor, asking: Tensor, seen: Tensor) -> Tensor:
+        seen_segment = segments_RL[row, seen]
+        is_visible = (seen_segment == PROMPT) | (seen_segment == segments_RL[row, asking])
+        if window is not None:
+            is_visible &= positions_RL[row, asking] - positions_RL[row, seen] < window
+        return is_visible & (seen <= asking)
+
+    num_rows, length = segments_RL.shape
+    make = torch.compile(create_block_mask) if segments_RL.is_cuda else create_block_mask  # else it holds L x L once
+    return make(sees, num_rows, None, length, length, segments_RL.device)
 
 
 def _is_causal(rows: PackedRows, window: int | None) -> bool:

@@ -5,13 +5,13 @@ D hidden size.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
-from maxk_lightning.policy.architectures import ATTENTIONS, head_scaling, max_positions, remove_noise
+from maxk_lightning.policy.architectures import Attention, head_scaling, max_positions, remove_noise
 from maxk_lightning.policy.masks import layer_masks
 from maxk_lightning.policy.packing import PackedRows
 from maxk_lightning.policy.projection import project
@@ -51,10 +51,10 @@ class Policy(nn.Module):
             ValueError: its attention takes no masks.
         """
         super().__init__()
-        if model.config._attn_implementation not in ATTENTIONS:
+        if model.config._attn_implementation not in get_args(Attention):
             raise ValueError(
                 f"model.policy: attention of {type(model).__name__} is {model.config._attn_implementation}, "
-                f"packed rows need {' or '.join(ATTENTIONS)}"
+                f"packed rows need {' or '.join(get_args(Attention))}"
             )
         remove_noise(model)
         self.model = model
@@ -79,8 +79,8 @@ class Policy(nn.Module):
             if rows.input_ids_RL.device.type == "cpu":  # on a GPU kernels with a mask are slower
                 layout["split"] = split_rows(rows)
         else:
-            is_eager = self.model.config._attn_implementation == "eager"
-            layout = {"attention_mask": layer_masks(rows, self.model.config, self.model.dtype if is_eager else None)}
+            implementation = str(self.model.config._attn_implementation)
+            layout = {"attention_mask": layer_masks(rows, self.model.config, implementation, self.model.dtype)}
         hidden_RLD = self.model.base_model(
             input_ids=rows.input_ids_RL, position_ids=rows.positions_RL, use_cache=False, **layout
         ).last_hidden_state

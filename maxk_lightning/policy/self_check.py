@@ -36,7 +36,8 @@ def checked_policy(model: "PreTrainedModel", name: str) -> Policy:
     completions = [rest[: COMPLETION_TOKENS[0]], rest[COMPLETION_TOKENS[0] :]]
     was_training = model.training
     try:
-        with torch.no_grad(), _short_window(model):
+        # A few tokens are not worth compiling `flex_attention` for.
+        with torch.no_grad(), _short_window(model), torch.compiler.set_stance("force_eager"):
             model.eval()  # type: ignore[no-untyped-call]
             alone_M = torch.cat([_logprobs_alone(model, prompt, completion) for completion in completions])
             policy = Policy(model).train()

@@ -19,7 +19,7 @@ from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.callbacks.checks import check_overlap
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.policy import Policy, load_model
+from maxk_lightning.policy import Policy, build_policy, load_model
 from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import EngineError, EngineLoad, TransformersEngine, VLLMEngine
 from maxk_lightning.rollouts.weight_sync import logprob_gap
@@ -212,6 +212,27 @@ def test_config_of_the_paper_with_random_weights(tmp_path: Path) -> None:
             " --data.validation.split validation --data.test.split test --data.num_ppo_iterations 1".split()
         )
     _check_curves(tmp_path, num_losses=2)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flex_attention_has_the_gradients_of_the_usual(dtype: torch.dtype) -> None:
+    """Groups of several lengths, one after the other, so that it compiles for lengths that change."""
+    usual, flex = (build_policy("builtin", dtype, attention=name).to(DEVICE) for name in (None, "flex_attention"))
+    for length in (40, 300, 171):
+        rows = pack([[7] * length, [8] * 20], [[[9] * 30, [10] * 5, []], [[11], [12] * length]]).to(
+            torch.device(DEVICE)
+        )
+        norms, logprobs = [], []
+        for policy in (usual, flex):
+            policy.zero_grad()
+            logprobs_BT = policy(rows, 1.0).logprobs_BT
+            logprobs_BT.sum().backward()
+            logprobs.append(logprobs_BT)
+            norms.append([float(parameter.grad.float().norm()) for parameter in policy.parameters()])  # type: ignore[union-attr]
+        tolerance = 0.002 if dtype == torch.float32 else 0.05  # TF32
+        torch.testing.assert_close(logprobs[0], logprobs[1], atol=4 * tolerance, rtol=tolerance)
+        assert norms[1] == pytest.approx(norms[0], rel=5 * tolerance, abs=1e-3)
 
 
 @needs_two_gpus

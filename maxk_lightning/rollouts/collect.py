@@ -1,8 +1,9 @@
 """An order -> completions -> scores."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Protocol
 
 from maxk_lightning.rewards import Reward, StreamingReward
@@ -68,8 +69,8 @@ def sample(
     if watcher is None:
         return engine.generate(prompts, sampling)
     if isinstance(engine, StreamingEngine):
-        arrivals = _watched(engine.stream(prompts, sampling), watcher)
-        return in_groups(arrivals, len(prompts), sampling.num_completions)
+        with _arrivals(engine, prompts, sampling, watcher) as arrivals:
+            return in_groups(arrivals, len(prompts), sampling.num_completions)
     groups = engine.generate(prompts, sampling)
     for group in groups:
         for completion in group:
@@ -77,23 +78,39 @@ def sample(
     return groups
 
 
-def _watched(
-    arrivals: Iterator[tuple[int, int, Completion]], watcher: Watcher | None
-) -> Iterator[tuple[int, int, Completion]]:
-    for index, sample, completion in arrivals:
-        if watcher is not None:
-            watcher.ended(completion)
-        yield index, sample, completion
+@contextmanager
+def _arrivals(
+    engine: StreamingEngine, prompts: Sequence[Prompt], sampling: Sampling, watcher: Watcher | None
+) -> Iterator[Iterator[tuple[int, int, Completion]]]:
+    """What `engine.stream` yields, watched.
+
+    When its reader fails, the engine is told at once: ranks that compute together wait for each other's steps, while
+    the error keeps the stream alive.
+    """
+    stream = engine.stream(prompts, sampling)
+
+    def watched() -> Iterator[tuple[int, int, Completion]]:
+        for index, sample, completion in stream:
+            if watcher is not None:
+                watcher.ended(completion)
+            yield index, sample, completion
+
+    try:
+        yield watched()
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()
 
 
 def _stream(
     engine: StreamingEngine, reward: StreamingReward, order: Order, watcher: Watcher | None
 ) -> tuple[list[list[Completion]], list[list["Future[Score]"]]]:
     """Completions, and their scores to come: each was submitted when it ended, while others were being sampled."""
-    arrivals = (
-        (index, sample, (completion, submit(reward, order.problems[index], order.prompts[index], completion)))
-        for index, sample, completion in _watched(engine.stream(order.prompts, order.sampling), watcher)
-    )
-    groups = in_groups(arrivals, len(order.prompts), order.sampling.num_completions)
+    with _arrivals(engine, order.prompts, order.sampling, watcher) as arrivals:
+        submitted = (
+            (index, sample, (completion, submit(reward, order.problems[index], order.prompts[index], completion)))
+            for index, sample, completion in arrivals
+        )
+        groups = in_groups(submitted, len(order.prompts), order.sampling.num_completions)
     completions = [[completion for completion, _ in group] for group in groups]
     return completions, [[future for _, future in group] for group in groups]

@@ -377,6 +377,17 @@ def test_two_ranks_are_one_engine_and_sample_what_one_would(engine: VLLMEngine, 
         assert logprobs == pytest.approx(completion.logprobs, abs=MAX_GAP)
 
 
+def test_a_reward_that_fails_amid_the_stream_leaves_no_peer_waiting(engine: VLLMEngine, tmp_path: Path) -> None:
+    """Both ranks tell the error, and the engine that they form can sample on."""
+    expected = engine.generate(PROMPTS, SAMPLING)
+    ends = run_ranks("tensor_parallel_rank.py", tmp_path / "store", ["fail"], timeout_s=200.0)
+    assert [end.returncode for end in ends] == [0, 0], "".join(end.err[-3000:] for end in ends)
+    told = [[json.loads(line) for line in end.out.splitlines() if line[:1] in '["'] for end in ends]
+    assert [error for error, _ in told] == ["rank 0: OSError: the grader is gone"] * 2
+    tokens = [tuple(tokens) for _, groups in told for group in groups for tokens, _ in group]
+    assert tokens == [completion.token_ids for group in expected for completion in group]
+
+
 def test_a_server_that_dies_while_weights_are_on_their_way_is_a_failed_engine() -> None:
     arguments = {"enforce-eager": True, "max-model-len": 256, "dtype": "float32", "kv-cache-memory-bytes": 2**26}
     engine = VLLMServerEngine("builtin", transfer="file", server_args=arguments, timeout_s=120.0)

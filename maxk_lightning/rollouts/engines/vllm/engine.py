@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -180,7 +181,7 @@ class VLLMEngine:
         joined, first = self._peers.join(prompts)
         self._check_lengths(joined, sampling)
         engine = self.llm.llm_engine
-        places = {}
+        places, outputs = {}, self._outputs(engine)
         try:
             for index, prompt in enumerate(joined):
                 for sample in range(sampling.num_completions):
@@ -190,7 +191,7 @@ class VLLMEngine:
                         parameters = self._parameters(name, prompt, sample, sampling)
                         engine.add_request(name, {"prompt_token_ids": list(prompt.token_ids)}, parameters)
                     places[name] = index - first, sample
-            for output in self._outputs(engine):
+            for output in outputs:
                 index, sample = places.pop(output.request_id)
                 if 0 <= index < len(prompts):  # the others are those of a peer
                     yield index, sample, self._completion(output.request_id, prompts[index], output.outputs[0])
@@ -198,9 +199,12 @@ class VLLMEngine:
             places.clear()  # nothing can be asked of an engine that failed
             raise
         finally:
-            self._entropies.clear()
             if places and self.llm is not None:  # stopped early
-                engine.abort_request(list(places))
+                if self.tensor_parallel_size == 1:
+                    engine.abort_request(list(places))
+                else:  # peers compute every step together: what was begun is sampled to the end
+                    deque(outputs, maxlen=0)
+            self._entropies.clear()
 
     def memory(self, load: EngineLoad) -> EngineMemory:
         """Tell what it will hold: its copy of the weights, a KV cache of the configured size, and its workspace."""

@@ -37,7 +37,7 @@ class Finding:
     about: str
     "What must hold."
     tests: str | None = None
-    "Part of the names of its tests in `GPU_TESTS`; None: see `elsewhere`."
+    "What chooses its tests in `GPU_TESTS` (pytest's `-k`); None: see `elsewhere`."
     elsewhere: str | None = None
     "Test file that shows it without a GPU."
     limit_s: int = 120
@@ -64,7 +64,10 @@ FINDINGS = (
     Finding(name="D17", about="ports are free ones", tests="d17", limit_s=200),
     Finding(name="D18", about="a failed wake-up is noticed", elsewhere="tests/rollouts/engines"),
     Finding(name="D19", about="the first 8-bit step compiles soon", tests="d19", limit_s=200),
-    Finding(name="config", about="configs/qwen7b.yaml runs with random weights", tests="config_of", limit_s=280),
+    *(
+        Finding(name=config, about=f"configs/{config}.yaml runs, with random weights", tests=f"[{config}]", limit_s=280)
+        for config in ("qwen7b", "qwen7b_80gb", "qwen1.5b", "qwen0.5b_lora")
+    ),
     Finding(name="attention", about="flex_attention has the gradients of the usual one", tests="flex", limit_s=200),
     Finding(name="2 GPUs", about="two ranks train a sharded policy", tests="two_gpus_train", limit_s=200),
 )

@@ -79,7 +79,8 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> Hyperparame
         "reward": getattr(rollout.reward, "name", _class(rollout.reward)),
         "k": getattr(objective, "k", None),
         "n": rollout.sampling.num_completions,
-        "lr": first.get("initial_lr", first["lr"]),  # a schedule has moved the other one when a run is resumed
+        # A schedule has moved the other one when a run is resumed; torchao's are tensors.
+        "lr": float(first.get("initial_lr", first["lr"])),
         "num_ppo_iterations": datamodule.num_ppo_iterations,
         "kl_coef": pl_module.kl_coef,
         "max_grad_norm": pl_module.max_grad_norm,

@@ -199,16 +199,19 @@ def test_d19_the_first_step_with_8_bit_states_compiles_in_reasonable_time() -> N
     assert all(bool((parameter < 0).all()) for parameter in parameters)
 
 
-def test_config_of_the_paper_with_random_weights(tmp_path: Path) -> None:
-    """configs/qwen7b.yaml: FSDP2 on one GPU, Adam8bit, mixed precision, vLLM beside the trainer; other problems."""
+@pytest.mark.parametrize("config", ["qwen7b", "qwen7b_80gb", "qwen1.5b", "qwen0.5b_lora"])
+def test_config_of_one_gpu_with_random_weights(config: str, tmp_path: Path) -> None:
+    """As it stands: its strategy, optimizer and precision, vLLM beside the trainer; fewer and other problems."""
     pytest.importorskip("torchao")
     builtin = "".join(f" --data.{split} maxk_lightning.data.Builtin" for split in ("train", "validation", "test"))
-    on_cpu = " --rollout.engine.dtype float32 --rollout.engine.enforce_eager true" if IS_REHEARSAL else ""
+    others = " --rollout.engine.dtype float32 --rollout.engine.enforce_eager true" if IS_REHEARSAL else ""
+    if POLICY == "builtin":
+        others += " --rollout.engine.max_model_len 512 --data.max_prompt_tokens 384"
     context = partial(torch.compiler.set_stance, "force_eager" if IS_REHEARSAL else "default")
     with context():
         MaxKCLI(
-            f"fit --config {ROOT}/configs/qwen7b.yaml --model.policy {POLICY} --trainer.accelerator {ACCELERATOR}"
-            f" --trainer.default_root_dir {tmp_path} {builtin} {SMALL_RUN} --rollout.engine.kv_cache_gib 0.5{on_cpu}"
+            f"fit --config {ROOT}/configs/{config}.yaml --model.policy {POLICY} --trainer.accelerator {ACCELERATOR}"
+            f" --trainer.default_root_dir {tmp_path} {builtin} {SMALL_RUN} --rollout.engine.kv_cache_gib 0.5{others}"
             " --data.validation.split validation --data.test.split test --data.num_ppo_iterations 1".split()
         )
     _check_curves(tmp_path, num_losses=2)

@@ -56,6 +56,12 @@ def main() -> None:
     command = args[0]
     if command not in TRAINING + PLAIN:
         sys.exit(f"maxk_lightning: error: unknown command {command!r}; one of {', '.join(TRAINING + PLAIN)}")
+    if command in TRAINING and args[1:] in (["-h"], ["--help"]):
+        from maxk_lightning.commands.help import stored
+
+        if (text := stored(command)) is not None:
+            print(text, end="")
+            return
     try:
         from maxk_lightning.commands.arguments import call, check_config_files
 

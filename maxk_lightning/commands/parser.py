@@ -27,7 +27,7 @@ UNION = re.compile(
 
 
 class Parser(LightningArgumentParser):
-    """Says what was wrong, without the hundred lines of usage that `--help` shows."""
+    """Says what was wrong, without the usage that argparse puts above it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the reason as one sentence and leave."""

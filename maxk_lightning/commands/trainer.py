@@ -58,7 +58,9 @@ class MaxKCLI(LightningCLI):
         """Parse `args` (None: the command line); with `run` false only build the objects."""
         parser_kwargs: dict[str, Any] = {"allow_abbrev": False, "prog": PROGRAM}
         if run:
-            parser_kwargs |= {subcommand: {"allow_abbrev": False} for subcommand in SUBCOMMANDS}
+            for subcommand in SUBCOMMANDS:  # without a hundred lines of keys, which the help explains below it
+                usage = f"{PROGRAM} {subcommand} [--config X.yaml] [--key value ...]"
+                parser_kwargs[subcommand] = {"allow_abbrev": False, "usage": usage}
         super().__init__(
             PolicyModule,
             PromptDataModule,

@@ -77,11 +77,11 @@ def test_an_objective_that_does_not_say_what_it_gives(
     )
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate"])
-def test_outside_the_environment_the_way_in_is_shown(command: str) -> None:
+@pytest.mark.parametrize("words", [["fit", "--print_config"], ["evaluate", "--help"]], ids=lambda words: words[0])
+def test_outside_the_environment_the_way_in_is_shown(words: list[str]) -> None:
     code = (
         "import sys; sys.modules['lightning'] = sys.modules['jsonargparse'] = None\n"
-        f"from maxk_lightning.cli import main\nsys.argv = ['maxk', '{command}', '--help']; main()"
+        f"from maxk_lightning.cli import main\nsys.argv = ['maxk', *{words}]; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -15,16 +15,6 @@ def test_describing_sources_imports_neither_datasets_nor_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_of_the_data_command_does_not_import_torch() -> None:
-    code = (
-        "import sys; sys.argv = ['maxk', 'data', '--help']\nfrom maxk_lightning.cli import main\n"
-        "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--num_prompts" in done.stdout
-
-
 def test_the_beginning_of_a_program_is_part_of_the_problem_format() -> None:
     record = {"id": "a", "prompt": "p", "tests": [{"input": "", "output": "1"}], "prefix": "x = 1"}
     assert problem_from_record(record).prefix == "x = 1"

@@ -1,7 +1,7 @@
 """Numerics at sizes where subsets cannot be listed: exact rational arithmetic, and beyond every float's range."""
 
 from fractions import Fraction
-from math import comb, nan
+from math import comb, lcm, nan
 
 import pytest
 import torch
@@ -39,17 +39,19 @@ def symmetric_polynomials(ratios: list[Fraction], degree: int) -> list[Fraction]
 
 
 def sums_of_maxima(rewards: list[Fraction], ratios: list[Fraction], k: int) -> tuple[Fraction, Fraction]:
-    """(sum over k-subsets of prod rho, the same times the maximum)."""
-    ranked = sorted(zip(rewards, ratios, strict=True))
-    total, weighted = Fraction(0), Fraction(0)
-    e = [Fraction(1)] + [Fraction(0)] * k
+    """(sum over k-subsets of prod rho, the same times the maximum), in integers, which need no common divisors."""
+    reward_scale = lcm(*(reward.denominator for reward in rewards))
+    ratio_scale = lcm(*(rho.denominator for rho in ratios))
+    ranked = sorted((int(r * reward_scale), int(rho * ratio_scale)) for r, rho in zip(rewards, ratios, strict=True))
+    total = weighted = 0
+    e = [1] + [0] * k
     for reward, rho in ranked:
         total += rho * e[k - 1]
         weighted += reward * rho * e[k - 1]
         for m in range(k, 0, -1):
             e[m] += rho * e[m - 1]
     assert total == e[k]
-    return total, weighted
+    return Fraction(total, ratio_scale**k), Fraction(weighted, reward_scale * ratio_scale**k)
 
 
 def exact_credits(rewards: list[Fraction], ratios: list[Fraction], k: int, baseline: str) -> list[Fraction]:

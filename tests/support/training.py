@@ -62,6 +62,7 @@ def fit(
     module_class: type[PolicyModule] = PolicyModule,
     data: Mapping[str, Any] | None = None,
     ckpt_path: Path | None = None,
+    num_ranks: int = 1,
 ) -> Fit:
     """Train for some rollouts.
 
@@ -77,6 +78,7 @@ def fit(
         module_class: a module of the test's own.
         data: options of `PromptDataModule` over `DATA`.
         ckpt_path: checkpoint to go on from.
+        num_ranks: processes; several only in a script, which Lightning starts again for the others.
     """
     torch.manual_seed(0)
     rollout = rollout or RolloutCallback(TransformersEngine(policy), reward or LengthReward(), sampling)
@@ -85,6 +87,9 @@ def fit(
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
+        strategy="auto" if num_ranks == 1 else "ddp",
+        devices=num_ranks,
+        use_distributed_sampler=False,  # as the command line has it: ranks take their own share
         default_root_dir=root,
         callbacks=[rollout, *callbacks],
         plugins=[AtomicCheckpointIO()],

@@ -1,12 +1,12 @@
 """The entropy bonus: its loss against a plain formula, its coefficient over steps and through checkpoints."""
 
-from functools import partial
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning import Callback
 from torch.nn import functional as F
 
 from maxk_lightning.callbacks import RolloutCheckpoint
@@ -14,35 +14,9 @@ from maxk_lightning.losses import AdaptiveEntropy, EntropyBonus
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import GRPO
 from maxk_lightning.policy import load_model
-from tests.support.training import Fit, fit
-
-SGD = {"optimizer": partial(torch.optim.SGD, lr=0.5), "max_grad_norm": None, "kl_coef": 0.0}
-
-
-class FlatReward:
-    """All rewards are equal: no credit, so that the bonus alone trains."""
-
-    def score(self, problems: Any, completions: Any) -> Any:
-        from maxk_lightning.types import Score
-
-        return [[Score(reward=0.5, verdicts=()) for _ in group] for group in completions]
-
-
-class Coefs(Callback):
-    """Notes the coefficient and the mean entropy of every step."""
-
-    def __init__(self) -> None:
-        self.coefs: list[float] = []
-        self.entropies: list[float] = []
-
-    def on_train_batch_end(self, trainer: Any, *_: object) -> None:
-        self.coefs.append(float(trainer.callback_metrics["train/entropy_coef"]))
-        self.entropies.append(float(trainer.callback_metrics["train/entropy"]))
-
-
-def bonus_alone(policy: str, root: Path, coef: float | AdaptiveEntropy, *callbacks: Callback, **options: Any) -> Fit:
-    module = {**SGD, "objective": GRPO(), "entropy_coef": coef}
-    return fit(policy, root, reward=FlatReward(), module=module, callbacks=callbacks, **options)
+from tests.support.entropy_bonus import COEFS, SGD, Coefs, FlatReward, bonus_alone, trained
+from tests.support.paths import ROOT
+from tests.support.training import fit
 
 
 @pytest.mark.parametrize(
@@ -98,6 +72,21 @@ def test_an_adaptive_bonus_follows_its_rule_and_resumes(random_policy: str, tmp_
     assert first.coefs + second.coefs == undisturbed.coefs
     for name, weight in whole.weights.items():
         assert torch.equal(weight, resumed.weights[name]), name
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_bonus_of_one(random_policy: str, tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "tests" / "support" / "entropy_bonus.py"), random_policy, str(tmp_path)]
+    done = subprocess.run(script, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    initial = load_model(random_policy).state_dict()
+    for name, coef in COEFS.items():
+        one, two = trained(random_policy, tmp_path, coef, num_ranks=1), torch.load(tmp_path / f"{name}.pt")
+        assert two["coefs"] == one["coefs"] == pytest.approx([0.3] * 4 if name == "fixed" else [0.2, 0.3, 0.4, 0.4])
+        assert two["entropies"] == pytest.approx(one["entropies"], rel=1e-5)  # sums in another order
+        for tag, weight in one["weights"].items():
+            torch.testing.assert_close(two["weights"][tag], weight, atol=1e-6, rtol=1e-4)
+        assert max(float((one["weights"][tag] - initial[tag]).abs().max()) for tag in initial) > 1e-3
 
 
 def test_a_step_that_is_not_finite_moves_nothing() -> None:

@@ -168,6 +168,7 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     assert "GRPO" in contents["main"]
     assert [name for name, _ in study_report.figures(plan, tmp_path / "results")] == [
         "main_curves",
+        "main_differences",
         "main_entropy",
         "main_training",
         "vague_learning_rates",

@@ -219,7 +219,10 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
         rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
         if rows:
             yield f"{name}_curves", curves(rows)
-            yield f"{name}_differences", differences_figure(plan, rows, plan.tables[name])
+            names = [row.name for row in rows]
+            bases = [plan.label(arm) for arm in plan.tables[name].against if plan.label(arm) in names]
+            if bases:
+                yield f"{name}_differences", differences_figure(plan, rows, bases)
             counts = {row.name: sum((result.entropy_counts for result in row.results), Counter()) for row in rows}
             yield f"{name}_entropy", entropy_densities(counts)
             trained = {row.name: row.results for row in rows if row.results[0].curves}
@@ -229,11 +232,11 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
             yield f"{benchmark}_learning_rates", tradeoff_figure(plan, results, benchmark)
 
 
-def differences_figure(plan: StudyPlan, rows: Sequence[Method], planned: Table) -> Figure:
+def differences_figure(plan: StudyPlan, rows: Sequence[Method], base_names: Sequence[str]) -> Figure:
     """Gains in max@k of trained arms over each arm they are tested against, with intervals over problems and seeds."""
     by_name = {row.name: row for row in rows}
     trained = [row for row in rows if row.name != plan.label(BASE)]
-    bases = [by_name[plan.label(arm)] for arm in planned.against]
+    bases = [by_name[name] for name in base_names]
     lines = {base.name: {row.name: row.minus(base) for row in trained if row is not base} for base in bases}
     return difference_curves(lines, list(by_name), "difference in max@k")
 

@@ -3,21 +3,21 @@
     python scripts/study.py                 # all tables of configs/study/plan.yaml; goes on where it was stopped
     python scripts/study.py --table main    # one of them
     python scripts/study.py --quick         # a reduced main table, held against the page of the plan
+    python scripts/study.py --again grpo_3 --seed 1 --table main       # one job of it, beside what is kept of it
     python scripts/study.py --plan configs/study_smollm2 --policy DIR -- --data.train.path mbpp.jsonl   # another plan
     python scripts/study_report.py          # tables and figures of the page, without running
 
 Every arm first tries the learning rates of the plan with a seed of their own and is evaluated on the validation
 problems; the best rate is then used with the seeds of its tables and evaluated on the test problems. A job is `fit`,
-`evaluate` and a small JSON under the plan's `results`; jobs whose JSON exists are not run again.
+`evaluate` and a small JSON under the plan's `results`; jobs whose JSON exists are not run again. In a clone all exist:
+`--again` runs one of them in another directory, `--results DIR` all, tries of learning rates included.
 """
 
 import argparse
 import multiprocessing
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,13 +26,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
+from study_again import sentences
+from study_condense import condense
 from study_report import check_quick
 from study_results import (
     BASE,
     CONFIGS,
     Job,
-    Result,
     StudyPlan,
     Table,
     path_of,
@@ -42,22 +42,11 @@ from study_results import (
     tuning_jobs,
     write,
 )
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import maxk_lightning.cli
-from maxk_lightning.evaluation import load
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["maxk_lightning.commands.trainer", "maxk_lightning.commands.evaluate.policy"])
-CURVES = (
-    "train/max_at_k/1",
-    "train/max_at_k/8",
-    "train/max_at_k/32",
-    "train/entropy",
-    "train/log_ratio_std",
-    "train/kl",
-)
-"Scalars that are kept of every run that has them."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,60 +151,6 @@ def _end_with_study() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Result:
-    """Collect what is kept of a finished job."""
-    (evaluation,) = load(out)
-    rewards: dict[str, dict[str, int]] = {}
-    for problem, group in evaluation.rewards.items():
-        rewards[problem] = {f"{reward:.17g}": group.count(reward) for reward in sorted(set(group))}
-    summary = evaluation.summary
-    return Result(
-        job=job,
-        commit=_commit(),
-        machine={"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__},
-        seconds={name: round(value, 1) for name, value in seconds.items()},
-        rewards=rewards,
-        entropy_bins={str(bin_): count for bin_, count in sorted(evaluation.entropy_counts.items())},
-        summary={
-            "mean_entropy": summary.mean_entropy or 0.0,
-            "mean_tokens": summary.mean_tokens,
-            "distinct_rate": summary.distinct_rate,
-            "num_missing": summary.num_missing,
-        },
-        curves={} if job.arm == BASE else training_curves(home / "tensorboard"),
-    )
-
-
-def training_curves(directory: Path) -> dict[str, list[float]]:
-    """Read the kept scalars of a run; those logged at every optimizer step as means over a rollout.
-
-    A run that was resumed wrote several files; of a step logged twice the later value counts.
-    """
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
-    present = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
-    values = {tag: {point.step: point.value for point in events.Scalars(tag)} for tag in present}
-    num_rollouts = len(values["train/max_at_k/1"])
-    curves = {}
-    for tag, by_step in values.items():
-        points = [by_step[step] for step in sorted(by_step)]
-        per_rollout = len(points) // num_rollouts
-        rollouts = [points[start : start + per_rollout] for start in range(0, len(points), per_rollout)]
-        curves[tag] = [round(sum(points) / len(points), 6) for points in rollouts]
-    return curves
-
-
-def _commit() -> str:
-    shown = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    return shown.stdout.strip()
-
-
-def _processor() -> str:
-    names = [
-        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line
-    ]
-    return names[0] if names else platform.machine()
-
-
 def test_jobs(plan: StudyPlan, table: Table, num_samples: int, results: Path) -> Iterator[Job]:
     """List the jobs on the test problems, seed by seed, so that a run cut short has all arms."""
     for seed in table.seeds:
@@ -234,8 +169,8 @@ def test_jobs(plan: StudyPlan, table: Table, num_samples: int, results: Path) ->
             )
 
 
-def run_all(jobs: Sequence[Job], runner: Runner, num_jobs: int) -> None:
-    """Run the jobs that are left, several at a time.
+def run_all(jobs: Sequence[Job], runner: Runner, num_jobs: int) -> int:
+    """Run the jobs that are left, several at a time; returns how many those were.
 
     Raises:
         RuntimeError: some failed; the others were run.
@@ -255,6 +190,7 @@ def run_all(jobs: Sequence[Job], runner: Runner, num_jobs: int) -> None:
                 print(failures[-1], flush=True)
     if failures:
         raise RuntimeError("\n".join([f"{len(failures)} of {len(left)} jobs failed", *failures]))
+    return len(left)
 
 
 def compare(jobs: Sequence[Job], runner: Runner, table: str) -> None:
@@ -280,11 +216,45 @@ def run_table(name: str, runner: Runner, num_jobs: int) -> None:
     table = plan.tables[name]
     tuned = dict.fromkeys(map(plan.tuned_as, table.arms))
     print(f"{name}: learning rates", flush=True)
-    run_all([job for arm in tuned for job in tuning_jobs(plan, table.benchmark, arm)], runner, num_jobs)
+    num_run = run_all([job for arm in tuned for job in tuning_jobs(plan, table.benchmark, arm)], runner, num_jobs)
     print(f"{name}: test problems", flush=True)
     jobs = list(test_jobs(plan, table, plan.test["num_samples"], runner.results))
-    run_all(jobs, runner, num_jobs)
+    num_run += run_all(jobs, runner, num_jobs)
     compare(jobs, runner, name)
+    if not num_run:
+        job = jobs[-1]
+        print(
+            f"{name}: all results are kept under {runner.results}, nothing was run; --again {job.arm} --seed {job.seed}"
+            f" --table {name} runs one job again and compares, --results DIR runs all again"
+        )
+
+
+def run_again(arm: str, seed: int, table: str, runner: Runner) -> None:
+    """Run one job of a table in another directory, and print its result beside the kept one.
+
+    Raises:
+        ValueError: the table has no such job, or nothing is kept of it.
+    """
+    plan, kept = runner.plan, runner.results
+    planned = plan.tables[table]
+    if arm not in planned.arms or seed not in planned.seeds:
+        raise ValueError(
+            f"table {table} has no {arm} with seed {seed}; its arms are {', '.join(planned.arms)}, its seeds "
+            f"{', '.join(map(str, planned.seeds))}"
+        )
+    jobs = test_jobs(plan, replace(planned, arms=[arm], seeds=[seed]), plan.test["num_samples"], kept)
+    job = next(jobs)
+    if not path_of(kept, job).is_file():
+        raise ValueError(f"nothing is kept of {arm} with seed {seed}: there is no {path_of(kept, job)}")
+    directory = runner.directory.with_name(f"{runner.directory.name}_again")
+    again = replace(runner, results=directory / "results", directory=directory)
+    finished = path_of(again.results, job)
+    if finished.is_file():  # one that was stopped goes on, one that ended is run anew
+        finished.unlink()
+        shutil.rmtree(again.home(job))
+    print(f"running {job.benchmark} {job.name} under {again.home(job)}: fit.log, test.log", flush=True)
+    run(job, again)
+    print(*sentences(read(finished), read(path_of(kept, job)), plan), sep="\n")
 
 
 def run_quick(runner: Runner, num_jobs: int) -> None:
@@ -302,6 +272,8 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=CONFIGS, help="directory of plan.yaml and of a YAML per arm")
     parser.add_argument("--table", default=None, help="only this table of the plan")
     parser.add_argument("--quick", action="store_true", help="a reduced main table, with the tuned learning rates")
+    parser.add_argument("--again", metavar="ARM", default=None, help="run one kept job again, with --seed and --table")
+    parser.add_argument("--seed", type=int, default=None, help="seed of that job")
     parser.add_argument("--policy", default=None, help="base policy in the place of the plan's: a local copy")
     parser.add_argument("--results", type=Path, default=None, help="what is kept; default: the plan's `results`")
     parser.add_argument("--directory", type=Path, default=None, help="for logs and samples; default: runs/PLAN")
@@ -313,11 +285,19 @@ def main() -> None:
     plan = read_plan(args.plan)
     if args.table not in (None, *plan.tables):
         parser.error(f"--table is {args.table}, must be one of {', '.join(plan.tables)}")
+    if (args.again is None) != (args.seed is None) or (args.again and args.table is None):
+        parser.error("--again ARM needs --seed and --table, and --seed needs --again")
     directory = args.directory or Path("runs") / args.plan.name
     results = args.results or plan.results
     runner = Runner(plan=plan, results=results, directory=directory, policy=args.policy, options=args.options)
     if args.quick:
         run_quick(runner, args.jobs)
+        return
+    if args.again:
+        try:
+            run_again(args.again, args.seed, args.table, runner)
+        except ValueError as error:
+            parser.error(str(error))
         return
     for name in plan.tables if args.table is None else [args.table]:
         run_table(name, runner, args.jobs)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from study_figures import tradeoff_figure, training_figure
 from study_groups import group_table
 from study_results import (
     BASE,
@@ -42,12 +42,10 @@ from maxk_lightning.evaluation import curves, published, table
 from maxk_lightning.evaluation.comparison import ALPHA
 from maxk_lightning.evaluation.crossed import CrossedTest, crossed_test
 from maxk_lightning.evaluation.estimates import Estimate, Metric
-from maxk_lightning.evaluation.figures import PANEL, entropy_densities, look
+from maxk_lightning.evaluation.figures import difference_curves, entropy_densities
 from maxk_lightning.evaluation.paired import holm
 
 PAPER_BENCHMARK = "CodeContests"
-NUM_TRAINING_POINTS = 8
-"Number of rollouts over which training curves are means: every rollout has other prompts."
 SPREAD_HEADS = ("entropy, nats", "different programs", "drift")
 "Headings of the columns of `_spread`."
 
@@ -69,6 +67,15 @@ class Method:
         for place, k in enumerate(self.results[0].ks):
             values = [r.max_at_k_PK if metric == "max_at_k" else r.pass_at_k_PK for r in self.results]
             test = crossed_test(np.stack([value_PK[:, place] for value_PK in values], axis=1))
+            points.append(Estimate(k=k, value=test.difference, low=test.low, high=test.high))
+        return points
+
+    def minus(self, other: "Method") -> Sequence[Estimate]:
+        """Compute the gain over another method in max@k, with its interval."""
+        points = []
+        for k in self.results[0].ks:
+            ours, theirs = (by_problem_and_seed(each.results, k) for each in (self, other))
+            test = crossed_test(ours - theirs)
             points.append(Estimate(k=k, value=test.difference, low=test.low, high=test.high))
         return points
 
@@ -212,56 +219,26 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
         rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
         if rows:
             yield f"{name}_curves", curves(rows)
+            names = [row.name for row in rows]
+            bases = [plan.label(arm) for arm in plan.tables[name].against if plan.label(arm) in names]
+            if bases:
+                yield f"{name}_differences", differences_figure(plan, rows, bases)
             counts = {row.name: sum((result.entropy_counts for result in row.results), Counter()) for row in rows}
             yield f"{name}_entropy", entropy_densities(counts)
-            yield f"{name}_training", training_figure([row for row in rows if row.results[0].curves])
+            trained = {row.name: row.results for row in rows if row.results[0].curves}
+            yield f"{name}_training", training_figure(trained)
     for benchmark in plan.benchmarks:
         if any((results / benchmark / "validation").glob("*.json")):
             yield f"{benchmark}_learning_rates", tradeoff_figure(plan, results, benchmark)
 
 
-def training_figure(rows: Sequence[Method]) -> Figure:
-    """max@1, max@8 and entropy over the rollouts, means over seeds."""
-    panels = {"train/max_at_k/1": "max@1", "train/max_at_k/8": "max@8", "train/entropy": "entropy, nats per token"}
-    figure = Figure(figsize=(PANEL[0] * len(panels), PANEL[1]), dpi=150, layout="constrained")
-    grid = figure.subplots(1, len(panels))
-    for axes, (tag, label) in zip(grid, panels.items(), strict=True):
-        for place, row in enumerate(rows, start=1):  # 0 is the base's look
-            values = np.mean([result.curves[tag] for result in row.results], axis=0)
-            width = max(1, len(values) // NUM_TRAINING_POINTS)
-            points = [float(values[start : start + width].mean()) for start in range(0, len(values), width)]
-            colour, marker, dash = look(place)
-            centres = [(i + 0.5) * width for i in range(len(points))]
-            axes.plot(centres, points, dash, color=colour, marker=marker, markersize=4, label=row.name)
-        _dress(axes, "rollout", label)
-    grid[0].legend(frameon=False, fontsize=9)
-    return figure
-
-
-def tradeoff_figure(plan: StudyPlan, results: Path, benchmark: str) -> Figure:
-    """max@1 against the largest max@k on the validation problems: one line per method, one point per learning rate."""
-    figure = Figure(figsize=PANEL, dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    place = 0
-    for arm in plan.arms:
-        jobs = tuning_jobs(plan, benchmark, arm) if plan.tuned_as(arm) == arm else []
-        tries = [read(path_of(results, job)) for job in jobs if path_of(results, job).is_file()]
-        if not tries:
-            continue
-        colour, marker, dash = look(place)
-        ends = [(float(t.max_at_k_PK[:, 0].mean()), float(t.max_at_k_PK[:, -1].mean())) for t in tries]
-        axes.plot(*zip(*ends, strict=True), dash, color=colour, marker=marker, markersize=5, label=plan.label(arm))
-        place += 1
-    _dress(axes, "validation max@1", f"validation max@{plan.tuning['num_samples']}")
-    axes.legend(frameon=False, fontsize=7)
-    return figure
-
-
-def _dress(axes: Axes, xlabel: str, ylabel: str) -> None:
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.grid(color="#e3e3e3", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+def differences_figure(plan: StudyPlan, rows: Sequence[Method], base_names: Sequence[str]) -> Figure:
+    """Gains in max@k of trained arms over each arm they are tested against, with intervals over problems and seeds."""
+    by_name = {row.name: row for row in rows}
+    trained = [row for row in rows if row.name != plan.label(BASE)]
+    bases = [by_name[name] for name in base_names]
+    lines = {base.name: {row.name: row.minus(base) for row in trained if row is not base} for base in bases}
+    return difference_curves(lines, list(by_name), "difference in max@k")
 
 
 def filled(page: str, contents: Mapping[str, str]) -> str:

@@ -24,7 +24,8 @@ class CurveWriter(Callback):
         curve = {int(tag.removeprefix(PREFIX)): value for tag, value in values.items()}
         if not curve:
             return
-        name = f"after {trainer.global_step} steps"
+        step = max(0, trainer.global_step - 1)  # where the scalars of this validation stand
+        name = f"step {step}" if trainer.global_step else "before training"
         self._latest = {name: curve}
         self._first = self._first or self._latest
         lines = {
@@ -33,7 +34,7 @@ class CurveWriter(Callback):
         }
         pixels = pixels_of(curve_figure(lines, "max@k", "validation problems"))
         for page in pages(trainer):
-            page.picture("val/max_at_k_curve", pixels, trainer.global_step)
+            page.picture("val/max_at_k_curve", pixels, step)
 
     def state_dict(self) -> dict[str, dict[str, dict[int, float]]]:
         """Keep the first curve, with which a resumed run goes on comparing, and the latest, for `export`."""

@@ -1,34 +1,39 @@
 """Metrics that something waits for: the best checkpoint, early stopping, a schedule that looks at validations."""
 
+from collections.abc import Mapping
+
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from maxk_lightning.callbacks.reward_parts import logs_more, part_weights
 from maxk_lightning.module import PolicyModule
+from maxk_lightning.rewards import Reward
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES
 
-RISING = ("reward", "max_at_k/", "pass_at_k/")
-"Better when larger."
+PARTS = "rewards/"
 
 
-def check_monitors(trainer: Trainer, module: PolicyModule, eval_n: int) -> None:
+def check_monitors(trainer: Trainer, module: PolicyModule, eval_n: int, eval_reward: Reward) -> None:
     """Refuse to wait for a metric that is not logged, or for the worst value of one.
 
     Args:
         trainer: With its callbacks.
         module: With its schedule.
         eval_n: `rollout.eval_sampling.num_completions`.
+        eval_reward: Judges the validation samples.
 
     Raises:
         ValueError: naming the key and the metrics that there are.
     """
+    tags, is_open = validation_tags(eval_n, part_weights(eval_reward)), logs_more(eval_reward)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            check_monitor("checkpoint", callback.monitor, callback.mode, eval_n)
+            check_monitor("checkpoint", callback.monitor, callback.mode, tags, is_open)
         elif isinstance(callback, EarlyStopping):
-            check_monitor("trainer.callbacks: EarlyStopping", callback.monitor, callback.mode, eval_n)
+            check_monitor("trainer.callbacks: EarlyStopping", callback.monitor, callback.mode, tags, is_open)
     if module.lr_scheduler_from is None:
         return
     schedule = module.lr_scheduler_from(module.optimizer_from([nn.Parameter(torch.zeros(1))]))
@@ -39,13 +44,38 @@ def check_monitors(trainer: Trainer, module: PolicyModule, eval_n: int) -> None:
                 f"model.lr_scheduler: monitor is {monitor}, must be a val/ metric; take the class "
                 "lightning.pytorch.cli.ReduceLROnPlateau, which has that argument"
             )
-        check_monitor("model.lr_scheduler", monitor, schedule.mode, eval_n)
+        check_monitor("model.lr_scheduler", monitor, schedule.mode, tags, is_open)
 
 
-def check_monitor(key: str, monitor: str, mode: str, eval_n: int) -> None:
+def validation_tags(eval_n: int, weights: Mapping[str, float]) -> dict[str, bool]:
+    """Tags of a validation without `val/`, and whether a larger value is better than a smaller one, as far as is known.
+
+    Args:
+        eval_n: Samples per problem.
+        weights: Name -> weight of the parts of the reward.
+
+    >>> [tag for tag, is_rising in validation_tags(2, {"correct": 1.0, "length": -0.1}).items() if is_rising]
+    ['reward', 'max_at_k/1', 'max_at_k/2', 'pass_at_k/1', 'pass_at_k/2', 'rewards/correct']
+    """
+    ks = [2**exponent for exponent in range(eval_n.bit_length())]
+    tags = dict.fromkeys(["reward", *(f"{name}/{k}" for name in ("max_at_k", "pass_at_k") for k in ks)], True)
+    for name, weight in weights.items():
+        tags[f"{PARTS}{name}"] = weight > 0
+        tags |= dict.fromkeys([f"{PARTS}{name}_std", f"{PARTS}{name}_missing"], False)
+    return tags | dict.fromkeys(SAMPLE_VALUES, False)
+
+
+def check_monitor(key: str, monitor: str, mode: str, tags: Mapping[str, bool], is_open: bool) -> None:
     """Refuse a validation metric that is not logged, or `mode: min` for one that is better when larger.
 
-    >>> check_monitor("checkpoint", "val/max_at_k/6", "max", eval_n=8)  # doctest: +ELLIPSIS
+    Args:
+        key: Where it was asked for.
+        monitor: Metric.
+        mode: `min` or `max`.
+        tags: As `validation_tags` gives them.
+        is_open: Whether the reward may log more than its own names.
+
+    >>> check_monitor("checkpoint", "val/max_at_k/6", "max", validation_tags(8, {}), False)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: checkpoint.monitor is val/max_at_k/6, which is not logged; there are val/reward, val/max_at_k/1, ...
 
@@ -53,14 +83,15 @@ def check_monitor(key: str, monitor: str, mode: str, eval_n: int) -> None:
         ValueError: as said.
     """
     stage, _, tag = monitor.partition("/")
-    if stage != "val":
+    if stage != "val" or (is_open and tag.startswith(PARTS) and tag not in tags):
         return
-    ks = [2**exponent for exponent in range(eval_n.bit_length())]
-    tags = ["reward", *(f"{name}{k}" for name in RISING[1:] for k in ks), *SAMPLE_VALUES]
     if tag not in tags:
         there = ", ".join(f"val/{each}" for each in tags)
-        raise ValueError(f"{key}.monitor is {monitor}, which is not logged; there are {there}")
-    if mode == "min" and tag.startswith(RISING):
+        hint = " (what a reward function logs itself: it has to name its argument `log_metric`)"
+        raise ValueError(
+            f"{key}.monitor is {monitor}, which is not logged; there are {there}{hint * tag.startswith(PARTS)}"
+        )
+    if mode == "min" and tags[tag]:
         raise ValueError(f"{key}.mode is min, which takes the worst {monitor} for the best: set it to max")
 
 

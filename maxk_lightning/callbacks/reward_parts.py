@@ -20,6 +20,19 @@ def log_parts(module: PolicyModule, prefix: str, reward: Reward, samples: Sample
             module.log(f"{prefix}/rewards/{tag}", value, sync_dist=True, **ONCE)
 
 
+def part_weights(reward: Reward) -> dict[str, float]:
+    """Name -> weight of what `log_parts` logs of a reward; what a function gives `log_metric` is not known before."""
+    if isinstance(reward, WeightedRewards):
+        return {part.name: part.weight for part in reward.parts}
+    return {reward.name: 1.0} if isinstance(reward, FunctionReward) else {}
+
+
+def logs_more(reward: Reward) -> bool:
+    """Whether a function of a reward asks for `log_metric`, and so may log names of its own."""
+    rewards = [part.reward for part in reward.parts] if isinstance(reward, WeightedRewards) else [reward]
+    return any(isinstance(each, FunctionReward) and each.asks_for("log_metric") for each in rewards)
+
+
 def sums_of(samples: Samples) -> dict[str, Sums]:
     """Sums of this rank's samples by name."""
     sums: dict[str, Sums] = defaultdict(lambda: (0, 0, 0.0, 0.0))
@@ -37,8 +50,8 @@ def part_values(of_ranks: Sequence[dict[str, Sums]]) -> dict[str, float]:
 
     The spread is the standard deviation of the completions, as TRL logs it: over one less than their number.
 
-    >>> part_values([{"f": (3, 2, 4.0, 10.0)}])
-    {'f': 2.0, 'f_std': 1.4142135623730951, 'f_missing': 0.3333333333333333}
+    >>> part_values([{"f": (4, 2, 4.0, 10.0)}])
+    {'f': 2.0, 'f_std': 1.4142135623730951, 'f_missing': 0.5}
     """
     values: dict[str, float] = {}
     for name in sorted({name for sums in of_ranks for name in sums}):

@@ -119,7 +119,7 @@ class RolloutCallback(Callback):
             if self.rollouts_ahead:
                 check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
-            check_monitors(trainer, module, self.eval_sampling.num_completions)
+            check_monitors(trainer, module, self.eval_sampling.num_completions, self.eval_reward)
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 

@@ -23,18 +23,26 @@ class Mixture:
     """
 
     def __init__(
-        self, sources: dict[str, ProblemSource], weights: dict[str, float] | None = None, seed: int = 0
+        self,
+        sources: dict[str, ProblemSource] | list[ProblemSource],
+        weights: dict[str, float] | None = None,
+        seed: int = 0,
     ) -> None:
         """Choose sources.
 
         Args:
-            sources: Name -> source.
+            sources: Name -> source. A list is refused, with a sentence.
             weights: Name -> share of the prompts, up to a common factor; None: every problem once.
             seed: Of the choice which problems are repeated.
 
         Raises:
-            ValueError: no source, or weights that do not name each source with a positive number.
+            ValueError: no source, a list of sources, or weights that do not name each source with a positive number.
         """
+        if isinstance(sources, list):
+            raise ValueError(
+                "sources is a list, must map names of your choice to sources (`sources: {code: {class_path: ...}, "
+                "maths: {class_path: ...}}`): ids and weights go by them"
+            )
         if not sources:
             raise ValueError("sources is empty")
         if weights is not None and weights.keys() != sources.keys():

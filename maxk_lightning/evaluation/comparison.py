@@ -50,6 +50,13 @@ class Comparison:
                 )
         return notes
 
+    @property
+    def legend(self) -> str:
+        """Say what the marks of the tables mean, or why there are none."""
+        if _have_same_problems(self.runs):
+            return "Best in bold, second underlined."
+        return "No best is marked: the rows are means over different problems."
+
     def conclusions(self) -> list[str]:
         """Write one sentence per other run and metric."""
         return [f"{name}: {conclusion(tests, LABELS[metric])}" for (metric, name), tests in self.tests.items()]
@@ -122,11 +129,15 @@ def _compare(baseline: Run, others: Sequence[Run]) -> Comparison:
         benchmark=baseline.benchmark,
         baseline=baseline,
         others=tuple(others),
-        tables=tuple(table(runs, metric) for metric in METRICS),
+        tables=tuple(table(runs, metric, is_marked=_have_same_problems(runs)) for metric in METRICS),
         published=tuple(published_tables(baseline.benchmark)),
         tests={(metric, other.name): paired_tests(baseline, other, metric) for metric in METRICS for other in others},
         best_against_second={metric: best_against_second(runs, metric) for metric in METRICS} if has_more else {},
     )
+
+
+def _have_same_problems(runs: Sequence[Run]) -> bool:
+    return all(run.rewards.keys() == runs[0].rewards.keys() for run in runs)
 
 
 def _letters(name: str) -> str:

@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers 
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib import rc_context
@@ -27,7 +27,11 @@ MAX_WIDER = 4
 "Lines of the first so many names are wider the earlier they are drawn."
 HANDLE = 3.5
 "Length of the lines in a legend: long enough to show their dashes."
+MAX_COLUMNS = 4
+"Of a legend below several panels."
 LABELS: Mapping[Metric, str] = {"max_at_k": "max@k", "pass_at_k": "pass@k"}
+Z_95 = 1.96
+"Quantile of the normal distribution for 95 %, two-sided."
 Curves = Mapping[str, Sequence[Estimate]]
 
 
@@ -59,7 +63,7 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Fi
         raise ValueError("curves needs at least one run")
     benchmarks = list(dict.fromkeys(run.benchmark for run in runs))
     names = list(dict.fromkeys(run.name for run in runs))
-    figure = _figure(PANEL[0] * len(metrics), PANEL[1] * len(benchmarks))
+    figure = new_figure(PANEL[0] * len(metrics), PANEL[1] * len(benchmarks))
     grid = figure.subplots(len(benchmarks), len(metrics), squeeze=False)
     for row, benchmark in enumerate(benchmarks):
         on_it = [run for run in runs if run.benchmark == benchmark]
@@ -67,7 +71,25 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Fi
             draw_curves(axes, {run.name: run.curve(metric) for run in on_it}, LABELS[metric], names)
             axes.set_ylim(_range(on_it))
             axes.set_title(benchmark, loc="left", fontsize=12)
-    _shared_legend(figure, list(grid.flat), len(names))
+    shared_legend(figure, list(grid.flat))
+    return figure
+
+
+def difference_curves(differences: Mapping[str, Curves], names: Sequence[str], label: str) -> Figure:
+    """Draw differences over k, one panel per run that is subtracted: what bands over each other hide.
+
+    Args:
+        differences: Name of what is subtracted -> name of a run -> differences at every k.
+        names: Names in the order of the curves that these are differences of, so that all keep their looks.
+        label: Of the vertical axis.
+    """
+    figure = new_figure(PANEL[0] * len(differences), PANEL[1])
+    panels = list(figure.subplots(1, len(differences), squeeze=False).flat)
+    for axes, (subtracted, lines) in zip(panels, differences.items(), strict=True):
+        axes.axhline(0.0, color="#555555", linewidth=1)
+        draw_curves(axes, lines, label, names)
+        axes.set_title(f"against {subtracted}", loc="left", fontsize=12)
+    shared_legend(figure, panels)
     return figure
 
 
@@ -82,7 +104,7 @@ def _range(runs: Sequence[HasCurves]) -> tuple[float, float]:
 
 def curve_figure(lines: Curves, label: str, title: str) -> Figure:
     """Draw one panel of curves, for a logger's page: small enough for TensorBoard's cards."""
-    figure = _figure(*PANEL, dpi=100)
+    figure = new_figure(*PANEL, dpi=100)
     axes = figure.add_subplot()
     draw_curves(axes, lines, label, list(lines))
     axes.set_title(title, loc="left", fontsize=12)
@@ -110,15 +132,15 @@ def draw_curves(axes: Axes, lines: Curves, label: str, names: Sequence[str]) -> 
     axes.xaxis.set_major_locator(FixedLocator(_ticks(sorted(ks))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
-    _dress(axes, "k (samples per problem)", label)
+    dress(axes, "k (samples per problem)", label)
 
 
 def entropy_densities(counts_of: Mapping[str, Mapping[int, int]]) -> Figure:
     """Draw the density of per-token entropies of each run (the paper's Figure 2); the mass near 0 needs a log axis."""
     names = list(counts_of)
-    figure = _figure(*PANEL)
+    figure = new_figure(*PANEL)
     axes = figure.add_subplot(yscale="log")
-    _dress(axes, "entropy of a token (nats)", "density")
+    dress(axes, "entropy of a token (nats)", "density")
     for place, name in enumerate(names):
         counts = counts_of[name]
         num_tokens = sum(counts.values())
@@ -132,31 +154,58 @@ def entropy_densities(counts_of: Mapping[str, Mapping[int, int]]) -> Figure:
         density = np.where(density > 0, density, np.nan)
         # Without a baseline empty bins are gaps; lines down to it would hide the other runs.
         axes.stairs(density, edges, baseline=None, color=colour, linestyle=dash, linewidth=1.8, alpha=0.9, label=name)
-    axes.legend(frameon=False, fontsize=10.5)
+    axes.legend(frameon=False, fontsize=10.5, handlelength=HANDLE)
     return figure
 
 
-def solve_rates(baseline: Mapping[str, float], trained: Mapping[str, float], names: tuple[str, str]) -> Figure:
-    """Scatter solve rates problem by problem: above the diagonal was gained, below was lost."""
+def solve_rates(
+    baseline: Mapping[str, float],
+    trained: Mapping[str, float],
+    names: tuple[str, str],
+    num_samples: tuple[int, int],
+) -> Figure:
+    """Scatter solve rates problem by problem, around a band that chance explains.
+
+    Args:
+        baseline: Rate by problem.
+        trained: Likewise.
+        names: Of both.
+        num_samples: Samples per problem of both.
+    """
     shared = [id_ for id_ in baseline if id_ in trained]
     before = np.array([baseline[id_] for id_ in shared])
     after = np.array([trained[id_] for id_ in shared])
-    figure = _figure(*PANEL)
+    figure = new_figure(*PANEL)
     axes = figure.add_subplot(aspect="equal", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    means = np.linspace(0.0, 1.0, 201)
+    half = _noise(means, num_samples) / 2
+    axes.fill(
+        np.concatenate([means - half, (means + half)[::-1]]).clip(0, 1),
+        np.concatenate([means + half, (means - half)[::-1]]).clip(0, 1),
+        color="#e8e8e8", linewidth=0,
+    )  # fmt: skip
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+    is_noise = np.abs(after - before) <= _noise((before + after) / 2, num_samples)
     kinds = (
-        ("gained", after > before, 2, "^"),
-        ("lost", after < before, 1, "v"),
-        ("equal", after == before, 6, "o"),
+        ("gained", ~is_noise & (after > before), 2, "^"),
+        ("lost", ~is_noise & (after < before), 1, "v"),
+        ("within noise", is_noise, 6, "o"),
     )
     for label, chosen, colour, marker in kinds:
         axes.scatter(
             before[chosen], after[chosen], s=26, color=COLOURS[colour], marker=marker, alpha=0.6, linewidth=0,
             label=f"{label}: {int(chosen.sum())}",
         )  # fmt: skip
-    _dress(axes, f"solve rate, {names[0]}", f"solve rate, {names[1]}")
+    dress(axes, f"solve rate, {names[0]}", f"solve rate, {names[1]}")
     axes.legend(frameon=False, handletextpad=0.2, fontsize=10.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def _noise(
+    means: np.ndarray[Any, np.dtype[np.float64]], num_samples: tuple[int, int]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Differences that two samples of one rate exceed once in 20 times: the pooled test of two proportions."""
+    return Z_95 * np.sqrt(means * (1 - means) * sum(1 / n for n in num_samples))
 
 
 def to_svg(figure: Figure) -> str:
@@ -176,13 +225,15 @@ def look(place: int) -> tuple[str, str, str]:
     return COLOURS[place % len(COLOURS)], MARKERS[(place + turn) % len(MARKERS)], DASHES[turn % len(DASHES)]
 
 
-def _figure(width: float, height: float, dpi: int = 150) -> Figure:
+def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
+    """Make an empty figure of so many inches."""
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _dress(axes: Axes, xlabel: str, ylabel: str) -> None:
+def dress(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Name the axes, and draw a light grid and nothing else around the panel."""
     axes.set_xlabel(xlabel, fontsize=12)
     axes.set_ylabel(ylabel, fontsize=12)
     axes.tick_params(labelsize=10.5, color="#555555")
@@ -201,17 +252,23 @@ def _ticks(ks: Sequence[int]) -> list[int]:
     return ticks
 
 
-def _shared_legend(figure: Figure, panels: Sequence[Axes], num_names: int) -> None:
+def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put one legend for all panels below them, in as many columns as the width takes."""
     entries = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         entries.update(dict(zip(labels, handles, strict=True)))
-    figure.legend(
-        list(entries.values()),
-        list(entries),
-        loc="outside lower center",
-        ncols=min(num_names, 4),
-        frameon=False,
-        fontsize=10.5,
-        handlelength=HANDLE,
-    )
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    for num_columns in range(min(len(entries), MAX_COLUMNS), 0, -1):
+        legend = figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=num_columns,
+            frameon=False,
+            fontsize=10.5,
+            handlelength=HANDLE,
+        )
+        if num_columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
+            return
+        legend.remove()

@@ -90,7 +90,7 @@ def p_text(p_value: float) -> str:
 def _benchmark_parts(comparison: Comparison) -> list[str]:
     parts = [f"# {comparison.benchmark}\n"]
     parts += [f"- {sentence}" for sentence in [*comparison.conclusions(), *comparison.notes]]
-    parts += ["", "Best in bold, second underlined.\n", *map(str, comparison.tables)]
+    parts += ["", f"{comparison.legend}\n", *map(str, comparison.tables)]
     if comparison.published:
         parts += ["## Published (arXiv:2510.23393)\n", *map(str, comparison.published)]
     parts += [

@@ -46,10 +46,12 @@ def plots_of(comparison: Comparison, suffix: str = "") -> Iterator[Plot]:
         )
     for run in comparison.others:
         base = comparison.baseline
+        sizes = (base.summary.num_samples, run.summary.num_samples)
         yield Plot(
             name=file_stem(f"solve_rates {run.name}{suffix}"),
-            caption=f"Solve rate of each problem: above the line {run.name} is better than {base.name}.",
-            figure=solve_rates(base.solve_rates, run.solve_rates, (base.name, run.name)),
+            caption=f"Solve rate of each problem: above the line {run.name} is better than {base.name}. The grey band "
+            "holds 95% of problems whose rate did not change: about one in 20 of those is counted as gained or lost.",
+            figure=solve_rates(base.solve_rates, run.solve_rates, (base.name, run.name), sizes),
         )
 
 

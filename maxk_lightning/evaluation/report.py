@@ -59,7 +59,7 @@ def _benchmark(comparison: Comparison, plots: Sequence[Plot]) -> list[str]:
     parts += [_side_by_side(drawings[: len(METRICS)])]
     for table in comparison.tables:
         parts += [f"<h3>{escape(table.title)}</h3>", _table(table)]
-    parts += ['<p class="soft">Best in bold, second underlined.</p>']
+    parts += [f'<p class="soft">{comparison.legend}</p>']
     if comparison.published:
         parts += ["<h3>Published numbers (arXiv:2510.23393)</h3>", *map(_table, comparison.published)]
     parts += ["<h3>Completions</h3>", _completions(comparison.runs)]

@@ -78,8 +78,12 @@ def tables(runs: Sequence[HasCurves], metrics: Sequence[Metric]) -> list[Table]:
     return [table(runs, metric, benchmark) for benchmark in benchmarks for metric in metrics]
 
 
-def table(runs: Sequence[HasCurves], metric: Metric = "max_at_k", benchmark: str | None = None) -> Table:
+def table(
+    runs: Sequence[HasCurves], metric: Metric = "max_at_k", benchmark: str | None = None, *, is_marked: bool = True
+) -> Table:
     """Make the table of one benchmark (None: the only one there is); runs without the metric are left out.
+
+    `is_marked` sets the best and the second of every column off: not for runs on different problems.
 
     Raises:
         ValueError: there is no run, or several benchmarks and none is named.
@@ -92,7 +96,7 @@ def table(runs: Sequence[HasCurves], metric: Metric = "max_at_k", benchmark: str
     chosen = [run for run in runs if run.benchmark == benchmark and run.curve(metric)]
     points = [{point.k: point for point in run.curve(metric)} for run in chosen]
     ks = tuple(sorted({k for row in points for k in row}))
-    marks = _marks(points, ks)
+    marks = _marks(points, ks) if is_marked else [{} for _ in points]
     rows = [
         Row(name=run.name, points=row, marks=row_marks)
         for run, row, row_marks in zip(chosen, points, marks, strict=True)

@@ -20,7 +20,7 @@ class WeightedReward:
     reward: Reward | str
     "An object with `score`, or the import path of a function."
     weight: float = 1.0
-    "Factor of its value in the sum; 0: it is only logged."
+    "Factor of its value in the sum; 0: it is only logged, a metric of one's own."
     name: str | None = None
     "What the log calls it; None: the name of the function or class."
 
@@ -45,16 +45,19 @@ class WeightedRewards:
     """The sum of weight x reward over the rewards that judged a completion.
 
     One that left a completion out (None) adds nothing for it, as in TRL: the weights of the others stay as they are. A
-    completion that all left out has no reward. Functions that are `async def` run beside each other and beside the
-    rest.
+    completion that all left out has no reward. Those of weight 0 have no say in that, other than in TRL: what a failed
+    sandbox could not judge gets no reward because something measured its length. Functions that are `async def` run
+    beside each other and beside the rest.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        """Take the terms; ValueError where two have one name."""
+        """Take the terms; ValueError where two have one name, or all have weight 0."""
         names = [part.name for part in parts]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"rollout.rewards: two are called {twice!r}; give one of them another `name`")
+        if not any(part.weight for part in parts):
+            raise ValueError("rollout.rewards: every weight is 0, so that there is nothing to train on")
         self.parts = parts
         self.name = " + ".join(names)
 
@@ -90,7 +93,7 @@ class WeightedRewards:
 
     def _sum(self, said: Sequence[Score]) -> Score:
         pairs = list(zip(self.parts, said, strict=True))
-        terms = [part.weight * score.reward for part, score in pairs if score.reward is not None]
+        terms = [part.weight * score.reward for part, score in pairs if part.weight and score.reward is not None]
         logged = {name: value for score in said for name, value in score.parts.items()}
         return Score(
             reward=math.fsum(terms) if terms else None,

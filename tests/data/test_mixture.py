@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from maxk_lightning.data import Builtin, Mixture, SolveRate
+from maxk_lightning.data import Builtin, JsonLines, Mixture, SolveRate
+from maxk_lightning.rewards import UnitTestReward, check_problems
 
 A, B = Builtin("train", limit=6), Builtin("validation", limit=10)
 
@@ -49,6 +50,15 @@ def test_bad_mixtures_are_refused() -> None:
         Mixture({"a": A}, {"a": 0.0})
     with pytest.raises(ValueError, match="sources is empty"):
         Mixture({})
+    with pytest.raises(ValueError, match="sources is a list, must map names of your choice to sources"):
+        Mixture([A, B])
+
+
+def test_a_source_that_the_reward_cannot_judge_is_named(tmp_path: Path) -> None:
+    (tmp_path / "qa.jsonl").write_text('{"prompt": "What is 1 + 1?", "answer": "2"}\n')
+    mixture = Mixture({"code": A, "qa": JsonLines(str(tmp_path / "qa.jsonl"))})
+    with pytest.raises(ValueError, match="problem 'qa/1' has no `tests`, which UnitTestReward runs"):
+        check_problems(UnitTestReward(), mixture.load())
 
 
 def test_what_is_always_or_never_solved_is_left_out(tmp_path: Path) -> None:

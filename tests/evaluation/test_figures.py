@@ -3,10 +3,19 @@
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from maxk_lightning.evaluation import curves, published
 from maxk_lightning.evaluation.estimates import Estimate
-from maxk_lightning.evaluation.figures import curve_figure, entropy_densities, look, solve_rates, to_svg
+from maxk_lightning.evaluation.figures import (
+    curve_figure,
+    difference_curves,
+    entropy_densities,
+    look,
+    solve_rates,
+    to_svg,
+)
+from maxk_lightning.evaluation.runs import PublishedRun
 from maxk_lightning.evaluation.samples import ENTROPY_BIN
 
 POINTS = [Estimate(k=1, value=0.2, low=0.1, high=0.3), Estimate(k=2, value=0.4, low=0.25, high=0.5)]
@@ -50,11 +59,46 @@ def test_densities_integrate_to_one() -> None:
         assert np.diff(edges) == pytest.approx(ENTROPY_BIN)
 
 
-def test_the_scatter_counts_gains_and_losses_of_shared_problems() -> None:
-    figure = solve_rates({"x": 0.1, "y": 0.5, "z": 0.3, "gone": 1.0}, {"x": 0.4, "y": 0.2, "z": 0.3}, ("base", "new"))
+def test_the_scatter_tells_gains_and_losses_from_noise() -> None:
+    before = {"x": 0.1, "y": 0.5, "z": 0.5, "never": 0.0, "gone": 1.0}
+    after = {"x": 0.4, "y": 0.2, "z": 0.6, "never": 0.0}
+    # 100 samples each: rates around .5 differ by chance by up to 1.96 * sqrt(.25 * 2 / 100) = .139.
+    figure = solve_rates(before, after, ("base", "new"), (100, 100))
     labels = figure.axes[0].get_legend_handles_labels()[1]
-    assert labels == ["gained: 1", "lost: 1", "equal: 1"]
+    assert labels == ["gained: 1", "lost: 1", "within noise: 2"]
     assert figure.axes[0].get_ylabel() == "solve rate, new"
+    figure = solve_rates(before, after, ("base", "new"), (4, 4))
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["gained: 0", "lost: 0", "within noise: 4"]
+
+
+def test_the_noise_band_is_left_once_in_20_times() -> None:
+    generator = np.random.default_rng(0)
+    before, after = (generator.binomial(256, 0.3, 4000) / 256 for _ in range(2))
+    ids = list(map(str, range(4000)))
+    rates = [dict(zip(ids, values.tolist(), strict=True)) for values in (before, after)]
+    labels = solve_rates(rates[0], rates[1], ("a", "b"), (256, 256)).axes[0].get_legend_handles_labels()[1]
+    num_within = int(labels[2].split(": ")[1])
+    assert 0.94 < num_within / 4000 < 0.96
+
+
+def test_a_legend_is_no_wider_than_its_figure() -> None:
+    points = {"max_at_k": POINTS, "pass_at_k": POINTS}
+    named = [PublishedRun(name=f"a method of many words {i}", benchmark="b", curves=points) for i in range(5)]  # type: ignore[arg-type]
+    figure = curves(named)
+    (legend,) = figure.legends
+    width = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width
+    assert width <= figure.bbox.width
+    assert len(legend.get_texts()) == 5
+    assert len({(h.get_color(), h.get_marker()) for h in legend.get_lines()}) == 5  # type: ignore[arg-type]
+
+
+def test_differences_keep_the_looks_of_their_curves() -> None:
+    names = ["base", "a", "b"]
+    figure = difference_curves({"base": {"a": POINTS, "b": POINTS}, "a": {"b": POINTS}}, names, "max@k")
+    first, second = figure.axes
+    assert [list(lines(axes))[1:] for axes in (first, second)] == [["a", "b"], ["b"]]
+    assert second.lines[1].get_color() == look(2)[0]
+    assert second.get_title(loc="left") == "against a"
 
 
 def test_the_first_32_lines_all_look_different() -> None:

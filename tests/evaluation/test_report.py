@@ -8,6 +8,7 @@ import pytest
 
 from maxk_lightning.commands.compare import compare
 from maxk_lightning.evaluation.comparison import compare_benchmarks
+from maxk_lightning.evaluation.markdown import to_markdown
 from maxk_lightning.evaluation.report import chosen_problems, html_report
 from maxk_lightning.evaluation.runs import Run, write_statements
 from maxk_lightning.types import Problem, TestCase
@@ -122,6 +123,20 @@ def test_markdown_and_csv_hold_the_same_numbers(output: Path) -> None:
         (metric, k) for metric in ("max@k", "pass@k") for k in ("1", "2", "4")
     ]
     assert all(f"{float(test['difference']):+.3f}" in text for test in tests)
+
+
+def test_nothing_is_best_among_runs_on_different_problems(tmp_path: Path) -> None:
+    a, b = (
+        make_run(tmp_path / name, make_samples({"x": [reward], "y": [0.5]}))
+        for name, reward in (("a", 0.0), ("b", 1.0))
+    )
+    fewer = make_run(tmp_path / "fewer", make_samples({"x": [1.0]}))
+    (same,), (different,) = compare_benchmarks([a, b]), compare_benchmarks([a, b, fewer])
+    assert "| b | **0.750** |" in str(same.tables[0])
+    assert "Best in bold" in to_markdown([same])
+    assert "**" not in str(different.tables[0])
+    assert "No best is marked" in to_markdown([different])
+    assert "No best is marked" in html_report([different], {"bench": []})
 
 
 def test_problems_that_tell_most_are_shown_first(tmp_path: Path) -> None:

@@ -299,6 +299,16 @@ def test_several_rewards_are_summed_as_trl_sums_them() -> None:
     assert [math.nan if value is None else value for value in found] == pytest.approx(expected.tolist(), nan_ok=True)
 
 
+def test_a_metric_of_weight_0_gives_no_reward_to_what_nothing_else_judged() -> None:
+    entries = [constant("tests", 0.5, None), WeightedReward(reward=constant("length", 7.0, 8.0), weight=0.0)]
+    reward = configured_reward(as_default(), entries)
+    scores = reward.score([PLAIN], [["x", "y"]])[0]
+    assert [score.reward for score in scores] == [0.5, None]
+    assert [score.parts["length"] for score in scores] == [7.0, 8.0]
+    with pytest.raises(ValueError, match="every weight is 0"):
+        configured_reward(as_default(), entries[1:])
+
+
 def as_default() -> Any:
     from maxk_lightning.rewards import UnitTestReward
 

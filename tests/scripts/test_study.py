@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import study
+import study_again
 import study_groups
 import study_report
 import study_results
@@ -165,10 +168,30 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     assert "GRPO" in contents["main"]
     assert [name for name, _ in study_report.figures(plan, tmp_path / "results")] == [
         "main_curves",
+        "main_differences",
         "main_entropy",
         "main_training",
         "vague_learning_rates",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_kept_job_is_run_again_elsewhere_and_compared(tmp_path: Path) -> None:
+    _write_configs(tmp_path / "configs", num_rollouts=2)
+    for rate, num_solved in ((1e-4, 1), (2e-4, 2)):
+        _keep(tmp_path / "results", _job("grpo_3", rate, "validation"), {"test-000": num_solved})
+    _keep(tmp_path / "results", _job("base", 0.0, "validation"), {"test-000": 1})
+    subprocess.run(_study(tmp_path), cwd=ROOT, check=True)
+    kept = _written_at(tmp_path / "results")
+    again = [*_study(tmp_path), "--again", "grpo_3", "--seed", "1", "--table", "main"]
+    for _ in range(2):
+        told = subprocess.run(again, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        assert "training curves: identical\nrewards of all samples: identical\n" in told
+        assert _written_at(tmp_path / "results") == kept
+        assert (tmp_path / "directory_again/results/vague/test/grpo_3-lr0.0002-seed1.json").is_file()
+    told = subprocess.run(_study(tmp_path), cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "nothing was run; --again grpo_3 --seed 1 --table main runs one job again" in told
 
 
 def _plan(configs: Path = CONFIGS) -> StudyPlan:
@@ -272,6 +295,52 @@ def test_a_quick_run_that_disagrees_is_told(tmp_path: Path, capsys: pytest.Captu
     assert "all differences agree" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="do not agree"):
         study_report.check_quick(plan, tmp_path / "worse", tmp_path / "kept")
+
+
+def test_a_job_that_came_out_otherwise_is_told(tmp_path: Path) -> None:
+    plan, job = _plan(), _job("grpo_3", 2e-4, "test")
+    _keep(tmp_path / "kept", job, {"test-000": 8, "test-001": 4})
+    _keep(tmp_path / "mine", job, {"test-000": 8, "test-001": 6})
+    kept, mine = (study_results.read(study_results.path_of(tmp_path / name, job)) for name in ("kept", "mine"))
+    curves = {"train/max_at_k/1": [0.5, 0.25, 0.5], "train/entropy": [1.0, 1.0, 1.0]}
+    kept = replace(kept, curves=curves)
+    told = list(study_again.sentences(kept, kept, plan))
+    assert told[-2:] == ["training curves: identical", "rewards of all samples: identical"]
+    mine = replace(mine, curves={**curves, "train/max_at_k/1": [0.5, 0.375, 0.5]})
+    told = list(study_again.sentences(mine, kept, plan))
+    # (8 + 6 + 2 * 0.5) / 16 samples against (8 + 4 + 4 * 0.5) / 16
+    assert told[2].split() == ["max@1", "0.938", "0.875", "+0.062"]
+    assert told[3].split() == ["max@8", "1.000", "1.000", "+0.000"]
+    assert "training curves: apart from rollout 2 of 3 on: train/max_at_k/1 is 0.375, kept 0.25" in told
+    assert "rewards of all samples: apart in 1 of 2 problems" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--again", "grpo_3", "--table", "main"], "--again ARM needs --seed and --table"),
+        (
+            ["--again", "grpo_1", "--seed", "1", "--table", "main"],
+            "has no grpo_1 with seed 1; its arms are base, grpo_3",
+        ),
+        (["--again", "grpo_3", "--seed", "1", "--table", "main"], "the tries of its learning rate are not all under"),
+        (["--again", "base", "--seed", "1", "--table", "main"], "nothing is kept of base with seed 1"),
+    ],
+)
+def test_a_job_that_is_not_kept_cannot_be_run_again(
+    words: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _write_configs(tmp_path / "configs")
+    monkeypatch.setattr(sys, "argv", [*_study(tmp_path)[1:], *words])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(SystemExit) as refused:
+        study.main()
+    assert refused.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("key", ["arms", "against"])

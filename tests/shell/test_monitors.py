@@ -64,6 +64,74 @@ def test_waiting_for_nothing_or_for_the_worst_is_refused(
     assert sentence in refusal(tmp_path, random_policy, capsys, **options)
 
 
+def upper(completions, **columns):  # type: ignore[no-untyped-def]
+    return [sum(map(str.isupper, text)) / max(1, len(text)) for text in completions]
+
+
+def telling(completions, log_metric, **columns):  # type: ignore[no-untyped-def]
+    log_metric("longest", max(map(len, completions)))
+    return [float(len(text)) for text in completions]
+
+
+UPPER, TELLING = (f"tests.shell.test_monitors.{name}" for name in ("upper", "telling"))
+TEST_REWARD = "maxk_lightning.rewards.UnitTestReward"
+PARTS = {
+    "rollout.reward": TEST_REWARD,
+    "rollout.rewards": f"[{UPPER}, {{reward: {TELLING}, weight: -0.1, name: length}}]",
+}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "monitor"),
+    [
+        (PARTS, "val/rewards/upper"),
+        (PARTS, "val/rewards/length_std"),
+        (PARTS, "val/rewards/longest"),
+        ({"rollout.eval_reward": UPPER}, "val/rewards/upper"),
+    ],
+)
+def test_the_mean_of_one_reward_function_can_be_waited_for(
+    rewards: dict[str, Any], monitor: str, random_policy: str, tmp_path: Path
+) -> None:
+    stopping = f"[{{class_path: EarlyStopping, init_args: {{monitor: {monitor}, mode: max}}}}]"
+    waiting = {"checkpoint.monitor": monitor, "trainer.callbacks": stopping, **PLATEAU}
+    waiting["model.lr_scheduler.monitor"] = monitor
+    run("fit", tmp_path, random_policy, **ADAM, **rewards, **waiting)
+    seen = scalars(tmp_path)[monitor]
+    (kept,) = (tmp_path / "checkpoints").glob("epoch*.ckpt")
+    state = torch.load(kept, weights_only=True)["callbacks"]
+    (best,) = (float(each["best_model_score"]) for name, each in state.items() if "RolloutCheckpoint" in name)
+    assert best == pytest.approx(max(seen.values()))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rollout.rewards": f"[{UPPER}]"}, "val/rewards/uper, which is not logged; there are val/reward"),
+        ({"rollout.rewards": f"[{UPPER}]"}, "val/rewards/upper, val/rewards/upper_std, val/rewards/upper_missing"),
+        ({"rollout.reward": UPPER, "rollout.eval_reward": "tests.support.fakes.LengthReward"}, "which is not logged"),
+    ],
+)
+def test_a_reward_function_that_validation_does_not_use_is_refused(
+    options: dict[str, Any], sentence: str, random_policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewards = {"rollout.reward": TEST_REWARD, **options}
+    assert sentence in refusal(tmp_path, random_policy, capsys, **rewards, **{"checkpoint.monitor": "val/rewards/uper"})
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "EarlyStopping", "model.lr_scheduler"])
+def test_the_worst_of_a_reward_function_is_refused(
+    key: str, random_policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = "val/rewards/upper"
+    waiting: dict[str, Any] = {
+        "checkpoint": {"checkpoint.monitor": monitor, "checkpoint.mode": "min"},
+        "EarlyStopping": {"trainer.callbacks": STOPPING.replace("val/reward", monitor)},
+        "model.lr_scheduler": {**PLATEAU, "model.lr_scheduler.monitor": monitor, "model.lr_scheduler.mode": "min"},
+    }[key]
+    assert f"{key}.mode is min" in refusal(tmp_path, random_policy, capsys, **PARTS, **waiting)
+
+
 def test_a_plateau_lowers_the_learning_rate_after_validations(random_policy: str, tmp_path: Path) -> None:
     factor = {"model.lr_scheduler.factor": 0.5, "model.lr_scheduler.threshold": 10.0}  # nothing is ever good enough
     run("fit", tmp_path, random_policy, **ADAM, **PLATEAU, **factor, **{"trainer.max_epochs": 3})

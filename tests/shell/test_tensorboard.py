@@ -98,6 +98,12 @@ def test_the_glossary_is_written_once_per_run(logged: Path) -> None:
     assert event.tensor_proto.string_val[0].decode() == GLOSSARY.read_text()
 
 
+def test_the_curve_stands_at_the_step_of_its_scalars(logged: Path) -> None:
+    accumulator = EventAccumulator(str(logged / "tensorboard"), size_guidance={"images": 0, "scalars": 0}).Reload()
+    steps = [event.step for event in accumulator.Scalars("val/reward")]
+    assert [event.step for event in accumulator.Images("val/max_at_k_curve")] == steps
+
+
 class Hparams:
     """The backend of TensorBoard's HPARAMS page on a directory of runs."""
 

@@ -35,6 +35,10 @@ class FunctionReward:
         self.name = name or name_of(function)
         self._signature = signature_of(function, self.name)
 
+    def asks_for(self, argument: str) -> bool:
+        """Whether the function names an argument."""
+        return argument in self._signature.names
+
     def check_problems(self, problems: Sequence[Problem]) -> None:
         """Raise ValueError where the function asks for a column that no problem has."""
         check_columns(self._signature, problems, self.name)

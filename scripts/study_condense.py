@@ -1,0 +1,76 @@
+"""What is kept of a finished job of the study."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from study_results import BASE, Job, Result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maxk_lightning.evaluation import load
+
+CURVES = (
+    "train/max_at_k/1",
+    "train/max_at_k/8",
+    "train/max_at_k/32",
+    "train/entropy",
+    "train/log_ratio_std",
+    "train/kl",
+)
+"Scalars that are kept of every run that has them."
+
+
+def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Result:
+    """Collect what is kept of a finished job."""
+    (evaluation,) = load(out)
+    rewards: dict[str, dict[str, int]] = {}
+    for problem, group in evaluation.rewards.items():
+        rewards[problem] = {f"{reward:.17g}": group.count(reward) for reward in sorted(set(group))}
+    summary = evaluation.summary
+    return Result(
+        job=job,
+        commit=_commit(),
+        machine={"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__},
+        seconds={name: round(value, 1) for name, value in seconds.items()},
+        rewards=rewards,
+        entropy_bins={str(bin_): count for bin_, count in sorted(evaluation.entropy_counts.items())},
+        summary={
+            "mean_entropy": summary.mean_entropy or 0.0,
+            "mean_tokens": summary.mean_tokens,
+            "distinct_rate": summary.distinct_rate,
+            "num_missing": summary.num_missing,
+        },
+        curves={} if job.arm == BASE else training_curves(home / "tensorboard"),
+    )
+
+
+def training_curves(directory: Path) -> dict[str, list[float]]:
+    """Read the kept scalars of a run; those logged at every optimizer step as means over a rollout.
+
+    A run that was resumed wrote several files; of a step logged twice the later value counts.
+    """
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0}).Reload()
+    present = [tag for tag in CURVES if tag in events.Tags()["scalars"]]
+    values = {tag: {point.step: point.value for point in events.Scalars(tag)} for tag in present}
+    num_rollouts = len(values["train/max_at_k/1"])
+    curves = {}
+    for tag, by_step in values.items():
+        points = [by_step[step] for step in sorted(by_step)]
+        per_rollout = len(points) // num_rollouts
+        rollouts = [points[start : start + per_rollout] for start in range(0, len(points), per_rollout)]
+        curves[tag] = [round(sum(points) / len(points), 6) for points in rollouts]
+    return curves
+
+
+def _commit() -> str:
+    shown = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    return shown.stdout.strip()
+
+
+def _processor() -> str:
+    names = [
+        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line
+    ]
+    return names[0] if names else platform.machine()

@@ -3,6 +3,7 @@
 Shapes: N samples of a problem, K values of k.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ def realised_at_k(seen: Seen, rewards: Sequence[float], ks: Sequence[int], seed:
     """Estimate the mean reward of the chosen one of k candidates, drawn without replacement from N.
 
     Exact where the order of two candidates depends on nobody else: the one of rank r (from 0) is the first of a random
-    subset with probability C(N - 1 - r, k - 1) / C(N, k). Otherwise the mean over `NUM_DRAWS` subsets, unbiased; exact
-    too for k = 1 and k = N.
+    subset with probability C(N - 1 - r, k - 1) / C(N, k). Otherwise the mean over `NUM_DRAWS` subsets, or over all
+    where there are no more; unbiased.
 
     Args:
         seen: The group.
@@ -45,9 +46,8 @@ def _exact(seen: Seen, rewards: Sequence[float], k: int) -> float:
 
 def _drawn(seen: Seen, rewards: Sequence[float], k: int, generator: random.Random) -> float:
     n = len(rewards)
-    if k == 1:
-        return sum(rewards) / n
-    if k == n:
-        return rewards[choose(seen).index]
-    chosen = (choose(seen, sorted(generator.sample(range(n), k))).index for _ in range(NUM_DRAWS))
-    return sum(rewards[index] for index in chosen) / NUM_DRAWS
+    if math.comb(n, k) <= NUM_DRAWS:
+        subsets = list(itertools.combinations(range(n), k))
+    else:
+        subsets = [tuple(sorted(generator.sample(range(n), k))) for _ in range(NUM_DRAWS)]
+    return sum(rewards[choose(seen, subset).index] for subset in subsets) / len(subsets)

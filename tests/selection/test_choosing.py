@@ -95,16 +95,27 @@ def test_realised_at_k_is_the_mean_over_all_subsets(rows: list[tuple[int, int, f
     assert value == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_realised_at_k_by_drawing_is_near_the_mean_over_all_subsets() -> None:
-    """Agreement depends on who else is there: six candidates, three behaviours."""
+def test_realised_at_k_of_what_depends_on_others_is_the_mean_over_all_subsets() -> None:
+    """Agreement: six candidates, three behaviours."""
     behaviours = Behaviours([(b"a",), (b"a",), (b"b",), (b"b",), (b"b",), (None,)])
     rewards = [1.0, 1.0, 0.0, 0.0, 0.0, 0.5]
     seen = _seen(behaviours, logprobs=[-1.0, -2.0, -1.5, -3.0, -2.5, -0.5])
     for k, value in zip(range(1, 7), realised_at_k(seen, rewards, list(range(1, 7)), seed=3), strict=True):
         subsets = list(itertools.combinations(range(6), k))
         expected = sum(rewards[choose(seen, subset).index] for subset in subsets) / len(subsets)
-        assert value == pytest.approx(expected, abs=0 if k in (1, 6) else 4 / 32)
+        assert value == pytest.approx(expected)  # all of them: there are at most 20
     assert realised_at_k(seen, rewards, [3], seed=3) == realised_at_k(seen, rewards, [3], seed=3)
+
+
+def test_subsets_are_drawn_where_there_are_many() -> None:
+    behaviours = Behaviours([(b"a",)] * 6 + [(b"b",)] * 5 + [(None,)] * 3)
+    rewards = [1.0] * 6 + [0.0] * 5 + [0.5] * 3
+    seen = _seen(behaviours, logprobs=[-float(index) for index in range(14)])
+    subsets = list(itertools.combinations(range(14), 4))
+    expected = sum(rewards[choose(seen, subset).index] for subset in subsets) / len(subsets)
+    (value,) = realised_at_k(seen, rewards, [4], seed=3)
+    assert value == pytest.approx(expected, abs=4 * 0.5 / 16)  # four standard errors
+    assert [value] == realised_at_k(seen, rewards, [4], seed=3) != realised_at_k(seen, rewards, [4], seed=4)
 
 
 def test_agreement_scores_and_confidence() -> None:

@@ -19,13 +19,14 @@ training (LightningCLI; `COMMAND --help` lists every key, `--print_config` shows
 plain commands over files
   score      problems and completions -> rewards and verdicts per test
   evaluate   a policy directory -> samples.jsonl, summary.json, curves.png
+  best       problems -> one answer each, the best of N samples, chosen without hidden tests
   compare    several evaluate outputs -> table, paired tests, curves, report.html
   data       what a YAML's data gives: kept, left out and why; rendered prompts with tests
   export     a Lightning checkpoint -> a Hugging Face directory
   doctor     what works on this machine: isolation, engines
 """
 TRAINING = ("fit", "validate", "test", "predict")
-PLAIN = ("score", "evaluate", "compare", "data", "export", "doctor")
+PLAIN = ("score", "evaluate", "best", "compare", "data", "export", "doctor")
 
 REQUIRED = (
     "torch",

@@ -50,8 +50,8 @@ def evaluate_policy(
         ValueError: a setting is wrong, or an output holds samples of other settings.
     """
     if policy.endswith(".ckpt"):
-        policy = _exported(policy, (shard.directory(out) if shard else out) / "policy")
-    settings = read_run_settings(config, policy, overrides)
+        policy = exported(policy, (shard.directory(out) if shard else out) / "policy")
+    settings = read_run_settings(["--config", config, *overrides], policy)
     console = Console()
     selectors = [] if select is None else parse_selectors(select, settings.reward)
     try:
@@ -103,9 +103,9 @@ class RunSettings:
     "Configuration of the reward."
 
 
-def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> RunSettings:
-    """Read a run's YAML under the very schema that `fit` reads it with, for another policy."""
-    cli = PartsCLI(["--config", config, *overrides, "--model.policy", policy])
+def read_run_settings(args: Sequence[str], policy: str) -> RunSettings:
+    """Read a run's YAML and what lies over it, under the very schema that `fit` has, for another policy."""
+    cli = PartsCLI([*args, "--model.policy", policy])
     rollout, configs = cli.config_init["rollout"], cli.config["rollout"]
     return RunSettings(
         data=cli.config_init["data"],
@@ -193,7 +193,7 @@ def _test_source(data: PromptDataModule) -> dict[str, ProblemSource]:
     return {_benchmark_name(source): source}
 
 
-def _exported(ckpt: str, directory: Path) -> str:
+def exported(ckpt: str, directory: Path) -> str:
     """The policy of a checkpoint as a directory, exported anew: the file may hold other weights than the last time."""
     shutil.rmtree(directory, ignore_errors=True)
     export(ckpt, str(directory))

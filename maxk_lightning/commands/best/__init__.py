@@ -1,0 +1,76 @@
+"""`best`: problems -> one answer each, chosen among N samples without the hidden tests."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def best(
+    policy: str,
+    config: str | None = None,
+    problems: str | None = None,
+    prompt: str | None = None,
+    test: str | list[str] | None = None,
+    out: str | None = None,
+    num_samples: int = 64,
+    select: str = "public+agreement",
+    stop_when_sure: float | None = None,
+    problems_per_chunk: int = 8,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Sample N answers to each problem and keep one: chosen by public tests and by agreement, never by hidden tests.
+
+    A run that was killed goes on where it stopped when the same command is given again.
+
+    Args:
+        policy: Policy directory, hub name, `builtin`, or a `.ckpt` file written by `fit`.
+        config: YAML of a run, for its prompt template, engine, `rollout.reward` and `rollout.eval_sampling`; default:
+            those of `fit` without a YAML. Of several, later ones lie over earlier ones.
+        problems: JSON Lines of problems; their tests with `"public": true` are the public ones.
+        prompt: Instead of `problems`: one problem, whose answer is printed.
+        test: Public test of `prompt`: standard input and output, such as "1 2 => 3"; several as a list, and `\\n` is a
+            line end.
+        out: Directory for answers.jsonl and candidates.jsonl; needed with `problems`.
+        num_samples: N.
+        select: Selector, as in `evaluate --select`; only one.
+        stop_when_sure: Sample in rounds of 8, 8, 16, 32, ... up to N, and stop when the answer passes every public test
+            and at least this share of the candidates agrees with it; default: sample N.
+        problems_per_chunk: Problems sampled together.
+        overrides: Keys laid over the YAML.
+
+    Raises:
+        ValueError: a setting is wrong, or `out` holds answers of other settings.
+    """
+    for key, count in (("num_samples", num_samples), ("problems_per_chunk", problems_per_chunk)):
+        if count < 1:
+            raise ValueError(f"--{key} is {count}, must be at least 1")
+    if (problems is None) == (prompt is None):
+        raise ValueError("give either --problems or --prompt")
+    if problems is not None and (out is None or test is not None):
+        raise ValueError("--problems needs --out" if out is None else "--test belongs to --prompt")
+    if stop_when_sure is not None and not 0.0 < stop_when_sure <= 1.0:
+        raise ValueError(f"--stop_when_sure is {stop_when_sure}, must be a share in (0, 1]")
+    if config is not None and not Path(config).is_file():
+        raise ValueError(f"--config: {config} is not a file")
+    import tempfile
+
+    from maxk_lightning.commands.best.answers import Search, answer_file, answer_prompt  # imports torch
+    from maxk_lightning.commands.evaluate.policy import exported
+
+    if policy.endswith(".ckpt"):
+        policy = exported(policy, Path(out or tempfile.mkdtemp(prefix="maxk_best_")) / "policy")
+    search = Search(
+        policy=policy,
+        config=config,
+        num_samples=num_samples,
+        select=select,
+        stop_when_sure=stop_when_sure,
+        overrides=overrides,
+    )
+    if prompt is not None:
+        answer_prompt(
+            search, prompt, [test] if isinstance(test, str) else test or [], None if out is None else Path(out)
+        )
+    else:
+        assert problems is not None
+        assert out is not None
+        answer_file(search, Path(problems), Path(out), problems_per_chunk)

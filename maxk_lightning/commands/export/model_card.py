@@ -9,6 +9,7 @@ import yaml
 
 from maxk_lightning.checkpoints import Configuration
 from maxk_lightning.commands.configurations import changes
+from maxk_lightning.evaluation.origin import Training
 from maxk_lightning.evaluation.runs import Run
 from maxk_lightning.evaluation.tables import tables
 
@@ -88,6 +89,31 @@ def model_card(
         _training(config, history),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def training_of(
+    base: str,
+    steps: int,
+    config: Mapping[str, Any] | None,
+    history: Sequence[Configuration],
+    mixed_with: str | None,
+) -> Training:
+    """Say in short how a policy was trained, for reports; the arguments are those of `model_card`."""
+    configs = [(each.step, yaml.safe_load(each.text)) for each in history] or ([(0, config)] if config else [])
+    return Training(
+        started_from=f"{base}, {mixed_with}" if mixed_with else base,
+        steps=steps,
+        objective=_in_turn(configs, "model.objective"),
+        optimizer=_in_turn(configs, "model.optimizer"),
+        seed=None if config is None else config.get("seed_everything"),
+    )
+
+
+def _in_turn(configs: Sequence[tuple[int, Mapping[str, Any]]], key: str) -> str | None:
+    """A setting, and what took its place when the run was resumed with another."""
+    found = [(step, _value(_at(config, key)).strip("`")) for step, config in configs]
+    values = [after for before, after in itertools.pairwise([(0, ""), *found]) if after[1] != before[1]]
+    return ", ".join(text if step == 0 else f"from step {step} {text}" for step, text in values) or None
 
 
 def _front_matter(base: str) -> str:

@@ -19,6 +19,8 @@ from maxk_lightning.evaluation.tables import Table, cell_text
 NUM_PROBLEMS_SHOWN = 12
 "Number of problems whose programs are shown: those whose solve rates differ most, and some that nobody solves."
 NUM_UNSOLVED_SHOWN = 3
+LONG_TEXT = 12
+"Characters of a cell that may be broken into lines."
 MAX_CHARACTERS = 4000
 "Characters of a completion that are shown; the whole is in samples.jsonl."
 
@@ -100,7 +102,10 @@ def _table(table: Table) -> str:
 
 
 def _origins(comparison: Comparison) -> str:
-    rows = [[Cell(text=cell, value=cell) for cell in row] for row in comparison.origins]
+    rows = [
+        [Cell(text=cell, value=cell, css="long" if len(cell) > LONG_TEXT else "") for cell in row]
+        for row in comparison.origins
+    ]
     return sortable(ORIGIN_HEADINGS, rows, css="scroll words")
 
 

@@ -21,7 +21,7 @@ ORIGIN = Origin(policy="runs/k8/last.ckpt", seed=42, temperature=0.8, training=T
 
 def configuration(step: int, k: int) -> Configuration:
     objective = {"class_path": "maxk_lightning.objectives.MaxAtK", "init_args": {"k": k, "baseline": None}}
-    optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}
+    optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4, "betas": [0.9, 0.95]}}
     config = {"seed_everything": 7, "model": {"objective": objective, "optimizer": optimizer}}
     return Configuration(step=step, text=yaml.safe_dump(config))
 
@@ -63,7 +63,8 @@ def test_compare_shows_the_runs_and_older_outputs_still_load(tmp_path: Path) -> 
     markdown, html = ((tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))
     assert f"| {' | '.join(cells)} |" in markdown
     assert f"| {' | '.join(['old'] + ['-'] * 8)} |" in markdown
-    assert "".join(f'<td data-value="{cell}">{cell}</td>' for cell in cells) in html
+    assert all(f'data-value="{cell}">{cell}</td>' in html for cell in cells)
+    assert "<h3>Runs</h3>" in html
 
     compare(str(old.path), out=str(tmp_path / "without"))
     assert "## Runs" not in (tmp_path / "without" / "report.md").read_text()

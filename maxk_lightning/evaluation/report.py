@@ -19,7 +19,7 @@ from maxk_lightning.evaluation.tables import Table, cell_text
 NUM_PROBLEMS_SHOWN = 12
 "Number of problems whose programs are shown: those whose solve rates differ most, and some that nobody solves."
 NUM_UNSOLVED_SHOWN = 3
-LONG_TEXT = 12
+LONG_TEXT = 16
 "Characters of a cell that may be broken into lines."
 MAX_CHARACTERS = 4000
 "Characters of a completion that are shown; the whole is in samples.jsonl."

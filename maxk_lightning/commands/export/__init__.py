@@ -24,7 +24,8 @@ def export(
 ) -> None:
     """Write the policy of a checkpoint as a Hugging Face directory that transformers and vLLM load.
 
-    Weights, tokenizer with chat template, generation config, and a README.md with the run's settings and results.
+    Weights, tokenizer with chat template, generation config, a README.md with the run's settings and results, and
+    maxk_training.json, by which `compare` says how the policy was trained.
 
     Args:
         ckpt: A `.ckpt` written by `fit`: a file, or the directory of a sharded run.

@@ -30,6 +30,7 @@ class RolloutCheckpoint(ModelCheckpoint):
             raise ValueError("checkpoint.train_time_interval has no effect here: set checkpoint.every_n_train_steps")
         if self.monitor is not None and self.save_top_k == 0:
             self.save_top_k = 1
+        self._is_validated = False  # the validation before training is none of a rollout
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 logger = logging.getLogger(__name__)
+_FOLD = TextWrapper(100, expand_tabs=False, replace_whitespace=False, drop_whitespace=False)
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 "[height, width, 3]"
 
@@ -193,4 +195,6 @@ def _as_markdown(rows: Sequence[SampleRow]) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join("    " + line for line in text.splitlines())
+    """A code block; longer lines, of statements as a rule, would have to be scrolled to be read."""
+    lines = [part for line in text.splitlines() for part in _FOLD.wrap(line) or [""]]
+    return "\n".join("    " + line for line in lines)

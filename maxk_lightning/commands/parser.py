@@ -1,5 +1,6 @@
 """The parser of LightningCLI, with errors that end in what to do."""
 
+import importlib
 import re
 import sys
 from typing import NoReturn
@@ -26,6 +27,11 @@ UNION = re.compile(
 "What jsonargparse says where a key takes a class or something simple: one error for each of them."
 
 
+SHORT = re.compile(r'Parser key "([\w.]+)":.*Expected a dot import path string: (\w+)$', re.DOTALL | re.MULTILINE)
+"What jsonargparse says of a class without its package; it finds objectives and losses so, but no others."
+PACKAGES = ("data", "rollouts", "rewards")
+
+
 class Parser(LightningArgumentParser):
     """Says what was wrong, without the usage that argparse puts above it."""
 
@@ -35,6 +41,8 @@ class Parser(LightningArgumentParser):
         command = command.replace("__main__.py", PROGRAM)  # of the parsers of classes
         if missing := MISSING.search(message):
             message = f"{missing[1]} needs a package: {missing[2]}"
+        if (short := SHORT.search(message)) and (path := _path_of(short[2])):
+            message = f"{short[1]} is {short[2]}: write {path}"
         if union := UNION.search(message):
             errors = re.split(r"^  - ", union[1], flags=re.MULTILINE)[1:]
             telling = [error.strip() for error in errors if not error.startswith("Expected a <class")]
@@ -42,3 +50,9 @@ class Parser(LightningArgumentParser):
         hints = [f"{name} is {what}" for name, what in SEAMS.items() if f"protocol {name}" in message]
         print(f"{command}: error: {message}", *hints, sep="\n", file=sys.stderr)
         sys.exit(2)
+
+
+def _path_of(name: str) -> str | None:
+    """The import path of a class of ours."""
+    modules = (importlib.import_module(f"maxk_lightning.{package}") for package in PACKAGES)
+    return next((f"{module.__name__}.{name}" for module in modules if name in module.__all__), None)

@@ -266,6 +266,13 @@ def checkpoint_dir(default_root_dir: str) -> str:
 
 def main() -> None:
     """Run the subcommand of the command line."""
+    ignore_noise()
+    register()
+    MaxKCLI()
+
+
+def ignore_noise() -> None:
+    """Leave out what Lightning says and what does not matter here."""
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")  # Lightning 2.6 on torch 2.13
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()  # an advertisement
@@ -277,5 +284,3 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\(")
     warnings.filterwarnings("ignore", message="The dirpath has changed from")  # best checkpoints of a moved run
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")  # predictions name their problems
-    register()
-    MaxKCLI()

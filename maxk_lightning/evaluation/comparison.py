@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from maxk_lightning.evaluation.estimates import METRICS, Metric
 from maxk_lightning.evaluation.figures import LABELS
+from maxk_lightning.evaluation.origin import origin_cells
 from maxk_lightning.evaluation.paired import PairedTest, best_against_second, paired_tests
 from maxk_lightning.evaluation.runs import PublishedRun, Run, published
 from maxk_lightning.evaluation.tables import Table, table
@@ -56,6 +57,13 @@ class Comparison:
         if _have_same_problems(self.runs):
             return "Best in bold, second underlined."
         return "No best is marked: the rows are means over different problems."
+
+    @property
+    def origins(self) -> list[Sequence[str]]:
+        """List policy, training and seeds of every run under `ORIGIN_HEADINGS`; nothing where no run knows any."""
+        if all(run.summary.origin is None for run in self.runs):
+            return []
+        return [origin_cells(run.name, run.summary.origin) for run in self.runs]
 
     def conclusions(self) -> list[str]:
         """Write one sentence per other run and metric."""

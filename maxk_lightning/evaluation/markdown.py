@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 
 from maxk_lightning.evaluation.comparison import ALPHA, Comparison
 from maxk_lightning.evaluation.estimates import Metric
 from maxk_lightning.evaluation.figures import LABELS
+from maxk_lightning.evaluation.origin import ORIGIN_HEADINGS
 from maxk_lightning.evaluation.paired import PairedTest
 
 TEST_HEADINGS = (
@@ -90,6 +91,8 @@ def p_text(p_value: float) -> str:
 def _benchmark_parts(comparison: Comparison) -> list[str]:
     parts = [f"# {comparison.benchmark}\n"]
     parts += [f"- {sentence}" for sentence in [*comparison.conclusions(), *comparison.notes]]
+    if comparison.origins:
+        parts += ["", "## Runs\n", _markdown_table(ORIGIN_HEADINGS, "---|", comparison.origins)]
     parts += ["", f"{comparison.legend}\n", *map(str, comparison.tables)]
     if comparison.published:
         parts += ["## Published (arXiv:2510.23393)\n", *map(str, comparison.published)]
@@ -103,10 +106,13 @@ def _benchmark_parts(comparison: Comparison) -> list[str]:
 
 
 def _test_table(title: str, tests: Sequence[PairedTest]) -> str:
+    return f"### {title}\n\n{_markdown_table(TEST_HEADINGS, '---:|', map(cells_of, tests))}"
+
+
+def _markdown_table(headings: Sequence[str], rule: str, rows: Iterable[Sequence[str]]) -> str:
     lines = [
-        f"### {title}\n",
-        f"| {' | '.join(TEST_HEADINGS)} |",
-        "|" + "---:|" * len(TEST_HEADINGS),
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in cells_of(test))} |" for test in tests),
+        f"| {' | '.join(headings)} |",
+        "|" + rule * len(headings),
+        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
     ]
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ from maxk_lightning.evaluation.estimates import CORRECT_AT, METRICS
 from maxk_lightning.evaluation.figures import LABELS, to_svg
 from maxk_lightning.evaluation.html import Cell, figure, number, page, sortable
 from maxk_lightning.evaluation.markdown import TEST_HEADINGS, cells_of, questions
+from maxk_lightning.evaluation.origin import ORIGIN_HEADINGS
 from maxk_lightning.evaluation.paired import PairedTest
 from maxk_lightning.evaluation.plots import Plot
 from maxk_lightning.evaluation.runs import Run
@@ -18,6 +19,8 @@ from maxk_lightning.evaluation.tables import Table, cell_text
 NUM_PROBLEMS_SHOWN = 12
 "Number of problems whose programs are shown: those whose solve rates differ most, and some that nobody solves."
 NUM_UNSOLVED_SHOWN = 3
+LONG_TEXT = 16
+"Characters of a cell that may be broken into lines."
 MAX_CHARACTERS = 4000
 "Characters of a completion that are shown; the whole is in samples.jsonl."
 
@@ -55,6 +58,8 @@ def _benchmark(comparison: Comparison, plots: Sequence[Plot]) -> list[str]:
     parts = [f'<h2 id="{name}">{name}</h2>']
     parts += ["<ul>", *(f"<li>{escape(sentence)}</li>" for sentence in comparison.conclusions()), "</ul>"]
     parts += [f'<p class="note">{escape(note)}</p>' for note in comparison.notes]
+    if comparison.origins:
+        parts += ["<h3>Runs</h3>", _origins(comparison)]
     drawings = [figure(to_svg(plot.figure), plot.caption) for plot in plots]
     parts += [_side_by_side(drawings[: len(METRICS)])]
     for table in comparison.tables:
@@ -94,6 +99,14 @@ def _table(table: Table) -> str:
         for row in table.rows
     ]
     return sortable([LABELS[table.metric], *(f"k={k}" for k in table.ks)], rows)
+
+
+def _origins(comparison: Comparison) -> str:
+    rows = [
+        [Cell(text=cell, value=cell, css="long" if len(cell) > LONG_TEXT else "") for cell in row]
+        for row in comparison.origins
+    ]
+    return sortable(ORIGIN_HEADINGS, rows, css="scroll words")
 
 
 def _completions(runs: Sequence[Run]) -> str:

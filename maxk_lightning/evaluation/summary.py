@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maxk_lightning.evaluation.estimates import CORRECT_AT, METRICS, Estimate, estimates, rewards_of
+from maxk_lightning.evaluation.origin import Origin, origin_from
 from maxk_lightning.evaluation.samples import Sample, by_problem
 from maxk_lightning.rewards.extraction import extract_code
 
@@ -83,6 +84,8 @@ class Summary:
     "Wall-clock times."
     problems: tuple[ProblemSummary, ...]
     "Problems, one by one."
+    origin: Origin | None = None
+    "Policy, training and seeds; None: not known."
 
     @property
     def notes(self) -> list[str]:
@@ -106,6 +109,7 @@ def summarise(
     name: str,
     benchmark: str,
     seconds: Seconds = Seconds(),
+    origin: Origin | None = None,
 ) -> Summary:
     """Summarise scored samples.
 
@@ -134,6 +138,7 @@ def summarise(
         distinct_rate=_mean([problem.num_distinct / len(groups[problem.id]) for problem in problems]),
         seconds=seconds,
         problems=problems,
+        origin=origin,
     )
 
 
@@ -170,6 +175,7 @@ def _from_record(record: dict[str, Any]) -> Summary:
         "pass_at_k": tuple(Estimate(**point) for point in record["pass_at_k"]),
         "seconds": Seconds(**record["seconds"]),
         "problems": tuple(ProblemSummary(**problem) for problem in record["problems"]),
+        "origin": origin_from(record.get("origin")),
     }
     return Summary(**{**record, **nested})
 

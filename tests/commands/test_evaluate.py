@@ -18,6 +18,7 @@ from maxk_lightning.commands.arguments import call
 from maxk_lightning.commands.evaluate import evaluate
 from maxk_lightning.commands.evaluate.policy import policy_digest
 from maxk_lightning.evaluation import load
+from maxk_lightning.evaluation.origin import Origin, Training
 from maxk_lightning.evaluation.samples import read_samples
 from tests.support.paths import ROOT
 
@@ -291,3 +292,19 @@ def test_a_selector_that_cannot_work_is_refused(
     with pytest.raises(ValueError, match=sentence):
         run(config, random_policy, tmp_path / "out", "--select", select)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_says_which_policy_was_sampled_and_how_it_was_trained(
+    config: Path, random_policy: str, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "last.ckpt"
+    save_checkpoint(checkpoint, random_policy, 1.0)
+    run(config, random_policy, tmp_path / "base", num_samples=1)
+    run(config, str(checkpoint), tmp_path / "trained", "--seed_everything", "5", num_samples=1)
+    base, trained = (each.summary.origin for each in load(tmp_path / "base", tmp_path / "trained"))
+    assert base == Origin(policy=random_policy, seed=42, temperature=1.0)
+    training = Training(started_from=random_policy, steps=0)
+    assert trained == Origin(policy=str(checkpoint), seed=5, temperature=1.0, training=training)
+    digest = policy_digest(str(tmp_path / "trained" / "policy"))
+    (tmp_path / "trained" / "policy" / "maxk_training.json").unlink()
+    assert policy_digest(str(tmp_path / "trained" / "policy")) == digest, "settings are not weights"

@@ -87,3 +87,12 @@ def test_outside_the_environment_the_way_in_is_shown(words: list[str]) -> None:
     assert done.returncode == 1
     assert ". .venv/bin/activate" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("data.train", "data.JsonLines"), ("data.validation", "data.Builtin"), ("rollout.engine", "rollouts.VLLMEngine")],
+)
+def test_the_path_of_a_class_of_ours_is_told(key: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    short = name.rpartition(".")[2]
+    assert f"error: {key} is {short}: write maxk_lightning.{name}" in said([f"--{key}", short], capsys)

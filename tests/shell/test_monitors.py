@@ -164,3 +164,13 @@ def test_rollouts_without_any_credit_are_told_once(caplog: pytest.LogCaptureFixt
             guard.end_rollout()
             assert ("no group" in caplog.text) == (rollout >= 1 + NUM_WITHOUT_CREDIT)
     assert caplog.text.count("no group") == 1
+
+
+def test_the_validation_before_training_is_no_validation_of_a_rollout(
+    random_policy: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    options = {"checkpoint.monitor": "val/max_at_k/1", "trainer.check_val_every_n_epoch": 2}
+    run("fit", tmp_path, random_policy, validate_before_fit="true", **options)
+    assert not [str(each.message) for each in recwarn if "could not find the monitored key" in str(each.message)]
+    (kept,) = (tmp_path / "checkpoints").glob("epoch*.ckpt")
+    assert kept.stem.startswith("epoch=1")

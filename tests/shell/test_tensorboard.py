@@ -64,7 +64,11 @@ def tags(root: Path) -> dict[str, list[str]]:
 def explained_tags() -> list[str]:
     """Tags in the first column of the tables of `metrics.md`."""
     rows = [line.split(" | ")[0] for line in GLOSSARY.read_text().splitlines() if line.startswith("| `")]
-    return [tag for row in rows for tag in re.findall(r"`([^`]+)`", row)]
+    tags_of_rows = [tag for row in rows for tag in re.findall(r"`([^`]+)`", row)]
+    stages = ("train", "val", "test")
+    return [
+        tag.replace("*", stage) for tag in tags_of_rows for stage in (stages if tag.startswith("*/") else stages[:1])
+    ]
 
 
 def pattern(explained: str) -> str:
@@ -84,10 +88,11 @@ def test_every_logged_tag_is_explained_and_every_explained_tag_is_logged(logged:
 def test_every_row_of_the_glossary_is_complete() -> None:
     for line in GLOSSARY.read_text().splitlines():
         if line.startswith("| `"):
-            cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-            assert len(line.strip("|").split("|")) == 5, line
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert len(cells) == 4, line
+            assert max(map(len, cells[1:])) <= 64, f"longer explanations stand in the list below the table: {line}"
             assert cells[1], line
-            if cells[0].startswith(("`train/", "`val/", "`time/")):
+            if cells[0].startswith(("`*/", "`train/", "`val/", "`time/")):
                 assert cells[3], f"what is healthy? {line}"
 
 

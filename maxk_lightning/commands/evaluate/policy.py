@@ -21,6 +21,7 @@ from maxk_lightning.data import Builtin, JsonLines, ProblemSource
 from maxk_lightning.data.pipelines import VARIANTS
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.evaluation import curves
+from maxk_lightning.evaluation.origin import TRAINING, Origin, read_training
 from maxk_lightning.evaluation.runs import Run, write_statements
 from maxk_lightning.evaluation.samples import Sample
 from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
@@ -49,6 +50,7 @@ def evaluate_policy(
     Raises:
         ValueError: a setting is wrong, or an output holds samples of other settings.
     """
+    given = policy
     if policy.endswith(".ckpt"):
         policy = exported(policy, (shard.directory(out) if shard else out) / "policy")
     settings = read_run_settings(["--config", config, *overrides], policy)
@@ -75,7 +77,13 @@ def evaluate_policy(
                     console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
                     continue
                 write_statements(problems, directory)
-                summary = _summarise(samples, directory, title, benchmark)
+                origin = Origin(
+                    policy=given,
+                    seed=settings.data.seed,
+                    temperature=task.sampling.temperature,
+                    training=read_training(Path(resolve_policy(policy))),
+                )
+                summary = _summarise(samples, directory, title, benchmark, origin)
                 print_summary(summary, console)
                 if selectors:
                     realised = realised_curves(problems, prompts, samples, selectors, settings.data.seed)
@@ -154,9 +162,9 @@ def _collect(
     return join_shards(task, shard, out)
 
 
-def _summarise(samples: Sequence[Sample], out: Path, name: str, benchmark: str) -> Summary:
+def _summarise(samples: Sequence[Sample], out: Path, name: str, benchmark: str, origin: Origin) -> Summary:
     analysing_from = time.perf_counter()
-    summary = summarise(samples, name=name, benchmark=benchmark, seconds=read_seconds(out))
+    summary = summarise(samples, name=name, benchmark=benchmark, seconds=read_seconds(out), origin=origin)
     curves([Run(out, summary)]).savefig(out / "curves.png")
     seconds = replace(summary.seconds, analysing=time.perf_counter() - analysing_from)
     summary = replace(summary, seconds=seconds)
@@ -174,7 +182,7 @@ def policy_digest(policy: str) -> str:
         return policy
     parts = []
     for path in sorted(directory.glob("*")):
-        if path.suffix in (".safetensors", ".bin", ".json"):
+        if path.suffix in (".safetensors", ".bin", ".json") and path.name != TRAINING:
             with path.open("rb") as file:
                 size = path.stat().st_size
                 file.seek(max(0, size - (64 << 10)))

@@ -24,7 +24,8 @@ def export(
 ) -> None:
     """Write the policy of a checkpoint as a Hugging Face directory that transformers and vLLM load.
 
-    Weights, tokenizer with chat template, generation config, and a README.md with the run's settings and results.
+    Weights, tokenizer with chat template, generation config, a README.md with the run's settings and results, and
+    maxk_training.json, by which `compare` says how the policy was trained.
 
     Args:
         ckpt: A `.ckpt` written by `fit`: a file, or the directory of a sharded run.
@@ -42,8 +43,9 @@ def export(
     """
     from maxk_lightning.checkpoints import Configuration
     from maxk_lightning.commands.export.interpolation import check_interpolation, interpolate
-    from maxk_lightning.commands.export.model_card import generation_defaults, model_card, read_run_config
+    from maxk_lightning.commands.export.model_card import generation_defaults, model_card, read_run_config, training_of
     from maxk_lightning.evaluation import load
+    from maxk_lightning.evaluation.origin import write_training
     from maxk_lightning.policy import load_tokenizer  # imports torch: `--help` must not wait for it
 
     target = Path(out)
@@ -61,16 +63,19 @@ def export(
         model.generation_config.update(**generation_defaults(config))  # type: ignore[no-untyped-call]
     model.save_pretrained(target)
     load_tokenizer(checkpoint["policy"]).save_pretrained(target)
+    base, steps = checkpoint["policy"], checkpoint.get("global_step", 0)
+    mixed_with = None if towards is None else f"{by:g} of the weights of `{towards}` mixed in"
     card = model_card(
         name=target.resolve().name,
-        base=checkpoint["policy"],
-        steps=checkpoint.get("global_step", 0),
+        base=base,
+        steps=steps,
         config=config,
         history=history,
         validation=_validation_curves(checkpoint),
         runs=runs,
-        mixed_with=None if towards is None else f"{by:g} of the weights of `{towards}` mixed in",
+        mixed_with=mixed_with,
     )
+    write_training(training_of(base, steps, config, history, mixed_with), target)
     (target / "README.md").write_text(card, encoding="utf-8")
     print(f"wrote {target}")
 

@@ -9,6 +9,7 @@ import yaml
 
 from maxk_lightning.checkpoints import Configuration
 from maxk_lightning.commands.configurations import changes
+from maxk_lightning.evaluation.origin import Training
 from maxk_lightning.evaluation.runs import Run
 from maxk_lightning.evaluation.tables import tables
 
@@ -88,6 +89,33 @@ def model_card(
         _training(config, history),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def training_of(
+    base: str,
+    steps: int,
+    config: Mapping[str, Any] | None,
+    history: Sequence[Configuration],
+    mixed_with: str | None,
+) -> Training:
+    """Say in short how a policy was trained, for reports; the arguments are those of `model_card`."""
+    configs = [(each.step, yaml.safe_load(each.text)) for each in history] or ([(0, config)] if config else [])
+    return Training(
+        started_from=f"{base}, {mixed_with}" if mixed_with else base,
+        steps=steps,
+        objective=_in_turn(configs, "model.objective"),
+        optimizer=_in_turn(configs, "model.optimizer", ("lr",)),
+        seed=None if config is None else config.get("seed_everything"),
+    )
+
+
+def _in_turn(
+    configs: Sequence[tuple[int, Mapping[str, Any]]], key: str, arguments: Sequence[str] | None = None
+) -> str | None:
+    """A setting (None: with all arguments), and what took its place when the run was resumed with another."""
+    found = [(step, _value(_at(config, key), arguments).strip("`")) for step, config in configs]
+    values = [after for before, after in itertools.pairwise([(0, ""), *found]) if after[1] != before[1]]
+    return ", ".join(text if step == 0 else f"from step {step} {text}" for step, text in values) or None
 
 
 def _front_matter(base: str) -> str:
@@ -187,10 +215,11 @@ def _weighted(entry: Any) -> str:
     return _value(entry)
 
 
-def _value(value: Any) -> str:
-    """A number as it is, a class as `Name(argument=value, ...)`; empty for null."""
+def _value(value: Any, names: Sequence[str] | None = None) -> str:
+    """A number as it is, a class as `Name(argument=value, ...)`, of these names if given; empty for null."""
     if isinstance(value, Mapping) and "class_path" in value:
-        arguments = [f"{key}={each}" for key, each in value.get("init_args", {}).items() if each is not None]
+        init_args = {key: each for key, each in value.get("init_args", {}).items() if names is None or key in names}
+        arguments = [f"{key}={each}" for key, each in init_args.items() if each is not None]
         more = ["..."] if len(arguments) > NUM_ARGUMENTS else []
         return f"`{value['class_path'].rpartition('.')[2]}({', '.join(arguments[:NUM_ARGUMENTS] + more)})`"
     return "" if value is None else str(value)

@@ -35,6 +35,7 @@ from study_results import (
     Job,
     StudyPlan,
     Table,
+    controls_of,
     path_of,
     read,
     read_plan,
@@ -71,8 +72,12 @@ class Runner:
         return self.policy or self.plan.benchmarks[job.benchmark].policy
 
     def home(self, job: Job) -> Path:
-        """Name the directory of a job."""
-        return self.directory / job.benchmark / job.name
+        """Name the directory of a job's training."""
+        return self.directory / job.benchmark / job.training
+
+    def out(self, job: Job) -> Path:
+        """Name the directory of a job's samples."""
+        return self.home(job) / "-".join(filter(None, (job.split, job.control)))
 
 
 def run(job: Job, runner: Runner) -> None:
@@ -83,12 +88,18 @@ def run(job: Job, runner: Runner) -> None:
     home.mkdir(parents=True, exist_ok=True)
     fitting_from = time.monotonic()
     policy = runner.base(job) if job.arm == BASE else _train(job, runner)
-    evaluating_from = time.monotonic()
-    _evaluate(job, runner, policy)
-    ended = time.monotonic()
-    seconds = {"fit": evaluating_from - fitting_from, "evaluate": ended - evaluating_from}
-    write(runner.results, condense(job, home, home / job.split, seconds))
-    shutil.rmtree(home / "checkpoints", ignore_errors=True)
+    trained = time.monotonic()
+    for each in [
+        *controls_of(runner.plan, job),
+        job,
+    ]:  # the job itself is the last, so that nothing is left when it is kept
+        if not path_of(runner.results, each).is_file():
+            evaluating_from = time.monotonic()
+            _evaluate(each, runner, policy)
+            seconds = {"fit": trained - fitting_from, "evaluate": time.monotonic() - evaluating_from}
+            write(runner.results, condense(each, home, runner.out(each), seconds))
+    for name in ("checkpoints", "towards"):
+        shutil.rmtree(home / name, ignore_errors=True)
 
 
 def _train(job: Job, runner: Runner) -> str:
@@ -99,17 +110,26 @@ def _train(job: Job, runner: Runner) -> str:
     arm += ["--model.policy", runner.base(job), *as_options(benchmark.train)]
     seed = ["--seed_everything", str(job.seed), "--trainer.default_root_dir", str(home)]
     resumed = ["--ckpt_path", "last"] if checkpoint.is_file() else []
-    more = [*runner.options, *runner.fit_options]
+    shorter = as_options(runner.plan.tuning_options) if job.split == "validation" else []
+    more = [*shorter, *runner.options, *runner.fit_options]
     maxk(home / "fit.log", "fit", *_common(runner.plan), *arm, *seed, *more, *resumed)
     return str(checkpoint)
 
 
 def _evaluate(job: Job, runner: Runner, policy: str) -> None:
-    home, benchmark = runner.home(job), runner.plan.benchmarks[job.benchmark]
+    home, benchmark, out = runner.home(job), runner.plan.benchmarks[job.benchmark], runner.out(job)
+    log = home / f"{out.name}.log"
+    kind, _, value = job.control.partition("-")
+    if kind == "towards":
+        between = home / "towards" / value
+        base = runner.base(job)
+        maxk(log, "export", "--ckpt", policy, "--towards", base, "--by", value, "--out", str(between))
+        policy = str(between)
     samples = ["--policy", policy, "--num_samples", str(job.num_samples), "--name", job.arm]
-    samples += ["--out", str(home / job.split), "--seed_everything", str(job.seed)]
+    samples += ["--out", str(out), "--seed_everything", str(job.seed)]
+    samples += ["--rollout.eval_sampling.temperature", value] if kind == "temperature" else []
     problems = as_options(benchmark.test if job.split == "test" else benchmark.validation)
-    maxk(home / f"{job.split}.log", "evaluate", *_common(runner.plan), *samples, *problems, *runner.options)
+    maxk(log, "evaluate", *_common(runner.plan), *samples, *problems, *runner.options)
 
 
 def _common(plan: StudyPlan) -> list[str]:

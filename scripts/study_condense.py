@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from study_results import BASE, Job, Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maxk_lightning.evaluation import load
+from maxk_lightning.evaluation.samples import read_samples
 
 CURVES = (
     "train/max_at_k/1",
@@ -41,9 +43,22 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
             "mean_tokens": summary.mean_tokens,
             "distinct_rate": summary.distinct_rate,
             "num_missing": summary.num_missing,
+            "truncation_rate": summary.truncation_rate,
+            "no_code_rate": summary.no_code_rate,
         },
-        curves={} if job.arm == BASE else training_curves(home / "tensorboard"),
+        curves={} if job.arm == BASE or job.control else training_curves(home / "tensorboard"),
+        formed=_formed(out),
     )
+
+
+def _formed(out: Path) -> dict[str, dict[str, int]]:
+    """Count the rewards of samples that ended before the limit and hold a program; problems without any have none."""
+    formed: dict[str, Counter[str]] = {}
+    for sample in read_samples(out / "samples.jsonl"):
+        counts = formed.setdefault(sample.id, Counter())
+        if sample.reward is not None and sample.finish_reason == "stop" and "no_code" not in sample.verdicts:
+            counts[f"{sample.reward:.17g}"] += 1
+    return {problem: dict(sorted(counts.items())) for problem, counts in formed.items()}
 
 
 def training_curves(directory: Path) -> dict[str, list[float]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from study_controls import control_table, format_table
 from study_figures import tradeoff_figure, training_figure
 from study_groups import group_table
 from study_results import (
@@ -182,6 +183,10 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests)
+        if plan.label(BASE) in [row.name for row in rows] and all(r.formed for row in rows for r in row.results):
+            yield f"{name} format", format_table(rows, plan.label(BASE))
+        if name == "main" and plan.controls:
+            yield f"{name} controls", control_table(plan, results, found)
         if name in plan.grouped_tables and rows:
             yield f"{name} groups", group_table([(row.name, row.results) for row in rows], plan.test_ks[-1])
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))

@@ -40,11 +40,18 @@ class Job:
     "Split on which it is evaluated."
     num_samples: int
     "Samples per problem."
+    control: str = ""
+    "What is changed after training: `towards-0.5` (weights half of the way back to the base), `temperature-0.8`."
+
+    @property
+    def training(self) -> str:
+        """Name the training that its policy is from."""
+        return f"{self.arm}-lr{self.learning_rate:g}-seed{self.seed}"
 
     @property
     def name(self) -> str:
         """Name its files."""
-        return f"{self.arm}-lr{self.learning_rate:g}-seed{self.seed}"
+        return f"{self.training}-{self.control}" if self.control else self.training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,8 @@ class Result:
     "Other numbers of the evaluation."
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     "Training curves: TensorBoard tag -> value per rollout."
+    formed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    "Counts as in `rewards`, of the samples that ended before the limit and hold a program."
 
     @cached_property
     def rewards_of(self) -> dict[str, list[float]]:
@@ -143,6 +152,13 @@ class StudyPlan:
     "Directory of what is kept."
     tuning: Mapping[str, int]
     "Seed and samples per problem of the tries of a learning rate."
+    tuning_options: Mapping[str, Any] = field(default_factory=dict)
+    "Options of `fit` that shorten the tries."
+    controls: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    """Arm -> `towards` (shares of the base's weights) and `temperature`: further evaluations on the test problems, of
+    its first seed in the table `main`; they cost no training."""
+    control_samples: int = 0
+    "Samples per problem of the controls."
     test: Mapping[str, int]
     "Samples per problem of the tables."
     quick: Mapping[str, Any]
@@ -199,7 +215,7 @@ def read_plan(configs: Path = CONFIGS) -> StudyPlan:
 
 def path_of(results: Path, job: Job) -> Path:
     """Name the file that keeps the result of a job."""
-    return results / job.benchmark / job.split / f"{job.name}.json"
+    return results / job.benchmark / ("controls" if job.control else job.split) / f"{job.name}.json"
 
 
 def write(results: Path, result: Result) -> None:
@@ -227,6 +243,18 @@ def tuning_jobs(plan: StudyPlan, benchmark: str, arm: str) -> list[Job]:
     """The tries of a learning rate for an arm; one for the base, which has none."""
     rates = [0.0] if arm == BASE else plan.benchmarks[benchmark].learning_rates
     return [Job(benchmark=benchmark, arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in rates]
+
+
+def controls_of(plan: StudyPlan, job: Job) -> list[Job]:
+    """Further evaluations of the policy that a job trains."""
+    main = plan.tables["main"]
+    if job.control or job.split != "test" or (job.benchmark, job.seed) != (main.benchmark, main.seeds[0]):
+        return []
+    return [
+        replace(job, control=f"{kind}-{value:g}", num_samples=plan.control_samples)
+        for kind, values in plan.controls.get(job.arm, {}).items()
+        for value in values
+    ]
 
 
 def tuning_score(result: Result, criterion: Criterion = "mean") -> float:

@@ -4,12 +4,13 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from maxk_lightning.policy.processor import tell_of_slow_bfloat16
 from maxk_lightning.rollouts import RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.strategy import FSDP2Strategy
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse Trainer flags that would do nothing or the wrong thing here.
+    """Refuse Trainer flags that would do nothing or the wrong thing here, and warn of one that is slow.
 
     Raises:
         ValueError: naming the flag, and what to set instead.
@@ -25,6 +26,8 @@ def check_trainer(trainer: Trainer) -> None:
             f"trainer.precision is {trainer.precision}, must be 32-true or bf16-mixed: weights and optimizer stay in "
             "float32, because half precision rounds away updates as small as a learning rate of 5e-6 makes them"
         )
+    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu":
+        tell_of_slow_bfloat16("trainer.precision: bf16-mixed", "32-true")
 
 
 def check_attention(attn_implementation: str | None, device: torch.device) -> None:

@@ -20,7 +20,8 @@ def call(function: Callable[..., None], args: Sequence[str]) -> None:
     """Parse `args` and call the function.
 
     Parameters become `--name value`, `*names` one or more words, and `overrides` collects every `--data.key value`,
-    `--rollout.key value` and `--seed_everything value`, to be laid over the YAML of a run.
+    `--rollout.key value` and `--seed_everything value`, and every `--config` but the first, to be laid over the YAML of
+    a run.
     """
     parameters = inspect.signature(function).parameters
     words = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_POSITIONAL]
@@ -71,16 +72,20 @@ def check_config_files(args: Sequence[str]) -> None:
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate a command's own arguments from those for the YAML of a run.
+    """Separate a command's own arguments from those for the YAML of a run, further YAMLs laid over the first included.
 
     >>> split_overrides(["--out", "x", "--data.seed", "1", "--rollout.engine=E"])
     (['--out', 'x'], ['--data.seed', '1', '--rollout.engine=E'])
+    >>> split_overrides(["--config", "a.yaml", "--config", "b.yaml", "--out", "x"])
+    (['--config', 'a.yaml', '--out', 'x'], ['--config', 'b.yaml'])
     """
     own: list[str] = []
     overrides: list[str] = []
-    target = own
+    target, has_config = own, False
     for arg in args:
         if arg.startswith("--"):
-            target = overrides if arg[2:].split("=")[0].split(".")[0] in RUN_KEYS else own
+            key = arg[2:].split("=")[0]
+            target = overrides if key.split(".")[0] in RUN_KEYS or (key == "config" and has_config) else own
+            has_config = has_config or key == "config"
         target.append(arg)
     return own, overrides

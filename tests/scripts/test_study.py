@@ -1,5 +1,6 @@
 """The study: equal budgets, a runner that goes on after kill -9, tables that follow from the kept results."""
 
+import itertools
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import study
 import study_again
+import study_controls
 import study_groups
 import study_report
 import study_results
@@ -46,6 +48,9 @@ SMALL_PLAN: dict[str, Any] = {
     "test_ks": [1, 8],
     "drawn_tables": ["main"],
     "grouped_tables": [],
+    "tuning_options": {"trainer.max_epochs": 2},
+    "controls": {"base": {"temperature": [0.5]}, "grpo_3": {"towards": [0.5]}},
+    "control_samples": 4,
     "common": ["common.yaml"],
     "page": "docs/results.md",
     "results": "docs/results/study",
@@ -150,6 +155,8 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     plan = read_plan(tmp_path / "configs")
     rate = study_results.tuned_learning_rate(plan, tmp_path / "results", "vague", "grpo_3")
     assert results == [
+        "vague/controls/base-lr0-seed1-temperature-0.5.json",
+        f"vague/controls/grpo_3-lr{rate:g}-seed1-towards-0.5.json",
         "vague/test/base-lr0-seed1.json",
         f"vague/test/grpo_3-lr{rate:g}-seed1.json",
         "vague/validation/base-lr0-seed0.json",
@@ -161,11 +168,17 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     assert "max@k" in (tmp_path / "results" / "compare-main-seed1.md").read_text()
     subprocess.run(command, cwd=ROOT, check=True)
     assert _written_at(tmp_path / "results") == finished, "a finished study ran something again"
-    trained = study_results.read(tmp_path / "results" / results[1])
-    assert [len(values) for values in trained.curves.values()] == [4] * len(trained.curves)
+    for place, num_rollouts in ((3, 4), (-1, 2)):  # the tries are shorter
+        trained = study_results.read(tmp_path / "results" / results[place])
+        assert [len(values) for values in trained.curves.values()] == [num_rollouts] * len(trained.curves)
+    trained = study_results.read(tmp_path / "results" / results[3])
     assert trained.max_at_k_PK.shape == (4, 4)
     contents = dict(study_report.blocks(plan, tmp_path / "results"))
     assert "GRPO" in contents["main"]
+    assert "| GRPO |" in contents["main format"]
+    assert re.search(
+        r"\| base, temperature 0.5 \|.*\| GRPO, 50% of the base's weights \|", contents["main controls"], re.S
+    )
     assert [name for name, _ in study_report.figures(plan, tmp_path / "results")] == [
         "main_curves",
         "main_differences",
@@ -234,6 +247,39 @@ def test_max_at_k_follows_from_the_kept_counts(tmp_path: Path) -> None:
     # test-001: 4 of 8 samples solve it, the others have 0.5; max@2 = 1 - 0.5 * C(4,2)/C(8,2).
     np.testing.assert_allclose(result.max_at_k_PK[1], [0.75, 1 - 0.5 * 6 / 28, 1 - 0.5 / 70, 1.0], rtol=1e-12)
     np.testing.assert_allclose(result.pass_at_k_PK[2], 0.0)
+
+
+def test_max_at_k_of_well_formed_samples_by_enumeration(tmp_path: Path) -> None:
+    """Every ordered draw with replacement from the samples that ended and hold a program."""
+    formed = {"a": {"0": 2, "0.25": 1, "1": 1}, "b": {}, "c": {"0.5": 3}}
+    _keep(tmp_path, _job("grpo_3", 1e-4, "test"), {"a": 1, "b": 0, "c": 0})
+    (kept,) = study_results.read_all(tmp_path, "vague", "test")
+    result = replace(kept, formed=formed)
+    samples = {
+        id_: [float(text) for text, count in counts.items() for _ in range(count)] for id_, counts in formed.items()
+    }
+    for k in (1, 2, 3):
+        draws = [[max(draw) for draw in itertools.product(group, repeat=k)] or [0.0] for group in samples.values()]
+        expected = np.mean([np.mean(best) for best in draws])
+        assert study_controls.max_at_k_if_formed(result, k) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_gain_that_is_only_format_is_told() -> None:
+    """The base never has a program in half of its samples, the arm always has one and is no better otherwise."""
+    base = _row("base", rewards={"a": {"0": 4, "1": 4}}, formed={"a": {"1": 4}})
+    arm = _row("arm", rewards={"a": {"1": 8}}, formed={"a": {"1": 8}})
+    table = study_controls.format_table([base, arm], "base")
+    assert table.splitlines()[-1] == "| arm | 0.0% | 0.0% | 1.000 | 1.000 | 1.000 | 100% | 100% |  |"
+
+
+def _row(name: str, rewards: dict[str, dict[str, int]], formed: dict[str, dict[str, int]]) -> study_report.Method:
+    summary = {"truncation_rate": 0.0, "no_code_rate": 0.0}
+    job = replace(_job("grpo_3", 1e-4, "test"), num_samples=16)
+    doubled = {id_: {text: 2 * count for text, count in counts.items()} for id_, counts in rewards.items()}
+    result = Result(
+        job=job, commit="", machine={}, seconds={}, rewards=doubled, entropy_bins={}, summary=summary, formed=formed
+    )
+    return study_report.Method(name=name, benchmark="vague", results=[result])
 
 
 def test_the_best_try_gives_the_learning_rate(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ def data(
     """Print what was read, kept and left out and why, and a few prompts as the policy will read them, with their tests.
 
     Args:
-        config: YAML of a run; its data, prompt template and tokenizer are used.
+        config: YAML of a run; its data, prompt template and tokenizer are used. Of several, later ones lie over earlier
+            ones.
         split: One split, or all that the YAML has.
         num_prompts: Prompts shown per split, in the order in which training meets them.
         num_tests: Tests shown per prompt.
@@ -34,4 +35,4 @@ def data(
     from maxk_lightning.commands.data.show import show_data  # imports torch: `--help` must not wait for it
 
     args = [] if policy is None else ["--model.policy", policy]
-    show_data(["--config", config, *args, *overrides], split, num_prompts, num_tests)
+    show_data(["--config", config, *overrides, *args], split, num_prompts, num_tests)

@@ -96,7 +96,7 @@ class RunSettings:
 
 def read_run_settings(config: str, policy: str, overrides: Sequence[str]) -> RunSettings:
     """Read a run's YAML under the very schema that `fit` reads it with, for another policy."""
-    cli = PartsCLI(["--config", config, "--model.policy", policy, *overrides])
+    cli = PartsCLI(["--config", config, *overrides, "--model.policy", policy])
     rollout, configs = cli.config_init["rollout"], cli.config["rollout"]
     return RunSettings(
         data=cli.config_init["data"],

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from maxk_lightning.policy.processor import tell_of_slow_bfloat16
+
 SHARD_BYTES = 4 << 30
 "Size at which a file of weights is closed; bounds the copies in memory."
 
@@ -14,6 +16,14 @@ def engine_dtype(name: str, *, on_gpu: bool) -> torch.dtype:
     """The type that an engine's `dtype` names; `auto`: bfloat16 on a GPU, float32 on a CPU."""
     auto = "bfloat16" if on_gpu else "float32"
     dtype: torch.dtype = getattr(torch, auto if name == "auto" else name)
+    return dtype
+
+
+def starting_dtype(name: str, *, on_gpu: bool) -> torch.dtype:
+    """`engine_dtype` of an engine that starts; warns where this processor is slow with it."""
+    dtype = engine_dtype(name, on_gpu=on_gpu)
+    if dtype == torch.bfloat16 and not on_gpu:
+        tell_of_slow_bfloat16("rollout.engine.dtype", "float32")
     return dtype
 
 

@@ -18,7 +18,7 @@ from maxk_lightning.rollouts.engine import EngineLoad, in_groups
 from maxk_lightning.rollouts.engines.text import StopStrings, answer_text
 from maxk_lightning.rollouts.engines.transformers import grouped_query_attention
 from maxk_lightning.rollouts.engines.transformers.kv_cache import ReservedLayer
-from maxk_lightning.rollouts.engines.weights import complete, engine_dtype
+from maxk_lightning.rollouts.engines.weights import complete, engine_dtype, starting_dtype
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, FinishReason, Prompt, Sampling
 
@@ -107,7 +107,7 @@ class TransformersEngine:
             device = self.device
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
-            dtype = engine_dtype(self.dtype, on_gpu=torch.device(device).type == "cuda")
+            dtype = starting_dtype(self.dtype, on_gpu=torch.device(device).type == "cuda")
             with torch.inference_mode(False):  # weights born in inference mode could never be updated
                 self._model = load_model(self.policy, dtype).to(device).eval()  # type: ignore[arg-type]
             if self._model.device.type == "cpu" and self._model.config._attn_implementation == "sdpa":

@@ -9,7 +9,7 @@ from maxk_lightning.policy import resolve_policy
 from maxk_lightning.policy.memory import GIB, EngineMemory, describe, kv_bytes_per_token, tensor_bytes
 from maxk_lightning.rollouts.engines.vllm.footprint import fixed_bytes, prefill_bytes
 from maxk_lightning.rollouts.engines.vllm.place import Place
-from maxk_lightning.rollouts.engines.weights import engine_dtype
+from maxk_lightning.rollouts.engines.weights import engine_dtype, starting_dtype
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 HeadDtype = Literal["float32", "model"]
@@ -74,7 +74,7 @@ class VLLMSettings:
 
 def vllm_arguments(settings: VLLMSettings, place: Place, load_format: Literal["auto", "dummy"]) -> dict[str, Any]:
     """What `vllm.LLM` is called with."""
-    dtype = engine_dtype(settings.dtype, on_gpu=place.on_gpu)
+    dtype = starting_dtype(settings.dtype, on_gpu=place.on_gpu)
     options = {
         **_shares(settings, on_gpu=place.on_gpu),
         "max_model_len": settings.max_model_len,

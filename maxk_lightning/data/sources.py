@@ -34,11 +34,22 @@ class Builtin:
         limit: int | None = None,
         *,
         variant: Literal["standard", "vague"] = "standard",
+        num_public: int = 0,
     ) -> None:
         """Choose a split of a variant; `limit` keeps its first problems.
 
         The policy `builtin` was pre-trained for the variant `standard`, `builtin-vague` for `vague`.
+
+        Args:
+            split: Which problems.
+            limit: How many; None: all.
+            variant: How their statements are worded.
+            num_public: So many of the 8 tests, the first, are public: an answer may be chosen by them (`--select`,
+                `best`). Statements and rewards stay what they are.
         """
+        if num_public < 0:
+            raise ValueError(f"num_public is {num_public}, must not be negative")
+        self.num_public = num_public
         self.variant = variant
         self.split = split
         self.limit = check_limit(limit)
@@ -46,7 +57,12 @@ class Builtin:
     def load(self) -> Sequence[Problem]:
         """All problems of the split."""
         directory = Path(__file__).parent / VARIANTS[self.variant].directory
-        return read_problems(directory / f"{self.split}.jsonl")[: self.limit]
+        problems = read_problems(directory / f"{self.split}.jsonl")[: self.limit]
+        return [self._with_public_tests(problem) for problem in problems] if self.num_public else problems
+
+    def _with_public_tests(self, problem: Problem) -> Problem:
+        shown = [replace(test, is_public=True) for test in problem.tests[: self.num_public]]
+        return replace(problem, tests=(*shown, *problem.tests[self.num_public :]))
 
 
 class JsonLines:

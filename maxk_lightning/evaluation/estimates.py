@@ -73,7 +73,11 @@ def per_problem(rewards: Mapping[str, Sequence[float]], metric: Metric, ks: Sequ
 def estimates(rewards: Mapping[str, Sequence[float]], metric: Metric) -> tuple[Estimate, ...]:
     """Draw up the curve over k = 1, 2, 4, ..., n, each k over the problems with at least k scored samples."""
     ks = ladder(max(map(len, rewards.values()), default=0))
-    values = per_problem(rewards, metric, ks)
+    return curve_of(per_problem(rewards, metric, ks), ks)
+
+
+def curve_of(values: Floats, ks: Sequence[int]) -> tuple[Estimate, ...]:
+    """Means over problems with intervals, of values [P, K]; NaN where a problem has none."""
     points: list[Estimate] = []
     for columns in columns_by_problems(values):
         present = values[~np.isnan(values[:, columns[0]])][:, columns]

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, get_args
 
@@ -36,9 +36,12 @@ class Sample:
     "Mean over tokens of the sampling distribution's entropy, in nats; None where the engine does not tell."
     entropy_counts: Mapping[int, int]
     "Counts: bin number (entropy / ENTROPY_BIN, rounded down) -> tokens; empty where the engine does not tell."
+    mean_logprob: float | None = None
+    "Mean over tokens of their log-prob under the tempered policy, in nats; None in files from before it was kept."
 
 
 SAMPLE_KEYS = tuple(field.name for field in fields(Sample))
+REQUIRED_KEYS = tuple(field.name for field in fields(Sample) if field.default is MISSING)
 
 
 def to_sample(problem_id: str, index: int, completion: Completion, score: Score) -> Sample:
@@ -54,6 +57,7 @@ def to_sample(problem_id: str, index: int, completion: Completion, score: Score)
         num_tokens=len(completion.token_ids),
         mean_entropy=sum(entropies) / len(entropies) if entropies else None,
         entropy_counts=dict(sorted(Counter(int(entropy / ENTROPY_BIN) for entropy in entropies).items())),
+        mean_logprob=sum(completion.logprobs) / len(completion.logprobs) if completion.logprobs else None,
     )
 
 
@@ -93,7 +97,7 @@ def drop_half_line(path: Path) -> None:
 
 def sample_from_record(record: dict[str, Any]) -> Sample:
     """Turn one JSON object into a `Sample`; ValueError says which field is wrong and why."""
-    check_keys(record, required=SAMPLE_KEYS, allowed=SAMPLE_KEYS)
+    check_keys(record, required=REQUIRED_KEYS, allowed=SAMPLE_KEYS)
     finish_reason = record["finish_reason"]
     if finish_reason not in get_args(FinishReason):
         raise ValueError(f"`finish_reason` is {finish_reason!r}, must be one of {', '.join(get_args(FinishReason))}")
@@ -110,6 +114,7 @@ def sample_from_record(record: dict[str, Any]) -> Sample:
         num_tokens=take(record, "num_tokens", int),
         mean_entropy=_optional_number(record, "mean_entropy"),
         entropy_counts={int(bin_): int(count) for bin_, count in take(record, "entropy_counts", dict).items()},
+        mean_logprob=_optional_number({"mean_logprob": None} | record, "mean_logprob"),
     )
 
 

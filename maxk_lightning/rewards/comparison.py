@@ -89,6 +89,36 @@ def same_literal(output: bytes, expected: bytes, atol: float | None = None) -> b
     return bool(value == wanted) or (atol is not None and _within_tolerance(value, wanted, atol))
 
 
+def behaviour_of(output: bytes, *, is_value: bool, is_literal: bool) -> bytes:
+    """What an output says, in a form that is equal for outputs that say the same: tokens, or a value's canonical text.
+
+    Args:
+        output: What a program printed or returned.
+        is_value: It is one value: JSON, or a Python literal.
+        is_literal: Of a value: it is a Python literal.
+    """
+    if is_value:
+        try:
+            value = read_literal(output.decode()) if is_literal else json.loads(output)
+            return _canonical(value).encode("utf-8", "surrogatepass")
+        except (ValueError, RecursionError):
+            pass  # a value that cannot be read is compared as text
+    return b" ".join(output.split())
+
+
+def _canonical(value: Any) -> str:
+    """A text that is the same for values that Python holds equal: 1, 1.0 and True; sets and dicts in any order."""
+    if isinstance(value, bool | int | float) and value == value and abs(value) < math.inf and value == int(value):
+        return hex(int(value))  # no limit of digits
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__}[{','.join(map(_canonical, value))}]"
+    if isinstance(value, set | frozenset):
+        return f"set[{','.join(sorted(map(_canonical, value)))}]"
+    if isinstance(value, dict):
+        return f"dict[{','.join(sorted(f'{_canonical(key)}:{_canonical(item)}' for key, item in value.items()))}]"
+    return repr(value)
+
+
 def is_literal(output: bytes) -> bool:
     """Whether an output is a Python literal, which is safe to evaluate."""
     try:

@@ -1,9 +1,10 @@
 """Run one program on a prepared problem's tests: standard input and output, function calls, checkers."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from maxk_lightning.rewards.comparison import is_literal, same_literal, same_output, same_value
+from maxk_lightning.rewards.comparison import behaviour_of, is_literal, same_literal, same_output, same_value
 from maxk_lightning.rewards.futures import then
 from maxk_lightning.rewards.preparation import PreparedProblem, encode
 from maxk_lightning.rewards.sandbox.jobs import Job, Judge, RunFiles
@@ -17,6 +18,8 @@ CHECKER_APPROVALS = (b"1", b"100")
 "What a checker prints for a right answer; anything else is wrong (open-r1's convention for its Codeforces set)."
 MAX_REPLY_BYTES, MAX_REPLY_FACTOR = 64 << 10, 16
 "A call's result is looked at up to so many bytes and so many times the expected one: parsing it takes time and memory."
+DIGEST_BYTES = 16
+"Of what a program said; enough that no two outputs share one."
 MAX_CHECKED_BYTES, MAX_CHECKED_FACTOR = 2 << 20, 4
 "An output goes to a checker up to so many bytes and so many times the expected one: it is kept until then."
 
@@ -41,6 +44,31 @@ def judge_program(
 
     job = _program_job(prepared, program, prepared.inputs, judge, max_limit_hits)
     return then(pool.submit(job), lambda verdicts: Judgement(verdicts=verdicts, missing_cause=job.missing_cause))
+
+
+def run_program(
+    pool: SandboxPool, prepared: PreparedProblem, program: bytes, inputs: Sequence[bytes], max_limit_hits: int
+) -> "Future[tuple[bytes | None, ...]]":
+    """Start a program on inputs whose outputs nobody knows: a digest of what it said on each, None where it failed."""
+    problem = prepared.problem
+    is_literal, is_value = problem.values == "python", problem.function is not None or problem.values == "python"
+
+    def digest(_: int, outcome: Outcome, output: bytes) -> bytes | None:
+        if failure_of(outcome, len(output), prepared.limits.output_bytes) is not None or len(output) > MAX_REPLY_BYTES:
+            return None
+        said = behaviour_of(output, is_value=is_value, is_literal=is_literal)
+        return hashlib.sha256(said).digest()[:DIGEST_BYTES]
+
+    job = Job(
+        source=program,
+        runs=[RunFiles(stdin=stdin) for stdin in inputs],
+        judge=digest,
+        limits=prepared.limits,
+        mode=mode_of(problem),
+        function=problem.function or "",
+        max_limit_hits=max_limit_hits,
+    )
+    return pool.submit(job)
 
 
 def is_right_answer(problem: Problem, output: bytes, expected: bytes) -> bool:

@@ -29,20 +29,21 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from maxk_lightning.rewards.extraction import extract_code, with_prefix
 from maxk_lightning.rewards.futures import done, then
-from maxk_lightning.rewards.judging import judge_program
+from maxk_lightning.rewards.judging import judge_program, run_program
 from maxk_lightning.rewards.preparation import PreparedProblem, encode, prepare, program_key
 from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits
 from maxk_lightning.rewards.sandbox.selftest import Isolation, SandboxUnavailableError, choose_isolation
 from maxk_lightning.rewards.verdict_store import VerdictStore
 from maxk_lightning.rewards.verdicts import RULES_VERSION, Judgement, reward_of
-from maxk_lightning.types import Problem, Score, Verdict
+from maxk_lightning.types import Problem, Score, TestCase, Verdict
 
 MIN_MEMORY_MB = 64
 MAX_WORKERS = 4096
@@ -160,6 +161,21 @@ class UnitTestReward:
             return done(Score(reward=0.0, verdicts=(verdict,) * len(prepared.inputs)))
         code = with_prefix(code, problem.prefix)
         return then(self._judgement_of(prepared, encode(code)), self._score)
+
+    def behaviour(self, problem: Problem, completion: str, inputs: Sequence[str]) -> "Future[tuple[bytes | None, ...]]":
+        """Start a completion's program on inputs of one's own, whose outputs need not be known; returns at once.
+
+        The future gets, per input, a digest of what the program said: equal for outputs that are equal as the problem
+        compares them without tolerance. None: it failed there, or there is no program. The problem needs no tests.
+        """
+        code = extract_code(completion, allow_unclosed=self.allow_unclosed)
+        if code is None or not inputs:
+            return done((None,) * len(inputs))
+        runs = [TestCase(input=text, output="") for text in inputs]
+        prepared = prepare(replace(problem, checker=None), runs, self._limits(problem))
+        program = encode(with_prefix(code, problem.prefix))
+        with self._lock:
+            return run_program(self._started_pool(), prepared, program, prepared.inputs, self.max_time_limits)
 
     def check(self) -> None:
         """Find out before a run whether it can be scored.

@@ -243,3 +243,51 @@ def test_temperatures_are_positive_and_different(given: str, config: Path, rando
 def test_the_reward_of_evaluation_is_used(config: Path, random_policy: str, tmp_path: Path) -> None:
     run(config, random_policy, tmp_path / "out", "--rollout.eval_reward", "tests.shell.test_progress.Constant")
     assert {sample.reward for sample in read_samples(tmp_path / "out" / "samples.jsonl")} == {0.125}
+
+
+SELECTED = {
+    "rollout.reward": "maxk_lightning.rewards.UnitTestReward",
+    "data.test": "maxk_lightning.data.Builtin",
+    "data.test.num_public": "2",
+    "data.test.limit": "3",
+    "rollout.eval_sampling.max_new_tokens": "64",
+}
+
+
+def test_realised_best_of_k_lies_beside_max_at_k(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [word for key, value in SELECTED.items() for word in (f"--{key}", value)]
+    out = tmp_path / "out"
+    run(config, "builtin", out, *options, "--select", "public,public+agreement,likelihood", num_samples=6)
+    realised = json.loads((out / "realised.json").read_text())
+    assert list(realised) == ["public", "public+agreement", "likelihood"]
+    summary = load(out)[0].summary
+    for each in realised.values():
+        assert [point["k"] for point in each["curve"]] == [1, 2, 4, 6]
+        assert each["curve"][0]["value"] == pytest.approx(summary.max_at_k[0].value)  # one candidate: no choice
+        for point, best in zip(each["curve"], summary.max_at_k, strict=True):
+            assert point["value"] <= best.value + 1e-12
+        assert len(each["problems"]) == 3
+    samples = read_samples(out / "samples.jsonl")
+    assert all(sample.mean_logprob is not None and sample.mean_logprob < 0 for sample in samples)
+    problem = samples[0].id  # of all six the likeliest is chosen
+    likeliest = max((s for s in samples if s.id == problem), key=lambda s: s.mean_logprob or 0.0)
+    assert realised["likelihood"]["problems"][problem][-1] == likeliest.reward
+    assert "realised best-of-k" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("select", "sentence"),
+    [
+        ("public", r"--select public needs rollout\.reward: UnitTestReward, not LengthReward"),
+        ("best", r"'best' must be one of public, agreement, likelihood, joined by , or \+"),
+        ("likelihood,likelihood", "in which one stands twice"),
+    ],
+)
+def test_a_selector_that_cannot_work_is_refused(
+    select: str, sentence: str, config: Path, random_policy: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        run(config, random_policy, tmp_path / "out", "--select", select)
+    assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ def evaluate(
     problems_per_chunk: int = 8,
     shard: str | None = None,
     temperatures: str | None = None,
+    select: str | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
     """Sample a policy on held-out problems, score the samples and summarise them as max@k and pass@k curves.
@@ -36,6 +37,9 @@ def evaluate(
             (`CUDA_VISIBLE_DEVICES=1 ... --shard 1/4`). The process that finishes last joins the shares.
         temperatures: Several instead of that of the YAML, such as .6,.8,1,1.2: an output each, in
             `out`/temperature-0.6 and so on, which `compare out` lays side by side.
+        select: Also realised best-of-k, the reward of the one of k samples that is chosen without hidden tests, in
+            realised.json: `public` (tests that the statement shows), `agreement` (of outputs on further inputs),
+            `likelihood`; several with commas, and `public+agreement` breaks ties of the first with the second.
         overrides: Keys laid over the YAML.
 
     Raises:
@@ -61,6 +65,7 @@ def evaluate(
         problems_per_chunk=problems_per_chunk,
         shard=None if shard is None else parse_shard(shard),
         temperatures=[] if temperatures is None else parse_temperatures(temperatures),
+        select=select,
         overrides=overrides,
     )
 

@@ -11,9 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from maxk_lightning.commands.evaluate.collect_samples import Task, collect_samples, read_seconds
+from maxk_lightning.commands.evaluate.realised import print_realised, realised_curves, write_realised
 from maxk_lightning.commands.evaluate.shards import Shard, join_shards
 from maxk_lightning.commands.evaluate.summary_table import print_summary
 from maxk_lightning.commands.export import export
+from maxk_lightning.commands.selectors import parse_selectors
 from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
 from maxk_lightning.data.pipelines import VARIANTS
@@ -39,6 +41,7 @@ def evaluate_policy(
     problems_per_chunk: int,
     shard: Shard | None,
     temperatures: Sequence[float],
+    select: str | None,
     overrides: Sequence[str],
 ) -> None:
     """Evaluate on every benchmark and print a table for each; the arguments are those of the command.
@@ -50,6 +53,7 @@ def evaluate_policy(
         policy = _exported(policy, (shard.directory(out) if shard else out) / "policy")
     settings = read_run_settings(config, policy, overrides)
     console = Console()
+    selectors = [] if select is None else parse_selectors(select, settings.reward)
     try:
         for benchmark, source in (benchmarks or _test_source(settings.data)).items():
             problems = settings.data.read(source, benchmark)
@@ -71,7 +75,12 @@ def evaluate_policy(
                     console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
                     continue
                 write_statements(problems, directory)
-                print_summary(_summarise(samples, directory, title, benchmark), console)
+                summary = _summarise(samples, directory, title, benchmark)
+                print_summary(summary, console)
+                if selectors:
+                    realised = realised_curves(problems, prompts, samples, selectors, settings.data.seed)
+                    write_realised(realised, directory / "realised.json")
+                    print_realised(realised, summary.max_at_k, console)
                 console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
     finally:
         if isinstance(settings.engine, ManagedEngine):

@@ -1,0 +1,27 @@
+"""Choose one of N candidates without the hidden tests: what turns max@k into an answer.
+
+A `Selector` looks at the candidates of a problem and orders any part of them; `choose` takes the first. `then` looks at
+ties of one selector with the next. What is tied in all of them is decided by the mean log-prob of a candidate's tokens,
+then by which was sampled first.
+"""
+
+from maxk_lightning.selection.agreement import Agreement
+from maxk_lightning.selection.public_tests import PublicTests
+from maxk_lightning.selection.realised import realised_at_k
+from maxk_lightning.selection.scorers import Likelihood, Scorer
+from maxk_lightning.selection.selector import Candidate, Choice, Observation, Selector, Then, choose, shown
+
+__all__ = [
+    "Agreement",
+    "Candidate",
+    "Choice",
+    "Likelihood",
+    "Observation",
+    "PublicTests",
+    "Scorer",
+    "Selector",
+    "Then",
+    "choose",
+    "realised_at_k",
+    "shown",
+]

@@ -1,0 +1,87 @@
+"""The selector by agreement of behaviour: what most candidates compute on inputs whose outputs nobody knows.
+
+Candidates are run on the public inputs and on mutated ones. A candidate scores, per input, the share of the candidates
+that computed the same (minimum Bayes risk over executions, Shi et al. 2022, arXiv:2204.11454; with `public` before it,
+the clusters of CodeT, arXiv:2207.10397, without its generated tests). Programs are isolated, so that none can see what
+others compute; one that fails on an input, or floods, agrees with nobody there, and one that says something else when
+it is run again agrees with nobody at all.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from maxk_lightning.rewards import UnitTestReward
+from maxk_lightning.rewards.futures import then
+from maxk_lightning.selection.inputs import more_inputs
+from maxk_lightning.selection.selector import Candidate
+from maxk_lightning.types import Problem
+
+Behaviour = tuple[bytes | None, ...]
+"What a program computed, input by input; None: it failed there."
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviours:
+    """The behaviour of every candidate of a group."""
+
+    of: Sequence[Behaviour]
+    depends_on_others: bool = True
+
+    def scores(self, indices: Sequence[int]) -> list[float]:
+        """Mean over the inputs of the share of these candidates that computed the same as this one."""
+        members = [self.of[index] for index in indices]
+        counts = [Counter(column) for column in zip(*members, strict=True)]
+        if not counts:
+            return [0.0] * len(indices)
+        return [
+            sum(count[key] for count, key in zip(counts, member, strict=True) if key is not None)
+            / (len(counts) * len(indices))
+            for member in members
+        ]
+
+    def confidence(self, index: int) -> float | None:
+        """Share of the group that computed the same on every input; None: there was no input, or it failed on all."""
+        own = self.of[index]
+        if all(key is None for key in own):
+            return None
+        return sum(other == own for other in self.of) / len(self.of)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """The candidate that computes what most others compute. Without any public input all are equal."""
+
+    reward: UnitTestReward
+    "Runs the programs; closed by whoever made it."
+    num_inputs: int = 32
+    "Inputs of a problem, its public ones included."
+    seed: int = 0
+    "Of the mutations."
+    name: str = field(default="agreement")
+
+    def __post_init__(self) -> None:
+        if self.num_inputs < 1:
+            raise ValueError(f"num_inputs is {self.num_inputs}, must be at least 1")
+
+    def observe(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list[Behaviours]:
+        """Run every candidate on all inputs; equal programs run once."""
+        futures = [self._start(problem, group) for problem, group in zip(problems, groups, strict=True)]
+        return [Behaviours([future.result() for future in group]) for group in futures]
+
+    def _start(self, problem: Problem, group: Sequence[Candidate]) -> "list[Future[Behaviour]]":
+        inputs = more_inputs(problem, self.num_inputs, self.seed)
+        started: dict[str, Future[Behaviour]] = {}
+        for candidate in group:
+            if candidate.text not in started:
+                behaviour = self.reward.behaviour(problem, candidate.text, [*inputs, *inputs[-1:]])
+                started[candidate.text] = then(behaviour, _if_repeatable)
+        return [started[candidate.text] for candidate in group]
+
+
+def _if_repeatable(behaviour: Behaviour) -> Behaviour:
+    """The behaviour on all inputs, of which the last was run twice."""
+    if not behaviour or behaviour[-1] == behaviour[-2]:
+        return behaviour[:-1]
+    return (None,) * (len(behaviour) - 1)

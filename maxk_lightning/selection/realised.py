@@ -1,0 +1,53 @@
+"""Realised best-of-k: the expected reward of the candidate that is chosen among k, where max@k is that of the best.
+
+Shapes: N samples of a problem, K values of k.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+
+from maxk_lightning.selection.selector import Seen, choose
+
+NUM_DRAWS = 256
+"Random subsets per k where the order depends on who else is there: a standard error of at most 1/32 per problem."
+
+
+def realised_at_k(seen: Seen, rewards: Sequence[float], ks: Sequence[int], seed: int = 0) -> list[float]:
+    """Estimate the mean reward of the chosen one of k candidates, drawn without replacement from N.
+
+    Exact where the order of two candidates depends on nobody else: the one of rank r (from 0) is the first of a random
+    subset with probability C(N - 1 - r, k - 1) / C(N, k). Otherwise the mean over `NUM_DRAWS` subsets, or over all
+    where there are no more; unbiased.
+
+    Args:
+        seen: The group.
+        rewards: True reward of each of its N candidates.
+        ks: Values of k; NaN where k exceeds N.
+        seed: Of the subsets.
+    """
+    n = len(rewards)
+    if n != len(seen.candidates):
+        raise ValueError(f"{n} rewards for {len(seen.candidates)} candidates")
+    if not seen.depends_on_others:
+        return [_exact(seen, rewards, k) if k <= n else math.nan for k in ks]
+    generator = random.Random(seed)
+    return [_drawn(seen, rewards, k, generator) if k <= n else math.nan for k in ks]
+
+
+def _exact(seen: Seen, rewards: Sequence[float], k: int) -> float:
+    n = len(rewards)
+    keys = seen.keys(range(n))
+    ranked = sorted(range(n), key=lambda index: keys[index], reverse=True)
+    total = math.comb(n, k)
+    return sum(math.comb(n - 1 - rank, k - 1) / total * rewards[index] for rank, index in enumerate(ranked))
+
+
+def _drawn(seen: Seen, rewards: Sequence[float], k: int, generator: random.Random) -> float:
+    n = len(rewards)
+    if math.comb(n, k) <= NUM_DRAWS:
+        subsets = list(itertools.combinations(range(n), k))
+    else:
+        subsets = [tuple(sorted(generator.sample(range(n), k))) for _ in range(NUM_DRAWS)]
+    return sum(rewards[choose(seen, subset).index] for subset in subsets) / len(subsets)

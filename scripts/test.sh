@@ -8,6 +8,7 @@ set -euo pipefail
 selection="not slow and not vllm and not browser and not gpu and not real_model"
 if [ "${1:-}" = --all ]; then
   selection="not gpu"
+  export MAXK_ALL_TESTS=1 # tests/support/examples.py
   shift
   # The namespaces of the sandbox and the browser tests need programs that pip cannot install.
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! { command -v bwrap && command -v chromedriver; } >/dev/null; then

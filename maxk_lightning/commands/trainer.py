@@ -57,8 +57,11 @@ class MaxKCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         """Parse `args` (None: the command line); with `run` false only build the objects."""
         parser_kwargs: dict[str, Any] = {"allow_abbrev": False, "prog": PROGRAM}
+        words = sys.argv[1:] if args is None else args
+        # A parser of a subcommand takes a good part of a second to make: only of the one asked for.
+        self._asked_for = tuple(words[:1]) if words and words[0] in SUBCOMMANDS else SUBCOMMANDS
         if run:
-            for subcommand in SUBCOMMANDS:  # without a hundred lines of keys, which the help explains below it
+            for subcommand in self._asked_for:  # without a hundred lines of keys, which the help explains below it
                 usage = f"{PROGRAM} {subcommand} [--config X.yaml] [--key value ...]"
                 parser_kwargs[subcommand] = {"allow_abbrev": False, "usage": usage}
         super().__init__(
@@ -74,6 +77,10 @@ class MaxKCLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs=parser_kwargs,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning calls it on the object
+        """The subcommand asked for; all, where the first word is none."""
+        return {name: skipped for name, skipped in super().subcommands().items() if name in self._asked_for}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the parts that every run has, and say once what several of them share."""

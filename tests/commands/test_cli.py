@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 
 from maxk_lightning.cli import PLAIN, TRAINING
 from maxk_lightning.commands.trainer import MaxKCLI
@@ -80,6 +81,23 @@ def test_an_unknown_key_in_a_yaml_is_named(tmp_path: Path, capsys: pytest.Captur
     path = tmp_path / "run.yaml"
     path.write_text("model: {objectiv: 3}\n")
     assert "objectiv" in _refusal(["fit", "--config", str(path)], capsys)
+
+
+@pytest.mark.parametrize(("word", "number"), [("validate", 1), ("trian", 4)])
+def test_only_the_subcommand_asked_for_gets_a_parser(
+    word: str, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+
+    class Counting(MaxKCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            made.append(parser)
+            super().add_arguments_to_parser(parser)
+
+    with pytest.raises(SystemExit):
+        Counting([word, "--print_config"])
+    assert len(made) == number
+    assert number == 1 or "'predict'" in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

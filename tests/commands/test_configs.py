@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from maxk_lightning.commands.memory_plan import Machine, workload_of
+from maxk_lightning.commands.parser import Parser
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.objectives import check_group_size
 from maxk_lightning.policy import load_tokenizer
@@ -18,8 +19,8 @@ from maxk_lightning.policy.memory import GIB, describe, items_of, table
 from tests.support import layouts
 from tests.support.paths import ROOT
 
-CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "study"]
-"Those of configs/study are parts of configurations, see test_study.py."
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if not path.parent.name.startswith("study")]
+"Those of configs/study* are plans and parts of configurations, see test_study.py."
 BASELINES = sorted((ROOT / "configs" / "baselines").glob("*.yaml"))
 POLICIES = ROOT / "tests" / "fixtures" / "policies"
 "Descriptions (config.json) of published policies; weights and tokenizers are not needed here."
@@ -73,13 +74,26 @@ def _machine(path: Path) -> Machine:
     )
 
 
+@pytest.fixture(scope="module")
+def parser() -> Parser:
+    """One for all configs: it takes longer to make than to use."""
+    made = MaxKCLI(["--config", str(ROOT / "configs" / "tiny.yaml")], run=False).parser
+    assert isinstance(made, Parser)
+    return made
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_prints_itself(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_config_is_what_the_parser_makes_of_it(path: Path, parser: Parser) -> None:
+    made = yaml.safe_load(parser.dump(parser.parse_args(["--config", str(path)]), skip_unset=False))
+    _assert_within(_raw(path), made, path.stem)
+
+
+def test_a_config_prints_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ROOT / "configs" / "qwen0.5b_lora.yaml"
     with pytest.raises(SystemExit) as stopped:
         MaxKCLI(["fit", "--config", str(path), "--print_config"])
     assert stopped.value.code == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
-    _assert_within(_raw(path), printed, path.stem)
+    _assert_within(_raw(path), yaml.safe_load(capsys.readouterr().out), path.stem)
 
 
 def _assert_within(part: Any, whole: Any, where: str) -> None:
@@ -92,10 +106,16 @@ def _assert_within(part: Any, whole: Any, where: str) -> None:
         assert part == whole, where
 
 
-@pytest.mark.parametrize("path", COVERED, ids=lambda path: path.stem)
-def test_the_model_can_be_built_and_the_objective_fits(path: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=COVERED, ids=lambda path: path.stem)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MaxKCLI]:
+    """A config and the objects that it describes."""
+    path: Path = request.param
+    return path, _build(path, _policy(_size(path), tmp_path_factory.mktemp("built") / "policy"))
+
+
+def test_the_model_can_be_built_and_the_objective_fits(built: tuple[Path, MaxKCLI]) -> None:
+    path, cli = built
     size = _size(path)
-    cli = _build(path, _policy(size, tmp_path / "policy"))
     model = describe(cli.model.policy_name, getattr(torch, cli.model.dtype_name), cli.model.lora)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     num_adapter = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
@@ -108,9 +128,8 @@ def test_the_model_can_be_built_and_the_objective_fits(path: Path, tmp_path: Pat
     assert _raw(path)["data"]["prompts_per_rollout"] % (trainer["devices"] * trainer.get("num_nodes", 1)) == 0
 
 
-@pytest.mark.parametrize("path", COVERED, ids=lambda path: path.stem)
-def test_the_memory_table_of_the_header_is_what_is_computed_and_fits(path: Path, tmp_path: Path) -> None:
-    cli = _build(path, _policy(_size(path), tmp_path / "policy"))
+def test_the_memory_table_of_the_header_is_what_is_computed_and_fits(built: tuple[Path, MaxKCLI]) -> None:
+    path, cli = built
     machine = _machine(path)
     items = items_of(workload_of(cli.model, cli.datamodule, cli.config_init["rollout"], machine))
     expected = table(items, machine.capacity_bytes)
@@ -142,7 +161,9 @@ def test_a_dry_run_needs_no_gpu_no_hub_and_no_weights(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("devices", ["1", "8", "[0, 1]", "auto"])
+@pytest.mark.parametrize(
+    "devices", ["8", *(pytest.param(few, marks=pytest.mark.slow) for few in ("1", "[0, 1]", "auto"))]
+)
 def test_training_without_the_gpus_is_refused_in_a_sentence(
     devices: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

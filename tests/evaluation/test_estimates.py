@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxk_lightning.evaluation.estimates import CORRECT_AT, Metric, estimates, ladder, per_problem
+from tests.support.examples import examples
 
 REWARDS = {"a": [0.0, 0.5, 1.0, 0.25, 0.5], "b": [1.0, 1.0, 0.0], "c": [0.1], "d": []}
 
@@ -40,7 +41,7 @@ def test_curves_average_the_problems_that_have_k_samples(metric: Metric) -> None
     assert points[1].low <= points[1].value <= points[1].high
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.2, 0.7, 1.0]), min_size=1, max_size=9), min_size=1, max_size=4))
 def test_curves_never_pass_n_nor_leave_the_range_of_the_rewards(groups: list[list[float]]) -> None:
     rewards = {str(i): group for i, group in enumerate(groups)}

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maxk_lightning.estimators import max_at_k, pass_at_k, top_rank_weights
+from tests.support.examples import examples
 
 GROUPS = [
     [0.7],
@@ -96,7 +97,7 @@ rewards_lists = st.lists(st.floats(-10, 10), min_size=1, max_size=12)
 
 
 @given(rewards=rewards_lists, data=st.data())
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_properties(rewards: list[float], data: st.DataObject) -> None:
     rewards_PN = torch.tensor([rewards], dtype=torch.float64)
     ks = list(range(1, len(rewards) + 1))

@@ -24,6 +24,7 @@ from maxk_lightning.objectives import (
     SetAdvantage,
     group_diagnostics,
 )
+from tests.support.examples import examples
 
 K = 3
 # values on a grid make ties common; the grid is exact in float64, so shifts by it do not round
@@ -64,7 +65,7 @@ def tensors(group: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("objective", EVERY, ids=repr)
 @given(group=groups, data=st.data())
-@settings(**RELAXED, max_examples=15)
+@settings(**RELAXED, max_examples=examples(15))
 def test_permuting_and_padding_a_group_permutes_and_pads_its_credits(
     objective: Objective, group: tuple[list[float], list[float]], data: st.DataObject
 ) -> None:
@@ -81,7 +82,7 @@ def test_permuting_and_padding_a_group_permutes_and_pads_its_credits(
 
 @pytest.mark.parametrize("objective", SHIFT_INVARIANT, ids=repr)
 @given(group=groups, shift=grid)
-@settings(**RELAXED, max_examples=15)
+@settings(**RELAXED, max_examples=examples(15))
 def test_shifting_all_rewards_changes_nothing_with_a_baseline(
     objective: Objective, group: tuple[list[float], list[float]], shift: float
 ) -> None:
@@ -92,7 +93,7 @@ def test_shifting_all_rewards_changes_nothing_with_a_baseline(
 
 @pytest.mark.parametrize("objective", [o for o in EVERY if not isinstance(o, RSGRPO)], ids=repr)
 @given(group=groups)
-@settings(**RELAXED, max_examples=15)
+@settings(**RELAXED, max_examples=examples(15))
 def test_scaling_rewards_scales_credits_or_leaves_them(
     objective: Objective, group: tuple[list[float], list[float]]
 ) -> None:
@@ -105,7 +106,7 @@ def test_scaling_rewards_scales_credits_or_leaves_them(
 
 @pytest.mark.parametrize("objective", EVERY, ids=repr)
 @given(group=groups)
-@settings(**RELAXED, max_examples=15)
+@settings(**RELAXED, max_examples=examples(15))
 def test_tied_samples_with_equal_ratios_get_equal_credits(
     objective: Objective, group: tuple[list[float], list[float]]
 ) -> None:
@@ -117,7 +118,7 @@ def test_tied_samples_with_equal_ratios_get_equal_credits(
 
 
 @given(group=groups)
-@settings(**RELAXED, max_examples=30)
+@settings(**RELAXED, max_examples=examples(30))
 def test_loo1_never_pushes_down_and_centred_sums_to_zero_on_policy(group: tuple[list[float], list[float]]) -> None:
     rewards_PN, log_ratios_PN = tensors(group)
     for objective in (MaxAtK(K, "loo1"), ExactMaxAtK(K, "loo1", ratio_clip=None)):
@@ -126,7 +127,7 @@ def test_loo1_never_pushes_down_and_centred_sums_to_zero_on_policy(group: tuple[
 
 
 @given(group=groups, factor=st.floats(-3.0, 3.0))
-@settings(**RELAXED, max_examples=25)
+@settings(**RELAXED, max_examples=examples(25))
 def test_a_common_factor_of_all_ratios_moves_only_the_normaliser(
     group: tuple[list[float], list[float]], factor: float
 ) -> None:
@@ -141,7 +142,7 @@ def test_a_common_factor_of_all_ratios_moves_only_the_normaliser(
 
 
 @given(group=groups)
-@settings(**RELAXED, max_examples=25)
+@settings(**RELAXED, max_examples=examples(25))
 def test_effective_fraction_is_a_fraction_and_one_only_without_spread(group: tuple[list[float], list[float]]) -> None:
     rewards_PN, log_ratios_PN = tensors(group)
     fraction = group_diagnostics(rewards_PN, log_ratios_PN, K).effective_fraction_P.item()
@@ -163,7 +164,7 @@ wild_groups = st.integers(2, 12).flatmap(
     group=wild_groups,
     least=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
 )
-@settings(**RELAXED, max_examples=200)
+@settings(**RELAXED, max_examples=examples(200))
 def test_set_advantages_never_exceed_the_range_of_the_rewards(
     group: tuple[int, list[float], list[float]], least: float
 ) -> None:
@@ -175,7 +176,7 @@ def test_set_advantages_never_exceed_the_range_of_the_rewards(
 
 
 @given(group=wild_groups)
-@settings(**RELAXED, max_examples=100)
+@settings(**RELAXED, max_examples=examples(100))
 def test_default_credits_with_ratios_stay_within_their_bounds(group: tuple[int, list[float], list[float]]) -> None:
     k, rewards, log_ratios = group
     share, size, spread = k / len(rewards), max(map(abs, rewards)), max(rewards) - min(rewards)
@@ -200,7 +201,7 @@ def test_default_credits_with_ratios_stay_within_their_bounds(group: tuple[int, 
 
 
 @given(group=groups, factor=st.floats(-3.0, 3.0), index=st.integers(0, K))
-@settings(**RELAXED, max_examples=25)
+@settings(**RELAXED, max_examples=examples(25))
 def test_set_advantages_see_neither_their_own_ratio_nor_a_common_factor(
     group: tuple[list[float], list[float]], factor: float, index: int
 ) -> None:
@@ -214,7 +215,7 @@ def test_set_advantages_see_neither_their_own_ratio_nor_a_common_factor(
 
 
 @given(group=groups, exponents=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)))
-@settings(**RELAXED, max_examples=30)
+@settings(**RELAXED, max_examples=examples(30))
 def test_the_effective_fraction_falls_with_the_exponent_so_that_bisection_finds_the_largest(
     group: tuple[list[float], list[float]], exponents: tuple[float, float]
 ) -> None:

@@ -173,8 +173,15 @@ def test_fake_passes_save_what_real_ones_save(small_policy: str, is_autocast: bo
     assert saved_bytes(workload, 4, 6) == sum(storage.nbytes() for storage in kept.values())
 
 
-@pytest.mark.parametrize("is_checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("lora", [None, LoRA(r=8)], ids=["all weights", "adapters"])
+@pytest.mark.parametrize(
+    ("lora", "is_checkpointing"),
+    [
+        pytest.param(None, False, id="all weights-kept"),
+        pytest.param(None, True, id="all weights-recomputed", marks=pytest.mark.slow),
+        pytest.param(LoRA(r=8), False, id="adapters-kept", marks=pytest.mark.slow),
+        pytest.param(LoRA(r=8), True, id="adapters-recomputed"),
+    ],
+)
 def test_the_total_is_near_the_peak_of_a_real_step(
     small_policy: str, is_checkpointing: bool, lora: LoRA | None
 ) -> None:

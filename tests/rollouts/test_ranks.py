@@ -20,7 +20,7 @@ def test_all_ranks_raise_what_one_of_them_met_and_go_on(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_rank, (port, tmp_path), nprocs=2)
+    multiprocessing.start_processes(_rank, (port, tmp_path), nprocs=2, start_method="fork")  # without the imports
     for rank in (0, 1):
         said = (tmp_path / str(rank)).read_text().splitlines()
         assert said == [

@@ -178,9 +178,9 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    other = mp.get_context("spawn").Process(target=on_rank, args=(1, port, str(tmp_path)))
+    other = mp.get_context("fork").Process(target=on_rank, args=(1, port, str(tmp_path)))  # without the imports
     other.start()
-    on_rank(0, port, str(tmp_path))  # the test's own process is the other rank: half of the imports
+    on_rank(0, port, str(tmp_path))  # the test's own process is the other rank
     other.join()
     assert other.exitcode == 0
     for rank in range(2):

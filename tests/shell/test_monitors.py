@@ -84,8 +84,8 @@ PARTS = {
 @pytest.mark.parametrize(
     ("rewards", "monitor"),
     [
-        (PARTS, "val/rewards/upper"),
-        (PARTS, "val/rewards/length_std"),
+        pytest.param(PARTS, "val/rewards/upper", marks=pytest.mark.slow),
+        pytest.param(PARTS, "val/rewards/length_std", marks=pytest.mark.slow),
         (PARTS, "val/rewards/longest"),
         ({"rollout.eval_reward": UPPER}, "val/rewards/upper"),
     ],
@@ -119,7 +119,10 @@ def test_a_reward_function_that_validation_does_not_use_is_refused(
     assert sentence in refusal(tmp_path, random_policy, capsys, **rewards, **{"checkpoint.monitor": "val/rewards/uper"})
 
 
-@pytest.mark.parametrize("key", ["checkpoint", "EarlyStopping", "model.lr_scheduler"])
+@pytest.mark.parametrize(
+    "key",
+    ["EarlyStopping", *(pytest.param(key, marks=pytest.mark.slow) for key in ("checkpoint", "model.lr_scheduler"))],
+)
 def test_the_worst_of_a_reward_function_is_refused(
     key: str, random_policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,7 +170,7 @@ def test_the_objective_in_force_decides(random_policy: str, tmp_path: Path, ahea
     assert [len(groups) for groups in record.sampled] == [4, 4, 12, 12]
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("ahead", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_run_resumes_amid_a_refilled_rollout_and_behind_it(random_policy: str, tmp_path: Path, ahead: int) -> None:
     whole, record = _fit(random_policy, tmp_path, SparseReward(), ahead=ahead)
     for name in ("amid", "end"):

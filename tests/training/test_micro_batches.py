@@ -68,7 +68,11 @@ class Log(Callback):
     ("objective", "options"),
     [
         (GRPO(), {"normalisation": "sequence"}),
-        (OffPolicyMaxAtK(k=2, baseline="loo1"), {"normalisation": "token", "kl_target": "reference"}),
+        pytest.param(
+            OffPolicyMaxAtK(k=2, baseline="loo1"),
+            {"normalisation": "token", "kl_target": "reference"},
+            marks=pytest.mark.slow,  # the quick tests take this normalisation in test_step.py
+        ),
         (ExactMaxAtK(k=2), {"normalisation": "constant"}),
     ],
     ids=["GRPO", "first order", "exact"],

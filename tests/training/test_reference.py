@@ -38,7 +38,7 @@ class Passes(Callback):
 @pytest.mark.parametrize(
     ("options", "num_passes"),
     [
-        ({}, 1),
+        pytest.param({}, 1, marks=pytest.mark.slow),
         ({"prompts_per_micro_batch": 3}, 2),
         ({"tokens_per_micro_batch": 1}, PROMPTS * SAMPLING.num_completions),
         ({"lora": LoRA(r=2)}, 1),

@@ -108,7 +108,11 @@ def test_the_first_step_follows_the_plain_formula(
 
 @pytest.mark.parametrize(
     ("objective", "normalisation"),
-    [(MaxAtK(k=2, baseline="loo1"), "sequence"), (OffPolicyMaxAtK(k=2), "token"), (ExactMaxAtK(k=2), "constant")],
+    [
+        (OffPolicyMaxAtK(k=2), "token"),  # the quick tests take the other normalisations in test_micro_batches.py
+        pytest.param(MaxAtK(k=2, baseline="loo1"), "sequence", marks=pytest.mark.slow),
+        pytest.param(ExactMaxAtK(k=2), "constant", marks=pytest.mark.slow),
+    ],
 )
 def test_micro_batches_do_not_change_the_run(
     random_policy: str, tmp_path: Path, objective: Objective, normalisation: str

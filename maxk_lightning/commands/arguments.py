@@ -39,6 +39,7 @@ def call(function: Callable[..., None], args: Sequence[str]) -> None:
     if "overrides" in parameters:
         parser.epilog = f"Also every --{', --'.join(RUN_KEYS)} key of `fit --help`, over the value in the YAML."
         args, overrides = split_overrides(args)
+        check_config_files(overrides)
     parser.add_function_arguments(function, skip={*words, "overrides"}, sub_configs=True)
     parsed: dict[str, Any] = parser.instantiate(parser.parse_args(list(args))).as_dict()
     values = [value for name in words for value in parsed.pop(name)]

@@ -155,9 +155,14 @@ BAD = {
     "chunk": (["--problems_per_chunk", "0"], "--problems_per_chunk is 0"),
     "shard": (["--shard", "2/2"], "--shard is '2/2'"),
     "policy": (["--policy", "/nowhere"], "neither a directory"),
-    "config": (["--config", "/nowhere.yaml"], "is not a file"),
+    "config": (["--config", "/nowhere.yaml"], "--config: /nowhere.yaml: no such file"),
     "length": (["--data.max_prompt_tokens", "1"], "no problem has a prompt of at most"),
 }
+
+
+def test_a_first_yaml_that_is_not_there_is_refused(random_policy: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--config: /nowhere\.yaml is not a file"):
+        call(evaluate, ["--config", "/nowhere.yaml", "--policy", random_policy, "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(("more", "reason"), BAD.values(), ids=BAD)

@@ -28,6 +28,7 @@ from maxk_lightning.data.pipelines import VAGUE, VAGUE_PHRASES, VARIANTS, Pipeli
 from tests.support.paths import ROOT
 
 PLAN = read_plan(ROOT / CONFIGS)
+PLANS = [PLAN, read_plan(ROOT / "configs/study_smollm2")]
 ARMS = [arm for arm in PLAN.arms if arm != study_results.BASE]
 SMALL: dict[str, Any] = {
     "seed_everything": 1,
@@ -69,23 +70,24 @@ SMALL_PLAN: dict[str, Any] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ARMS)
-def test_every_arm_has_the_same_budget(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
-    configs = [str(ROOT / CONFIGS / "common.yaml"), str(PLAN.config_of(arm))]
+@pytest.mark.parametrize(("plan", "arm"), [(plan, arm) for plan in PLANS for arm in plan.arms if arm != "base"])
+def test_every_arm_has_the_same_budget(plan: StudyPlan, arm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configs = [plan.configs / name for name in plan.common] + [plan.config_of(arm)]
     with pytest.raises(SystemExit) as stopped:
-        MaxKCLI(["fit", "--config", configs[0], "--config", configs[1], "--print_config"])
+        MaxKCLI(["fit", *(word for path in configs for word in ("--config", str(ROOT / path))), "--print_config"])
     assert stopped.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     data, num_rollouts = config["data"], config["trainer"]["max_epochs"]
     num_completions = num_rollouts * data["prompts_per_rollout"] * config["rollout"]["sampling"]["num_completions"]
     steps_per_iteration = data["prompts_per_rollout"] // (data["prompts_per_step"] or data["prompts_per_rollout"])
-    assert num_completions == 4608
-    assert num_rollouts * data["num_ppo_iterations"] * steps_per_iteration == 144
+    num_steps = num_rollouts * data["num_ppo_iterations"] * steps_per_iteration
+    assert (num_completions, num_steps) == {"study": (4608, 144), "study_smollm2": (7680, 180)}[plan.configs.name]
 
 
-def test_every_yaml_is_an_arm() -> None:
-    files = {path.resolve() for path in (ROOT / CONFIGS).glob("*.yaml") if path.stem not in ("common", "plan")}
-    assert files == {PLAN.config_of(arm).resolve() for arm in ARMS}
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.configs.name)
+def test_every_yaml_is_an_arm(plan: StudyPlan) -> None:
+    files = {path.resolve() for path in plan.configs.glob("*.yaml") if path.stem not in ("common", "plan")}
+    assert files == {plan.config_of(arm).resolve() for arm in plan.arms if arm != study_results.BASE}
 
 
 def _write_configs(directory: Path, num_rollouts: int = 4) -> None:

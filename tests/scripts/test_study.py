@@ -29,7 +29,6 @@ from tests.support.paths import ROOT
 
 PLAN = read_plan(ROOT / CONFIGS)
 PLANS = [PLAN, read_plan(ROOT / "configs/study_smollm2")]
-ARMS = [arm for arm in PLAN.arms if arm != study_results.BASE]
 SMALL: dict[str, Any] = {
     "seed_everything": 1,
     "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},

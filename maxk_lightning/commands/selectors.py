@@ -1,9 +1,9 @@
 """`--select`: the words for selectors."""
 
-from maxk_lightning.rewards import Reward, UnitTestReward
-from maxk_lightning.selection import Agreement, Likelihood, PublicTests, Selector, Then
+from maxk_lightning.rewards import MathReward, Reward, UnitTestReward
+from maxk_lightning.selection import Agreement, Likelihood, Majority, PublicTests, Selector, Then
 
-WORDS = ("public", "agreement", "likelihood")
+WORDS = ("public", "agreement", "majority", "likelihood")
 
 
 def parse_selectors(text: str, reward: Reward) -> list[Then]:
@@ -11,7 +11,7 @@ def parse_selectors(text: str, reward: Reward) -> list[Then]:
 
     Args:
         text: Such as `public,agreement,public+agreement`.
-        reward: Runs programs for `public` and `agreement`.
+        reward: Runs programs for `public` and `agreement`, reads answers for `majority`.
 
     Raises:
         ValueError: an unknown word, the same twice, or a reward that runs no programs.
@@ -27,6 +27,10 @@ def _selector(word: str, text: str, reward: Reward) -> Selector:
         raise ValueError(f"--select is {text!r}: {word!r} must be one of {', '.join(WORDS)}, joined by , or +")
     if word == "likelihood":
         return Likelihood()
+    if word == "majority":
+        if not isinstance(reward, MathReward):
+            raise ValueError(f"--select majority needs rollout.reward: MathReward, not {type(reward).__name__}")
+        return Majority(reward)
     if not isinstance(reward, UnitTestReward):
         raise ValueError(f"--select {word} needs rollout.reward: UnitTestReward, not {type(reward).__name__}")
     return PublicTests(reward) if word == "public" else Agreement(reward)

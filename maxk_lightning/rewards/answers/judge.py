@@ -1,8 +1,8 @@
 r"""Judge answers with math-verify. This file runs in the sandbox, as a program of its own; nothing here imports it.
 
 Standard input is a JSON object. `{"golds": [...]}`: prints the places of those that cannot be read. `{"gold": ...,
-"text": ..., "needs_latex": ...}`: prints a verdict. Time, memory and crashes are the sandbox's business: math-verify's
-own alarm would turn a hang into a wrong answer.
+"text": ..., "needs_latex": ...}`: prints a verdict; without `gold` what the text answers, as LaTeX or a number. Time,
+memory and crashes are the sandbox's business: math-verify's own alarm would turn a hang into a wrong answer.
 """
 
 import json
@@ -70,6 +70,10 @@ def main() -> None:
     request = json.load(sys.stdin)
     if "golds" in request:
         result: Any = [place for place, gold in enumerate(request["golds"]) if not is_readable(gold)]
+    elif "gold" not in request:
+        result = next(
+            (part for part in answer_in(request["text"], request["needs_latex"]) if isinstance(part, str)), None
+        )
     else:
         result = verdict_on(request["gold"], request["text"], request["needs_latex"])
     print(json.dumps(result))

@@ -129,6 +129,10 @@ class MathReward:
         judged.add_done_callback(functools.partial(self._remember, key))
         return then(judged, _score)
 
+    def answer_of(self, completion: str) -> "Future[str | None]":
+        """Start reading what a completion answers, as it wrote it; None: nothing, or it cannot be read in time."""
+        return self._run({"text": completion[-MAX_READ:], "needs_latex": self.needs_latex}, _answer)
+
     def close(self) -> None:
         """Stop the workers. Idempotent; a later use starts them again."""
         with self._lock:
@@ -206,6 +210,11 @@ def _verdict(outcome: Outcome, output: bytes) -> _Judged:
     if said not in get_args(Verdict) or said == "infra_error":
         return _Judged("infra_error", "judging_failed")
     return _Judged(cast(Verdict, said))
+
+
+def _answer(outcome: Outcome, output: bytes) -> str | None:
+    said = _read(outcome, output)
+    return said if isinstance(said, str) and 0 < len(said) <= MAX_GOLD else None
 
 
 def _places(outcome: Outcome, output: bytes) -> list[int] | None:

@@ -5,12 +5,15 @@ that computed the same (minimum Bayes risk over executions, Shi et al. 2022, arX
 the clusters of CodeT, arXiv:2207.10397, without its generated tests). Programs are isolated, so that none can see what
 others compute; one that fails on an input, or floods, agrees with nobody there, and one that says something else when
 it is run again agrees with nobody at all.
+
+Shapes: N candidates, I inputs.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from maxk_lightning.rewards import UnitTestReward
 from maxk_lightning.rewards.futures import then
@@ -22,24 +25,31 @@ Behaviour = tuple[bytes | None, ...]
 "What a program computed, input by input; None: it failed there."
 
 
-@dataclass(frozen=True, slots=True)
 class Behaviours:
     """The behaviour of every candidate of a group."""
 
-    of: Sequence[Behaviour]
-    depends_on_others: bool = True
+    depends_on_others = True
+
+    def __init__(self, of: Sequence[Behaviour]) -> None:
+        """Take the behaviours, all on the same inputs."""
+        self.of = of
+        columns = list(zip(*of, strict=True))
+        numbers: dict[tuple[int, bytes], int] = {}
+        self._numbers_NI = np.array(
+            [
+                [0 if key is None else numbers.setdefault((place, key), len(numbers) + 1) for key in column]
+                for place, column in enumerate(columns)
+            ],
+            dtype=np.int64,
+        ).T.reshape(len(of), len(columns))  # one per different output of an input; 0: it failed there
 
     def scores(self, indices: Sequence[int]) -> list[float]:
         """Mean over the inputs of the share of these candidates that computed the same as this one."""
-        members = [self.of[index] for index in indices]
-        counts = [Counter(column) for column in zip(*members, strict=True)]
-        if not counts:
-            return [0.0] * len(indices)
-        return [
-            sum(count[key] for count, key in zip(counts, member, strict=True) if key is not None)
-            / (len(counts) * len(indices))
-            for member in members
-        ]
+        chosen_NI = self._numbers_NI[list(indices)]
+        counts = np.bincount(chosen_NI.ravel(), minlength=1)
+        counts[0] = 0
+        agreeing: list[int] = counts[chosen_NI].sum(axis=1).tolist()
+        return [count / max(1, chosen_NI.size) for count in agreeing]
 
     def confidence(self, index: int) -> float | None:
         """Share of the group that computed the same on every input; None: there was no input, or it failed on all."""

@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from maxk_lightning.selection.selector import Seen, choose
+from maxk_lightning.selection.selector import Seen, first_of
 
 NUM_DRAWS = 256
 "Random subsets per k where the order depends on who else is there: a standard error of at most 1/32 per problem."
@@ -50,4 +50,4 @@ def _drawn(seen: Seen, rewards: Sequence[float], k: int, generator: random.Rando
         subsets = list(itertools.combinations(range(n), k))
     else:
         subsets = [tuple(sorted(generator.sample(range(n), k))) for _ in range(NUM_DRAWS)]
-    return sum(rewards[choose(seen, subset).index] for subset in subsets) / len(subsets)
+    return sum(rewards[first_of(seen, subset)] for subset in subsets) / len(subsets)

@@ -106,6 +106,11 @@ class Seen:
         return list(zip(*columns, likelihoods, [-index for index in indices], strict=True))
 
 
+def first_of(seen: Seen, indices: Sequence[int]) -> int:
+    """Index of the candidate that is chosen among these, at least one."""
+    return max(zip(seen.keys(indices), indices, strict=True))[1]
+
+
 def choose(seen: Seen, indices: Sequence[int] | None = None) -> Choice:
     """Choose one of these candidates; None: of all.
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from maxk_lightning.evaluation.estimates import METRICS, Metric
-from maxk_lightning.evaluation.figures import LABELS
+from maxk_lightning.evaluation.figures import label_of
 from maxk_lightning.evaluation.origin import origin_cells
 from maxk_lightning.evaluation.paired import PairedTest, best_against_second, paired_tests
+from maxk_lightning.evaluation.realised import PREFIX
 from maxk_lightning.evaluation.runs import PublishedRun, Run, published
 from maxk_lightning.evaluation.tables import Table, table
 
@@ -67,7 +68,7 @@ class Comparison:
 
     def conclusions(self) -> list[str]:
         """Write one sentence per other run and metric."""
-        return [f"{name}: {conclusion(tests, LABELS[metric])}" for (metric, name), tests in self.tests.items()]
+        return [f"{name}: {conclusion(tests, label_of(metric))}" for (metric, name), tests in self.tests.items()]
 
 
 def compare_benchmarks(runs: Sequence[Run], baseline: str | None = None) -> list[Comparison]:
@@ -101,7 +102,8 @@ def conclusion(tests: Sequence[PairedTest], label: str) -> str:
     worse = [test.k for test in tests if test.wilcoxon_holm < ALPHA and test.effect_size < 0]
     ends = [tests[0], tests[-1]] if len(tests) > 1 else [tests[0]]
     changes = ", ".join(
-        f"{label.removesuffix('k')}{test.k} {test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]" for test in ends
+        f"{label.replace('k', str(test.k), 1)} {test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]"
+        for test in ends
     )
     kinds = [(word, ks) for word, ks in (("better", better), ("worse", worse)) if ks]
     base = tests[0].baseline
@@ -133,14 +135,16 @@ def _compare(baseline: Run, others: Sequence[Run]) -> Comparison:
         if not baseline.rewards.keys() & other.rewards.keys():
             raise ValueError(f"{baseline.name} and {other.name} share no problem of {baseline.benchmark}")
     has_more = len(runs) > 2
+    selectors = [name for name in baseline.realised if all(name in run.realised for run in runs)]
+    metrics = [*METRICS, *(f"{PREFIX}{name}" for name in selectors)]
     return Comparison(
         benchmark=baseline.benchmark,
         baseline=baseline,
         others=tuple(others),
-        tables=tuple(table(runs, metric, is_marked=_have_same_problems(runs)) for metric in METRICS),
+        tables=tuple(table(runs, metric, is_marked=_have_same_problems(runs)) for metric in metrics),
         published=tuple(published_tables(baseline.benchmark)),
-        tests={(metric, other.name): paired_tests(baseline, other, metric) for metric in METRICS for other in others},
-        best_against_second={metric: best_against_second(runs, metric) for metric in METRICS} if has_more else {},
+        tests={(metric, other.name): paired_tests(baseline, other, metric) for metric in metrics for other in others},
+        best_against_second={metric: best_against_second(runs, metric) for metric in metrics} if has_more else {},
     )
 
 

@@ -5,7 +5,6 @@ Shapes: P problems, N samples per problem, K values of k. NaN: a k that a proble
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from maxk_lightning.estimators import max_at_k
 from maxk_lightning.evaluation.bootstrap import Floats, bootstrap
 from maxk_lightning.evaluation.samples import Sample
 
-Metric = Literal["max_at_k", "pass_at_k"]
+Metric = str
+"`max_at_k`, `pass_at_k`, or `realised:SELECTOR` where `evaluate --select` measured it."
 METRICS: tuple[Metric, ...] = ("max_at_k", "pass_at_k")
 CORRECT_AT = 1.0
 "Reward of a fully correct completion: all tests passed."

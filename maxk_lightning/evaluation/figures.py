@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from maxk_lightning.evaluation.estimates import METRICS, Estimate, Metric
+from maxk_lightning.evaluation.realised import PREFIX
 from maxk_lightning.evaluation.samples import ENTROPY_BIN
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A5C00")
@@ -33,6 +34,15 @@ LABELS: Mapping[Metric, str] = {"max_at_k": "max@k", "pass_at_k": "pass@k"}
 Z_95 = 1.96
 "Quantile of the normal distribution for 95 %, two-sided."
 Curves = Mapping[str, Sequence[Estimate]]
+
+
+def label_of(metric: Metric) -> str:
+    """What axes and tables call a metric.
+
+    >>> label_of("max_at_k"), label_of("realised:public+agreement")
+    ('max@k', 'best of k by public+agreement')
+    """
+    return LABELS.get(metric) or f"best of k by {metric.removeprefix(PREFIX)}"
 
 
 class HasCurves(Protocol):
@@ -68,7 +78,7 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Fi
     for row, benchmark in enumerate(benchmarks):
         on_it = [run for run in runs if run.benchmark == benchmark]
         for axes, metric in zip(grid[row], metrics, strict=True):
-            draw_curves(axes, {run.name: run.curve(metric) for run in on_it}, LABELS[metric], names)
+            draw_curves(axes, {run.name: run.curve(metric) for run in on_it}, label_of(metric), names)
             axes.set_ylim(_range(on_it))
             axes.set_title(benchmark, loc="left", fontsize=12)
     shared_legend(figure, list(grid.flat))

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from maxk_lightning.evaluation.comparison import ALPHA, Comparison
 from maxk_lightning.evaluation.estimates import Metric
-from maxk_lightning.evaluation.figures import LABELS
+from maxk_lightning.evaluation.figures import label_of
 from maxk_lightning.evaluation.origin import ORIGIN_HEADINGS
 from maxk_lightning.evaluation.paired import PairedTest
 
@@ -51,7 +51,7 @@ def tests_csv(comparisons: Sequence[Comparison]) -> str:
         for question, metric, tests in questions(comparison):
             for test in tests:
                 values = [getattr(test, name) for name in names]
-                writer.writerow([comparison.benchmark, LABELS[metric], question, *values])
+                writer.writerow([comparison.benchmark, label_of(metric), question, *values])
     return text.getvalue()
 
 
@@ -101,7 +101,7 @@ def _benchmark_parts(comparison: Comparison) -> list[str]:
         f"p corrected for the number of ks (Holm), * below {ALPHA}; effect: matched-pairs rank-biserial correlation.\n",
     ]
     for question, metric, tests in questions(comparison):
-        parts.append(_test_table(f"{question}, {LABELS[metric]}", tests))
+        parts.append(_test_table(f"{question}, {label_of(metric)}", tests))
     return parts
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from maxk_lightning.evaluation.bootstrap import Floats, bootstrap
 from maxk_lightning.evaluation.estimates import LEVEL, Metric, columns_by_problems, ladder, per_problem
+from maxk_lightning.evaluation.realised import PREFIX
 from maxk_lightning.evaluation.runs import Run
 
 DECIMALS = 12
@@ -75,9 +76,19 @@ def best_against_second(runs: Sequence[Run], metric: Metric) -> list[PairedTest]
 def differences(baseline: Run, other: Run, metric: Metric, ks: Sequence[int]) -> Floats:
     """Other minus baseline on every problem that both have."""
     shared = [id_ for id_ in baseline.rewards if id_ in other.rewards]
-    before = per_problem({id_: baseline.rewards[id_] for id_ in shared}, metric, ks)
-    after = per_problem({id_: other.rewards[id_] for id_ in shared}, metric, ks)
+    before, after = (_values(run, shared, metric, ks) for run in (baseline, other))
     return np.round(after - before, DECIMALS)
+
+
+def _values(run: Run, problems: Sequence[str], metric: Metric, ks: Sequence[int]) -> Floats:
+    """Values of these problems at every k; NaN where there is none."""
+    if not metric.startswith(PREFIX):
+        return per_problem({id_: run.rewards[id_] for id_ in problems}, metric, ks)
+    realised = run.realised[metric.removeprefix(PREFIX)]
+    places = {point.k: place for place, point in enumerate(realised.curve)}
+    none = [None] * len(realised.curve)
+    rows = [[realised.problems.get(id_, none)[places[k]] if k in places else None for k in ks] for id_ in problems]
+    return np.array(rows, dtype=np.float64).reshape(len(problems), len(ks))
 
 
 def paired_columns(names: tuple[str, str], ks: Sequence[int], differences_PK: Floats) -> list[PairedTest]:

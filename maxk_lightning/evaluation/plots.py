@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from maxk_lightning.evaluation.comparison import Comparison
 from maxk_lightning.evaluation.estimates import METRICS
-from maxk_lightning.evaluation.figures import LABELS, curves, entropy_densities, solve_rates, to_svg
+from maxk_lightning.evaluation.figures import curves, entropy_densities, label_of, solve_rates, to_svg
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ def plots_of(comparison: Comparison, suffix: str = "") -> Iterator[Plot]:
     for metric in METRICS:
         yield Plot(
             name=file_stem(f"{metric}{suffix}"),
-            caption=f"{LABELS[metric]} over the number of samples k on {benchmark}, with 95% bootstrap bands.",
+            caption=f"{label_of(metric)} over the number of samples k on {benchmark}, with 95% bootstrap bands.",
             figure=curves(comparison.runs, [metric]),
         )
     counts = {run.name: run.entropy_counts for run in comparison.runs}

@@ -6,7 +6,7 @@ from html import escape
 
 from maxk_lightning.evaluation.comparison import ALPHA, Comparison
 from maxk_lightning.evaluation.estimates import CORRECT_AT, METRICS
-from maxk_lightning.evaluation.figures import LABELS, to_svg
+from maxk_lightning.evaluation.figures import label_of, to_svg
 from maxk_lightning.evaluation.html import Cell, figure, number, page, sortable
 from maxk_lightning.evaluation.markdown import TEST_HEADINGS, cells_of, questions
 from maxk_lightning.evaluation.origin import ORIGIN_HEADINGS
@@ -72,7 +72,7 @@ def _benchmark(comparison: Comparison, plots: Sequence[Plot]) -> list[str]:
     parts += ["<h3>Paired tests</h3>", _tests_explanation()]
     for question, metric, tests in questions(comparison):
         parts.append(
-            f"<details><summary>{escape(question)}, {LABELS[metric]}</summary><div>{_tests(tests)}</div></details>"
+            f"<details><summary>{escape(question)}, {label_of(metric)}</summary><div>{_tests(tests)}</div></details>"
         )
     parts += ["<h3>Problem by problem</h3>", _problems(comparison)]
     parts += ["<h3>Sample programs</h3>", *_programs(comparison)]
@@ -98,7 +98,7 @@ def _table(table: Table) -> str:
         ]
         for row in table.rows
     ]
-    return sortable([LABELS[table.metric], *(f"k={k}" for k in table.ks)], rows)
+    return sortable([label_of(table.metric), *(f"k={k}" for k in table.ks)], rows)
 
 
 def _origins(comparison: Comparison) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maxk_lightning.evaluation.estimates import Estimate, Metric, rewards_of
+from maxk_lightning.evaluation.realised import PREFIX, Realised, read_realised
 from maxk_lightning.evaluation.samples import Sample, by_problem, read_samples
 from maxk_lightning.evaluation.summary import Summary, read_summary
 from maxk_lightning.records import read_records, take
@@ -43,8 +44,16 @@ class Run:
         return self.summary.benchmark
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Return the points over k."""
+        """Return the points over k; none of a selector that was not measured."""
+        if metric.startswith(PREFIX):
+            realised = self.realised.get(metric.removeprefix(PREFIX))
+            return () if realised is None else realised.curve
         return self.summary.max_at_k if metric == "max_at_k" else self.summary.pass_at_k
+
+    @cached_property
+    def realised(self) -> Mapping[str, Realised]:
+        """Read what selectors realised of max@k, by name."""
+        return read_realised(self.path)
 
     @cached_property
     def samples(self) -> Mapping[str, Sequence[Sample]]:

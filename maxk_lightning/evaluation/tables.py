@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from maxk_lightning.evaluation.estimates import Estimate, Metric
-from maxk_lightning.evaluation.figures import LABELS, HasCurves
+from maxk_lightning.evaluation.figures import HasCurves, label_of
 
 Mark = Literal["best", "second"]
 DIGITS = 3
@@ -42,7 +42,7 @@ class Table:
     @property
     def title(self) -> str:
         """Benchmark and metric."""
-        return f"{self.benchmark}, {LABELS[self.metric]}"
+        return f"{self.benchmark}, {label_of(self.metric)}"
 
     def __str__(self) -> str:
         return self.markdown()
@@ -68,7 +68,7 @@ class Table:
             for k, point in row.points.items():
                 interval = [point.low, point.high, point.num_problems, row.marks.get(k)]
                 cells = ["" if cell is None else cell for cell in interval]
-                writer.writerow([self.benchmark, LABELS[self.metric], row.name, k, point.value, *cells])
+                writer.writerow([self.benchmark, label_of(self.metric), row.name, k, point.value, *cells])
         return text.getvalue()
 
 

@@ -287,7 +287,7 @@ def test_realised_best_of_k_lies_beside_max_at_k(
     ("select", "sentence"),
     [
         ("public", r"--select public needs rollout\.reward: UnitTestReward, not LengthReward"),
-        ("best", r"'best' must be one of public, agreement, likelihood, joined by , or \+"),
+        ("best", r"'best' must be one of public, agreement, majority, likelihood, joined by , or \+"),
         ("likelihood,likelihood", "in which one stands twice"),
     ],
 )

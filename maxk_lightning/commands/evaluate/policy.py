@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from maxk_lightning.commands.evaluate.collect_samples import Task, collect_samples, read_seconds
-from maxk_lightning.commands.evaluate.realised import print_realised, realised_curves, write_realised
+from maxk_lightning.commands.evaluate.realised import print_realised, realised_curves
 from maxk_lightning.commands.evaluate.shards import Shard, join_shards
 from maxk_lightning.commands.evaluate.summary_table import print_summary
 from maxk_lightning.commands.export import export
@@ -22,6 +22,7 @@ from maxk_lightning.data.pipelines import VARIANTS
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.evaluation import curves
 from maxk_lightning.evaluation.origin import TRAINING, Origin, read_training
+from maxk_lightning.evaluation.realised import write_realised
 from maxk_lightning.evaluation.runs import Run, write_statements
 from maxk_lightning.evaluation.samples import Sample
 from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
@@ -87,7 +88,7 @@ def evaluate_policy(
                 print_summary(summary, console)
                 if selectors:
                     realised = realised_curves(problems, prompts, samples, selectors, settings.data.seed)
-                    write_realised(realised, directory / "realised.json")
+                    write_realised(realised, directory)
                     print_realised(realised, summary.max_at_k, console)
                 console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
     finally:

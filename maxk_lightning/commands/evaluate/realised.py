@@ -1,30 +1,18 @@
 """`evaluate --select`: what is realised of max@k when one of k samples must be chosen without the hidden tests."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from maxk_lightning.evaluation.estimates import Estimate, curve_of, ladder
+from maxk_lightning.evaluation.realised import Realised
 from maxk_lightning.evaluation.samples import Sample, by_problem
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.selection import Candidate, Then, realised_at_k
 from maxk_lightning.types import Problem, Prompt
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Realised:
-    """Realised best-of-k of one selector."""
-
-    curve: Sequence[Estimate]
-    "Means over problems, with intervals."
-    problems: Mapping[str, Sequence[float | None]]
-    "Problem -> value at every k of the curve; None: it has fewer samples."
 
 
 def realised_curves(
@@ -52,15 +40,6 @@ def realised_curves(
         values_PK = np.array(rows).reshape(len(rows), len(ks))
         curves[selector.name] = Realised(curve=curve_of(values_PK, ks), problems=of_problem)
     return curves
-
-
-def write_realised(curves: Mapping[str, Realised], path: Path) -> None:
-    """Write realised.json; it appears whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(
-        json.dumps({name: asdict(each) for name, each in curves.items()}, indent=1) + "\n", encoding="utf-8"
-    )
-    part.replace(path)
 
 
 def print_realised(curves: Mapping[str, Realised], best: Sequence[Estimate], console: Console) -> None:

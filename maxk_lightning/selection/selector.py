@@ -25,7 +25,8 @@ class Choice:
     index: int
     "Its index in the group."
     how: str
-    "Selector that set it apart from all others, else `mean_logprob`, `first sampled`, or `only` where it is alone."
+    """Selector that set it apart from all candidates of another text, else `mean_logprob` or `first sampled`; `only`
+    where there is no other text."""
     confidence: float | None
     "Share of the group that agrees with it, in [0, 1]; None: no selector tells."
 
@@ -125,7 +126,9 @@ def choose(seen: Seen, indices: Sequence[int] | None = None) -> Choice:
     best = max(keys, key=lambda index: keys[index])
     told = (observation.confidence(best) for observation in reversed(seen.observations))
     confidence = next((share for share in told if share is not None), None)
-    return Choice(index=best, how=_how(seen.names, keys, best), confidence=confidence)
+    text = seen.candidates[best].text
+    rivals = [key for index, key in keys.items() if seen.candidates[index].text != text]
+    return Choice(index=best, how=_how(seen.names, keys[best], rivals), confidence=confidence)
 
 
 def shown(problem: Problem) -> Problem:
@@ -134,12 +137,11 @@ def shown(problem: Problem) -> Problem:
     return replace(problem, tests=tests, answer=None, columns={}, metadata={})
 
 
-def _how(names: Sequence[str], keys: dict[int, tuple[float, ...]], best: int) -> str:
-    rivals = [key for index, key in keys.items() if index != best]
+def _how(names: Sequence[str], best: tuple[float, ...], rivals: Sequence[tuple[float, ...]]) -> str:
     if not rivals:
         return "only"
     for place, name in enumerate((*names, "mean_logprob")):
-        rivals = [key for key in rivals if key[place] == keys[best][place]]
+        rivals = [key for key in rivals if key[place] == best[place]]
         if not rivals:
             return name
     return "first sampled"

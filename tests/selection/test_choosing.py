@@ -28,7 +28,7 @@ PROBLEM = Problem(
 def _seen(*observations: Observation, logprobs: Sequence[float | None] | None = None) -> Seen:
     num_candidates = len(logprobs) if logprobs else len(observations[0].values)  # type: ignore[attr-defined]
     candidates = [
-        Candidate(text="", mean_logprob=(logprobs or [None] * num_candidates)[i]) for i in range(num_candidates)
+        Candidate(text=str(i), mean_logprob=(logprobs or [None] * num_candidates)[i]) for i in range(num_candidates)
     ]
     names = [f"s{place}" for place in range(len(observations))]
     return Seen(names=names, observations=observations, candidates=candidates)
@@ -49,6 +49,14 @@ def _seen(*observations: Observation, logprobs: Sequence[float | None] | None = 
 def test_ties_are_broken_in_a_stated_order(seen: Seen, index: int, how: str) -> None:
     choice = choose(seen)
     assert (choice.index, choice.how, choice.confidence) == (index, how, None)
+
+
+def test_copies_are_no_rivals() -> None:
+    """What set the answer apart is told, though it was sampled twice."""
+    candidates = [Candidate(text="a"), Candidate(text="b"), Candidate(text="a")]
+    seen = Seen(names=["s0"], observations=[Numbers([2.0, 1.0, 2.0])], candidates=candidates)
+    assert (choose(seen).index, choose(seen).how) == (0, "s0")
+    assert choose(seen, [0, 2]).how == "only"
 
 
 def test_no_candidate_is_an_error() -> None:

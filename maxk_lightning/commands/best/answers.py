@@ -14,7 +14,7 @@ from maxk_lightning.commands.selectors import parse_selectors
 from maxk_lightning.data import JsonLines, ProblemSource
 from maxk_lightning.evaluation.samples import drop_half_line
 from maxk_lightning.records import read_records
-from maxk_lightning.rewards import Reward, UnitTestReward
+from maxk_lightning.rewards import MathReward, Reward, UnitTestReward
 from maxk_lightning.rollouts import ManagedEngine
 from maxk_lightning.rollouts.collect import sample
 from maxk_lightning.rollouts.scoring import answer_in
@@ -102,7 +102,7 @@ class Searcher:
     def __exit__(self, *_: object) -> None:
         if isinstance(self.settings.engine, ManagedEngine):
             self.settings.engine.close()
-        if isinstance(self.settings.reward, UnitTestReward):
+        if isinstance(self.settings.reward, UnitTestReward | MathReward):
             self.settings.reward.close()
 
     def read(self, source: ProblemSource, name: str) -> list[Problem]:

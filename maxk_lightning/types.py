@@ -149,6 +149,11 @@ class Completion:
     finish_reason: FinishReason
     "`stop`: ended by a stop token or stop string; `length`: cut at max_new_tokens."
 
+    @property
+    def mean_logprob(self) -> float | None:
+        """Mean of `logprobs`, in nats; None without a token."""
+        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from study_results import BASE, Job, Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maxk_lightning.evaluation import load
-from maxk_lightning.evaluation.samples import read_samples
+from maxk_lightning.evaluation.samples import Sample
 
 CURVES = (
     "train/max_at_k/1",
@@ -47,18 +48,18 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
             "no_code_rate": summary.no_code_rate,
         },
         curves={} if job.arm == BASE or job.control else training_curves(home / "tensorboard"),
-        formed=_formed(out),
+        formed=_formed(evaluation.samples),
     )
 
 
-def _formed(out: Path) -> dict[str, dict[str, int]]:
+def _formed(groups: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, int]]:
     """Count the rewards of samples that ended before the limit and hold a program; problems without any have none."""
-    formed: dict[str, Counter[str]] = {}
-    for sample in read_samples(out / "samples.jsonl"):
-        counts = formed.setdefault(sample.id, Counter())
-        if sample.reward is not None and sample.finish_reason == "stop" and "no_code" not in sample.verdicts:
-            counts[f"{sample.reward:.17g}"] += 1
-    return {problem: dict(sorted(counts.items())) for problem, counts in formed.items()}
+    formed = {}
+    for problem, group in groups.items():
+        ended = (sample for sample in group if sample.finish_reason == "stop" and "no_code" not in sample.verdicts)
+        counts = Counter(f"{sample.reward:.17g}" for sample in ended if sample.reward is not None)
+        formed[problem] = dict(sorted(counts.items()))
+    return formed
 
 
 def training_curves(directory: Path) -> dict[str, list[float]]:

@@ -72,6 +72,13 @@ def check_config_files(args: Sequence[str]) -> None:
             raise ValueError(f"--config: {path} is {what}, must hold keys and their values")
 
 
+def check_counts(**counts: int) -> None:
+    """Raise ValueError naming an option that is less than 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"--{name} is {count}, must be at least 1")
+
+
 def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate a command's own arguments from those for the YAML of a run, further YAMLs laid over the first included.
 

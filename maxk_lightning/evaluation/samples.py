@@ -57,7 +57,7 @@ def to_sample(problem_id: str, index: int, completion: Completion, score: Score)
         num_tokens=len(completion.token_ids),
         mean_entropy=sum(entropies) / len(entropies) if entropies else None,
         entropy_counts=dict(sorted(Counter(int(entropy / ENTROPY_BIN) for entropy in entropies).items())),
-        mean_logprob=sum(completion.logprobs) / len(completion.logprobs) if completion.logprobs else None,
+        mean_logprob=completion.mean_logprob,
     )
 
 

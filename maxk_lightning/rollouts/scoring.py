@@ -22,9 +22,14 @@ def answer_in(completion: Completion, prompt: Prompt) -> str | None:
     >>> answer_in(completion, prompt)
     ' 4'
     """
+    return answer_in_text(completion.text, prompt)
+
+
+def answer_in_text(text: str, prompt: Prompt) -> str | None:
+    """`answer_in`, of the text of a completion."""
     if prompt.answer_after is None:
-        return completion.text
-    _, marker, answer = completion.text.rpartition(prompt.answer_after)
+        return text
+    _, marker, answer = text.rpartition(prompt.answer_after)
     return answer if marker else None
 
 

@@ -11,7 +11,7 @@ Shapes: N candidates, I inputs.
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -69,7 +69,7 @@ class Agreement:
     "Inputs of a problem, its public ones included."
     seed: int = 0
     "Of the mutations."
-    name: str = field(default="agreement")
+    name: str = "agreement"
 
     def __post_init__(self) -> None:
         if self.num_inputs < 1:

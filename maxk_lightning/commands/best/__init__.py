@@ -1,7 +1,10 @@
 """`best`: problems -> one answer each, chosen among N samples without the hidden tests."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from maxk_lightning.commands.arguments import check_counts
 
 
 def best(
@@ -40,9 +43,7 @@ def best(
     Raises:
         ValueError: a setting is wrong, or `out` holds answers of other settings.
     """
-    for key, count in (("num_samples", num_samples), ("problems_per_chunk", problems_per_chunk)):
-        if count < 1:
-            raise ValueError(f"--{key} is {count}, must be at least 1")
+    check_counts(num_samples=num_samples, problems_per_chunk=problems_per_chunk)
     if (problems is None) == (prompt is None):
         raise ValueError("give either --problems or --prompt")
     if problems is not None and (out is None or test is not None):
@@ -51,8 +52,6 @@ def best(
         raise ValueError(f"--stop_when_sure is {stop_when_sure}, must be a share in (0, 1]")
     if config is not None and not Path(config).is_file():
         raise ValueError(f"--config: {config} is not a file")
-    import tempfile
-
     from maxk_lightning.commands.best.answers import Search, answer_file, answer_prompt  # imports torch
     from maxk_lightning.commands.evaluate.policy import exported
 

@@ -260,11 +260,7 @@ def _rounds(num_samples: int, is_adaptive: bool) -> list[int]:
 
 
 def _candidate(completion: Completion, prompt: Prompt) -> Candidate:
-    num_tokens = len(completion.logprobs)
-    return Candidate(
-        text=answer_in(completion, prompt) or "",
-        mean_logprob=sum(completion.logprobs) / num_tokens if num_tokens else None,
-    )
+    return Candidate(text=answer_in(completion, prompt) or "", mean_logprob=completion.mean_logprob)
 
 
 def _num_passed(reward: Reward, problem: Problem, text: str) -> int:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from maxk_lightning.commands.arguments import check_counts
 from maxk_lightning.data.sources import ProblemSource
 
 
@@ -46,9 +47,7 @@ def evaluate(
     Raises:
         ValueError: a setting is wrong, or `out` holds samples of other settings.
     """
-    for key, count in (("num_samples", num_samples), ("problems_per_chunk", problems_per_chunk)):
-        if count < 1:
-            raise ValueError(f"--{key} is {count}, must be at least 1")
+    check_counts(num_samples=num_samples, problems_per_chunk=problems_per_chunk)
     if not Path(config).is_file():
         raise ValueError(f"--config: {config} is not a file")
     # These import torch, which `--help` must not wait for.

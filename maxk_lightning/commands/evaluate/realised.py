@@ -10,6 +10,7 @@ from rich.table import Table
 from maxk_lightning.evaluation.estimates import Estimate, curve_of, ladder
 from maxk_lightning.evaluation.realised import Realised
 from maxk_lightning.evaluation.samples import Sample, by_problem
+from maxk_lightning.rollouts.scoring import answer_in_text
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.selection import Candidate, Then, realised_at_k
 from maxk_lightning.types import Problem, Prompt
@@ -56,11 +57,7 @@ def print_realised(curves: Mapping[str, Realised], best: Sequence[Estimate], con
 
 
 def _candidate(sample: Sample, prompt: Prompt) -> Candidate:
-    text = sample.completion
-    if prompt.answer_after is not None:  # the answer is what follows the reasoning; there is none without its end
-        _, marker, text = text.rpartition(prompt.answer_after)
-        text = text if marker else ""
-    return Candidate(text=text, mean_logprob=sample.mean_logprob)
+    return Candidate(text=answer_in_text(sample.completion, prompt) or "", mean_logprob=sample.mean_logprob)
 
 
 def _reward(sample: Sample) -> float:

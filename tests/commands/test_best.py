@@ -80,9 +80,11 @@ def test_rounds_stop_where_it_is_sure() -> None:
     assert any(each.answer.num_candidates < 40 for each in found)
 
 
-def test_a_prompt_from_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_from_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     prompt = ["--prompt", "Sort the numbers.", "--test", "2 1 => 1 2"]
-    call(best, ["--policy", "builtin", *prompt, "--num_samples", "4", *SHORT])
+    call(best, ["--policy", "builtin", *prompt, "--num_samples", "4", "--out", str(tmp_path), *SHORT])
+    answer, group = (json.loads((tmp_path / name).read_text()) for name in ("answers.jsonl", "candidates.jsonl"))
+    assert group["candidates"][answer["index"]]["text"] == answer["completion"]
     printed = capsys.readouterr().out
     assert "among 4: passes " in printed
     assert "of 1 public tests" in printed

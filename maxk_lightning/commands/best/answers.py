@@ -214,10 +214,9 @@ def answer_file(search: Search, problems: Path, out: Path, problems_per_chunk: i
         with answers.open("a", encoding="utf-8") as answers_file, candidates.open("a", encoding="utf-8") as all_file:
             for start in range(0, len(left), problems_per_chunk):
                 for each in searcher.find(left[start : start + problems_per_chunk]):
-                    texts = [asdict(candidate) for candidate in each.candidates]
-                    all_file.write(json.dumps({"id": each.answer.id, "candidates": texts}) + "\n")
+                    all_file.write(_line_of_candidates(each))
                     all_file.flush()  # an answer is never there without its candidates
-                    answers_file.write(json.dumps(asdict(each.answer)) + "\n")
+                    answers_file.write(_line_of_answer(each))
                     answers_file.flush()
     Console().print(f"wrote {answers} and candidates.jsonl, {len(asked)} problems", soft_wrap=True)
 
@@ -242,7 +241,17 @@ def answer_prompt(search: Search, prompt: str, tests: Sequence[str], out: Path |
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "answers.jsonl").write_text(json.dumps(asdict(answer)) + "\n", encoding="utf-8")
+        (out / "candidates.jsonl").write_text(_line_of_candidates(found), encoding="utf-8")
+        (out / "answers.jsonl").write_text(_line_of_answer(found), encoding="utf-8")
+
+
+def _line_of_answer(found: Found) -> str:
+    return json.dumps(asdict(found.answer)) + "\n"
+
+
+def _line_of_candidates(found: Found) -> str:
+    candidates = [asdict(candidate) for candidate in found.candidates]
+    return json.dumps({"id": found.answer.id, "candidates": candidates}) + "\n"
 
 
 def _rounds(num_samples: int, is_adaptive: bool) -> list[int]:

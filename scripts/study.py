@@ -128,6 +128,8 @@ def _evaluate(job: Job, runner: Runner, policy: str) -> None:
     samples = ["--policy", policy, "--num_samples", str(job.num_samples), "--name", job.arm]
     samples += ["--out", str(out), "--seed_everything", str(job.seed)]
     samples += ["--rollout.eval_sampling.temperature", value] if kind == "temperature" else []
+    if runner.plan.select and job.split == "test":
+        samples += ["--select", runner.plan.select]
     problems = as_options(benchmark.test if job.split == "test" else benchmark.validation)
     maxk(log, "evaluate", *_common(runner.plan), *samples, *problems, *runner.options)
 

@@ -49,6 +49,7 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
         },
         curves={} if job.arm == BASE or job.control else training_curves(home / "tensorboard"),
         formed=_formed(evaluation.samples),
+        realised={name: curve.problems for name, curve in evaluation.realised.items()},
     )
 
 

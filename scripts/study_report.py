@@ -116,8 +116,13 @@ def methods(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned:
     ]
 
 
-def comparisons(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned: Table) -> list[Comparison]:
-    """Make the tests of a table at the tested ks, over the seeds that both arms have; no pair twice."""
+def comparisons(
+    plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned: Table, selector: str = ""
+) -> list[Comparison]:
+    """Make the tests of a table at the tested ks, over the seeds that both arms have; no pair twice.
+
+    With a selector they are of realised best-of-k, else of max@k.
+    """
     tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
     pairs: list[tuple[str, str]] = []
     for pair in ((arm, other) for other in planned.against for arm in found if arm != BASE):
@@ -129,12 +134,12 @@ def comparisons(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], plan
         if arm == other or not seeds:
             continue
         for k in plan.test_ks:
-            ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k) for a in (arm, other))
+            ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k, selector) for a in (arm, other))
             tests.append(Comparison(arm=arm, against=other, k=k, test=crossed_test(ours - theirs)))
     return tests
 
 
-def test_table(plan: StudyPlan, tests: Sequence[Comparison]) -> str:
+def test_table(plan: StudyPlan, tests: Sequence[Comparison], measure: str = "max") -> str:
     """Print differences with intervals, in bold where the corrected p-value is below 5 %."""
     corrected = holm([comparison.test.p_value for comparison in tests])
     cells: dict[tuple[str, str], list[str]] = {}
@@ -144,7 +149,7 @@ def test_table(plan: StudyPlan, tests: Sequence[Comparison]) -> str:
         p_text = "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
         cell = f"{difference} [{test.low:+.3f}, {test.high:+.3f}], p {p_text}"
         cells.setdefault((comparison.against, comparison.arm), []).append(cell)
-    heads = ["against", "method", *(f"max@{k}" for k in plan.test_ks)]
+    heads = ["against", "method", *(f"{measure}@{k}" for k in plan.test_ks)]
     rows = [[plan.label(against), plan.label(arm), *row] for (against, arm), row in cells.items()]
     return markdown_table(heads, rows, "---")
 
@@ -183,6 +188,11 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests)
+        if rows and plan.select:
+            yield f"{name} realised", realised_table(rows, plan.select.split(","), plan.test_ks)
+            for selector in plan.select.split(","):
+                tests = comparisons(plan, found, planned, selector)
+                yield f"{name} realised by {selector}", test_table(plan, tests, "realised")
         if plan.label(BASE) in [row.name for row in rows] and all(r.formed for row in rows for r in row.results):
             yield f"{name} format", format_table(rows, plan.label(BASE))
         if name == "main" and plan.controls:
@@ -190,6 +200,22 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         if name in plan.grouped_tables and rows:
             yield f"{name} groups", group_table([(row.name, row.results) for row in rows], plan.test_ks[-1])
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
+
+
+def realised_table(rows: Sequence[Method], selectors: Sequence[str], ks: Sequence[int]) -> str:
+    """What selectors realised of max@k: means over problems and seeds, and their shares of max@k."""
+    lines = []
+    for row in rows:
+        best = {k: _mean_at(row, k) for k in ks}
+        lines.append([row.name, "the best (max@k)", *(f"{best[k]:.3f}" for k in ks)])
+        for selector in selectors:
+            values = {k: _mean_at(row, k, selector) for k in ks}
+            lines.append(["", f"`{selector}`", *(f"{values[k]:.3f} ({values[k] / best[k]:.0%})" for k in ks)])
+    return markdown_table(["method", "chosen by", *(f"k = {k}" for k in ks)], lines)
+
+
+def _mean_at(row: Method, k: int, selector: str = "") -> float:
+    return float(by_problem_and_seed(row.results, k, selector).mean())
 
 
 def spread_table(rows: Sequence[Method]) -> str:
@@ -258,7 +284,7 @@ def filled(page: str, contents: Mapping[str, str]) -> str:
             raise ValueError(f"the page has a block {match[1]!r}; known are {', '.join(contents)}")
         return f"<!-- {match[1]} -->\n{contents[match[1]]}<!-- end -->"
 
-    return re.sub(r"<!-- ((?!end)[\w ]+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+    return re.sub(r"<!-- ((?!end)[\w +]+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
 def write_report(plan: StudyPlan, results: Path) -> None:

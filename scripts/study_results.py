@@ -76,6 +76,8 @@ class Result:
     "Training curves: TensorBoard tag -> value per rollout."
     formed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     "Counts as in `rewards`, of the samples that ended before the limit and hold a program."
+    realised: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    "Selector -> problem -> realised best-of-k at every k of `ks`."
 
     @cached_property
     def rewards_of(self) -> dict[str, list[float]]:
@@ -99,6 +101,10 @@ class Result:
     def pass_at_k_PK(self) -> Floats:
         """Estimate pass@k of every problem, at every k of `ks`."""
         return per_problem(self.rewards_of, "pass_at_k", self.ks)
+
+    def realised_at_k_PK(self, selector: str) -> Floats:
+        """Return what a selector realised of max@k, for every problem, at every k of `ks`."""
+        return np.array([values for _, values in sorted(self.realised[selector].items())])
 
     @property
     def entropy_counts(self) -> Counter[int]:
@@ -129,7 +135,7 @@ class Benchmark:
     policy: str
     "Base policy: directory, hub name or a built-in one."
     learning_rates: Sequence[float]
-    "Tries of every arm that is tuned."
+    "Tries of every arm that is tuned; a single one is taken without a try."
     train: Mapping[str, Any]
     "Options of `fit`."
     validation: Mapping[str, Any]
@@ -161,6 +167,8 @@ class StudyPlan:
     "Samples per problem of the controls."
     test: Mapping[str, int]
     "Samples per problem of the tables."
+    select: str = ""
+    "Selectors whose realised best-of-k is measured on the test problems, as for `evaluate --select`."
     quick: Mapping[str, Any]
     "The part of the table `main` that `--quick` runs: samples, seeds, arms, and options of `fit` that shorten it."
     test_ks: Sequence[int]
@@ -172,7 +180,8 @@ class StudyPlan:
     benchmarks: Mapping[str, Benchmark]
     "Benchmarks by name."
     arms: Mapping[str, Mapping[str, str]]
-    "Label of each arm, and whose learning rate it takes (`tuned_as`) if it is not tuned itself."
+    """Label of each arm, its YAML as a path from the directory of the plan (`config`) if that is not ARM.yaml, and whose
+    learning rate it takes (`tuned_as`) if it is not tuned itself."""
     tables: Mapping[str, Table]
     "Tables, in the order in which they are run."
 
@@ -191,7 +200,7 @@ class StudyPlan:
 
     def config_of(self, arm: str) -> Path:
         """Find the YAML of an arm's method."""
-        return self.configs / f"{arm}.yaml"
+        return self.configs / self.arms[arm].get("config", f"{arm}.yaml")
 
 
 def read_plan(configs: Path = CONFIGS) -> StudyPlan:
@@ -240,8 +249,11 @@ def read_all(results: Path, benchmark: str, split: Split) -> list[Result]:
 
 
 def tuning_jobs(plan: StudyPlan, benchmark: str, arm: str) -> list[Job]:
-    """The tries of a learning rate for an arm; one for the base, which has none."""
-    rates = [0.0] if arm == BASE else plan.benchmarks[benchmark].learning_rates
+    """The tries of a learning rate for an arm; one for the base, which has none. None where there is no choice."""
+    rates = plan.benchmarks[benchmark].learning_rates
+    if len(rates) == 1:
+        return []
+    rates = [0.0] if arm == BASE else rates
     return [Job(benchmark=benchmark, arm=arm, learning_rate=rate, split="validation", **plan.tuning) for rate in rates]
 
 
@@ -268,15 +280,22 @@ def tuned_learning_rate(
     """The best of the tries; 0 for the base, None while a try is missing."""
     if arm == BASE:
         return 0.0
+    rates = plan.benchmarks[benchmark].learning_rates
+    if len(rates) == 1:
+        return rates[0]
     paths = [path_of(results, job) for job in tuning_jobs(plan, benchmark, plan.tuned_as(arm))]
     if not all(path.is_file() for path in paths):
         return None
     return max(map(read, paths), key=lambda result: tuning_score(result, criterion)).job.learning_rate
 
 
-def by_problem_and_seed(results: Sequence[Result], k: int) -> Floats:
-    """max@k of every problem and seed `[P, S]`, of results that differ in nothing but the seed."""
-    return np.stack([result.max_at_k_PK[:, result.ks.index(k)] for result in results], axis=1)
+def by_problem_and_seed(results: Sequence[Result], k: int, selector: str = "") -> Floats:
+    """max@k, or what a selector realised of it, of every problem and seed `[P, S]`.
+
+    The results differ in nothing but the seed.
+    """
+    values = [result.realised_at_k_PK(selector) if selector else result.max_at_k_PK for result in results]
+    return np.stack([v_PK[:, result.ks.index(k)] for v_PK, result in zip(values, results, strict=True)], axis=1)
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], column: str = "---:") -> str:

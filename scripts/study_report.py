@@ -139,7 +139,7 @@ def comparisons(
     return tests
 
 
-def test_table(plan: StudyPlan, tests: Sequence[Comparison], measure: str = "max") -> str:
+def test_table(plan: StudyPlan, tests: Sequence[Comparison], measure: str) -> str:
     """Print differences with intervals, in bold where the corrected p-value is below 5 %."""
     corrected = holm([comparison.test.p_value for comparison in tests])
     cells: dict[tuple[str, str], list[str]] = {}
@@ -187,7 +187,7 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
             yield f"{name} spread", spread_table(rows)
         tests = comparisons(plan, found, planned)
         if tests:
-            yield f"{name} tests", test_table(plan, tests)
+            yield f"{name} tests", test_table(plan, tests, "max")
         if rows and plan.select:
             yield f"{name} realised", realised_table(rows, plan.select.split(","), plan.test_ks)
             for selector in plan.select.split(","):

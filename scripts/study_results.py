@@ -180,8 +180,8 @@ class StudyPlan:
     benchmarks: Mapping[str, Benchmark]
     "Benchmarks by name."
     arms: Mapping[str, Mapping[str, str]]
-    """Label of each arm, its YAML as a path from the directory of the plan (`config`) if that is not ARM.yaml, and whose
-    learning rate it takes (`tuned_as`) if it is not tuned itself."""
+    """Label of each arm, its YAML as a path from the directory of the plan (`config`) if that is not ARM.yaml, and
+    whose learning rate it takes (`tuned_as`) if it is not tuned itself."""
     tables: Mapping[str, Table]
     "Tables, in the order in which they are run."
 

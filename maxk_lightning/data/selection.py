@@ -1,7 +1,7 @@
 """Which tests of a problem are used, and which problems are held out. Everything is a function of names and seeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
@@ -25,12 +25,17 @@ class TestSelection:
     "None: the first ones in the order public, private, generated; a number: drawn, the same draw for a problem always."
     min_distinct_outputs: int = 1
     "Leave out problems whose selected tests expect fewer different outputs: a constant would solve them."
+    num_public: int | None = None
+    """So many of them, the first, are public: an answer may be chosen by them (`--select`, `best`). None: those that are
+    so in the source."""
 
     def __post_init__(self) -> None:
         if self.max_tests is not None and self.max_tests < 1:
             raise ValueError(f"tests.max_tests is {self.max_tests}, must be at least 1 (or null)")
         if self.min_distinct_outputs < 1:
             raise ValueError(f"tests.min_distinct_outputs is {self.min_distinct_outputs}, must be at least 1")
+        if self.num_public is not None and self.num_public < 0:
+            raise ValueError(f"tests.num_public is {self.num_public}, must not be negative (or null)")
 
     def select(self, problem_id: str, tests: Sequence[TestCase]) -> tuple[TestCase, ...]:
         """Choose among a problem's tests, given in the order public, private, generated.
@@ -47,7 +52,12 @@ class TestSelection:
         selected = tuple(chosen[: self.max_tests])
         if len({test.output for test in selected}) < self.min_distinct_outputs:
             raise LeftOutError(f"fewer than {self.min_distinct_outputs} different expected outputs")
-        return selected
+        return selected if self.num_public is None else with_public(selected, self.num_public)
+
+
+def with_public(tests: Sequence[TestCase], count: int) -> tuple[TestCase, ...]:
+    """Make the first tests public, and the others hidden."""
+    return tuple(replace(test, is_public=place < count) for place, test in enumerate(tests))
 
 
 def pair_tests(inputs: object, outputs: object, field: str, *, is_public: bool = False) -> list[TestCase]:

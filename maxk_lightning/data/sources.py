@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from maxk_lightning.data.files import read_once, state_of
 from maxk_lightning.data.pipelines import VARIANTS
+from maxk_lightning.data.selection import with_public
 from maxk_lightning.records import read_problems
 from maxk_lightning.types import Compare, Problem
 
@@ -58,11 +59,7 @@ class Builtin:
         """All problems of the split."""
         directory = Path(__file__).parent / VARIANTS[self.variant].directory
         problems = read_problems(directory / f"{self.split}.jsonl")[: self.limit]
-        return [self._with_public_tests(problem) for problem in problems] if self.num_public else problems
-
-    def _with_public_tests(self, problem: Problem) -> Problem:
-        shown = [replace(test, is_public=True) for test in problem.tests[: self.num_public]]
-        return replace(problem, tests=(*shown, *problem.tests[self.num_public :]))
+        return [replace(problem, tests=with_public(problem.tests, self.num_public)) for problem in problems]
 
 
 class JsonLines:

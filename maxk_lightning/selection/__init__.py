@@ -10,7 +10,7 @@ from maxk_lightning.selection.majority import Majority
 from maxk_lightning.selection.public_tests import PublicTests
 from maxk_lightning.selection.realised import realised_at_k
 from maxk_lightning.selection.scorers import Likelihood, Scorer
-from maxk_lightning.selection.selector import Candidate, Choice, Observation, Selector, Then, choose, shown
+from maxk_lightning.selection.selector import Candidate, Choice, Observation, Selector, Then, choose, observe_all, shown
 
 __all__ = [
     "Agreement",
@@ -24,6 +24,7 @@ __all__ = [
     "Selector",
     "Then",
     "choose",
+    "observe_all",
     "realised_at_k",
     "shown",
 ]

@@ -74,13 +74,30 @@ class Then:
 
     def observe(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list["Seen"]:
         """Let every selector look."""
-        problems = [shown(problem) for problem in problems]
-        by_selector = [selector.observe(problems, groups) for selector in self.selectors]
-        names = [selector.name for selector in self.selectors]
-        return [
-            Seen(names=names, observations=observations, candidates=group)
-            for observations, group in zip(zip(*by_selector, strict=True), groups, strict=True)
-        ]
+        return observe_all([self], problems, groups)[0]
+
+
+def observe_all(
+    orders: Sequence[Then], problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]
+) -> list[list["Seen"]]:
+    """Let every selector of several orders look, once where it stands in several; returns a list per order."""
+    problems = [shown(problem) for problem in problems]
+    selectors: list[Selector] = []
+    for selector in (selector for order in orders for selector in order.selectors):
+        if selector not in selectors:
+            selectors.append(selector)
+    observed = [selector.observe(problems, groups) for selector in selectors]
+    seen = []
+    for order in orders:
+        names = [selector.name for selector in order.selectors]
+        columns = zip(*(observed[selectors.index(selector)] for selector in order.selectors), strict=True)
+        seen.append(
+            [
+                Seen(names=names, observations=observations, candidates=group)
+                for observations, group in zip(columns, groups, strict=True)
+            ]
+        )
+    return seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

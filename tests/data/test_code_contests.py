@@ -104,6 +104,21 @@ def test_a_seeded_draw_of_tests_is_the_same_every_time_and_differs_by_problem(tm
     assert all(len(set(inputs)) >= 5 for inputs in draws[0])  # input "3" stands twice among the tests
 
 
+@pytest.mark.parametrize("num_public", [None, 0, 2, 9])
+def test_the_first_tests_are_public_if_asked(tmp_path: Path, num_public: int | None) -> None:
+    """CodeContests has public tests itself: the first one here. The tests and their order stay what they are."""
+    selection = TestSelection(num_public=num_public)
+    [problem, *_] = CodeContests(write_code_contests(tmp_path), split="all", tests=selection).load()
+    expected = 1 if num_public is None else min(num_public, 4)
+    assert [test.is_public for test in problem.tests] == [True] * expected + [False] * (4 - expected)
+    assert [test.input for test in problem.tests] == ["3\n", "0\n", "4\n", "5\n"]
+
+
+def test_a_negative_number_of_public_tests_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"tests.num_public is -1, must not be negative"):
+        TestSelection(num_public=-1)
+
+
 def test_lists_of_dicts_are_read_like_dicts_of_lists(tmp_path: Path) -> None:
     kinds = ("public_tests", "private_tests", "generated_tests")
     row = code_contests_row()

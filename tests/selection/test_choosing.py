@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maxk_lightning.selection import Candidate, Observation, Then, choose, realised_at_k
+from maxk_lightning.selection import Candidate, Observation, Then, choose, observe_all, realised_at_k
 from maxk_lightning.selection.agreement import Behaviours
 from maxk_lightning.selection.scorers import Numbers
 from maxk_lightning.selection.selector import Seen
@@ -83,6 +83,19 @@ def test_no_selector_sees_hidden_tests_answers_or_columns() -> None:
     (problem,) = spy.shown
     assert [test.input for test in problem.tests] == ["1"]
     assert (problem.answer, problem.columns, problem.metadata) == (None, {}, {})
+
+
+def test_a_selector_of_several_orders_looks_once() -> None:
+    """Running programs is what costs; orders that share a selector share what it saw."""
+    first, second = Spy([], name="first"), Spy([], name="second")
+    orders = [Then([first]), Then([first, second]), Then([second, first])]
+    seen = observe_all(orders, [PROBLEM], [[Candidate(text="a"), Candidate(text="b")]])
+    assert (len(first.shown), len(second.shown)) == (1, 1)
+    assert [[each.names for each in of_order] for of_order in seen] == [
+        [["first"]],
+        [["first", "second"]],
+        [["second", "first"]],
+    ]
 
 
 numbers = st.lists(

@@ -12,7 +12,7 @@ from maxk_lightning.evaluation.realised import Realised
 from maxk_lightning.evaluation.samples import Sample, by_problem
 from maxk_lightning.rollouts.scoring import answer_in_text
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.selection import Candidate, Then, realised_at_k
+from maxk_lightning.selection import Candidate, Then, observe_all, realised_at_k
 from maxk_lightning.types import Problem, Prompt
 
 
@@ -30,9 +30,9 @@ def realised_curves(
     candidates = [[_candidate(sample, prompt) for sample in groups[problem.id]] for problem, prompt in asked]
     rewards = [[_reward(sample) for sample in groups[problem.id]] for problem, _ in asked]
     seeds = [derive_seed(seed, "select", problem.id) for problem, _ in asked]
+    seen_by = observe_all(selectors, [problem for problem, _ in asked], candidates)
     curves = {}
-    for selector in selectors:
-        seen = selector.observe([problem for problem, _ in asked], candidates)
+    for selector, seen in zip(selectors, seen_by, strict=True):
         rows = [realised_at_k(each, group, ks, draws) for each, group, draws in zip(seen, rewards, seeds, strict=True)]
         of_problem = {
             problem.id: [None if math.isnan(value) else value for value in row]

@@ -26,8 +26,8 @@ class TestSelection:
     min_distinct_outputs: int = 1
     "Leave out problems whose selected tests expect fewer different outputs: a constant would solve them."
     num_public: int | None = None
-    """So many of them, the first, are public: an answer may be chosen by them (`--select`, `best`). None: those that are
-    so in the source."""
+    """So many of them, the first, are public: an answer may be chosen by them (`--select`, `best`). None: those that
+    are so in the source."""
 
     def __post_init__(self) -> None:
         if self.max_tests is not None and self.max_tests < 1:

@@ -2,6 +2,7 @@
 
     python scripts/study.py                 # all tables of configs/study/plan.yaml; goes on where it was stopped
     python scripts/study.py --table main    # one of them
+    python scripts/study.py --table main --arm grpo_3 --arm base       # these arms now, others another day
     python scripts/study.py --quick         # a reduced main table, held against the page of the plan
     python scripts/study.py --again grpo_3 --seed 1 --table main       # one job of it, beside what is kept of it
     python scripts/study.py --plan configs/study_smollm2 --policy DIR -- --data.train.path mbpp.jsonl   # another plan
@@ -128,7 +129,7 @@ def _evaluate(job: Job, runner: Runner, policy: str) -> None:
     samples = ["--policy", policy, "--num_samples", str(job.num_samples), "--name", job.arm]
     samples += ["--out", str(out), "--seed_everything", str(job.seed)]
     samples += ["--rollout.eval_sampling.temperature", value] if kind == "temperature" else []
-    if runner.plan.select and job.split == "test":
+    if runner.plan.select and job.split == "test" and not job.control:
         samples += ["--select", runner.plan.select]
     problems = as_options(benchmark.test if job.split == "test" else benchmark.validation)
     maxk(log, "evaluate", *_common(runner.plan), *samples, *problems, *runner.options)
@@ -232,18 +233,21 @@ def compare(jobs: Sequence[Job], runner: Runner, table: str) -> None:
             shutil.copy(out / "report.md", kept)
 
 
-def run_table(name: str, runner: Runner, num_jobs: int) -> None:
-    """Tune, train, evaluate and compare the arms of a table."""
+def run_table(name: str, runner: Runner, num_jobs: int, arms: Sequence[str] = ()) -> None:
+    """Tune, train, evaluate and compare the arms of a table; with `arms` only these, without comparing."""
     plan = runner.plan
     table = plan.tables[name]
+    if arms:
+        table = replace(table, arms=[arm for arm in table.arms if arm in arms])
     tuned = dict.fromkeys(map(plan.tuned_as, table.arms))
     print(f"{name}: learning rates", flush=True)
     num_run = run_all([job for arm in tuned for job in tuning_jobs(plan, table.benchmark, arm)], runner, num_jobs)
     print(f"{name}: test problems", flush=True)
     jobs = list(test_jobs(plan, table, plan.test["num_samples"], runner.results))
     num_run += run_all(jobs, runner, num_jobs)
-    compare(jobs, runner, name)
-    if not num_run:
+    if not arms:
+        compare(jobs, runner, name)
+    if not num_run and jobs:
         job = jobs[-1]
         print(
             f"{name}: all results are kept under {runner.results}, nothing was run; --again {job.arm} --seed {job.seed}"
@@ -293,6 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", type=Path, default=CONFIGS, help="directory of plan.yaml and of a YAML per arm")
     parser.add_argument("--table", default=None, help="only this table of the plan")
+    parser.add_argument("--arm", metavar="ARM", action="append", default=[], help="only this arm; may be repeated")
     parser.add_argument("--quick", action="store_true", help="a reduced main table, with the tuned learning rates")
     parser.add_argument("--again", metavar="ARM", default=None, help="run one kept job again, with --seed and --table")
     parser.add_argument("--seed", type=int, default=None, help="seed of that job")
@@ -307,6 +312,9 @@ def main() -> None:
     plan = read_plan(args.plan)
     if args.table not in (None, *plan.tables):
         parser.error(f"--table is {args.table}, must be one of {', '.join(plan.tables)}")
+    for arm in args.arm:
+        if arm not in plan.arms:
+            parser.error(f"--arm is {arm}, must be one of {', '.join(plan.arms)}")
     if (args.again is None) != (args.seed is None) or (args.again and args.table is None):
         parser.error("--again ARM needs --seed and --table, and --seed needs --again")
     directory = args.directory or Path("runs") / args.plan.name
@@ -322,7 +330,7 @@ def main() -> None:
             parser.error(str(error))
         return
     for name in plan.tables if args.table is None else [args.table]:
-        run_table(name, runner, args.jobs)
+        run_table(name, runner, args.jobs, args.arm)
     print("now: python scripts/study_report.py")
 
 

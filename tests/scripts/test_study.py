@@ -28,7 +28,7 @@ from maxk_lightning.data.pipelines import VAGUE, VAGUE_PHRASES, VARIANTS, Pipeli
 from tests.support.paths import ROOT
 
 PLAN = read_plan(ROOT / CONFIGS)
-PLANS = [PLAN, read_plan(ROOT / "configs/study_smollm2")]
+PLANS = [PLAN, *(read_plan(ROOT / "configs" / name) for name in ("study_smollm2", "study_selection"))]
 SMALL: dict[str, Any] = {
     "seed_everything": 1,
     "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
 SMALL_PLAN: dict[str, Any] = {
     "tuning": {"seed": 0, "num_samples": 4},
     "test": {"num_samples": 8},
+    "select": "public,agreement+public",
     "quick": {"num_samples": 8, "seeds": [1], "arms": ["base", "grpo_3"]},
     "test_ks": [1, 8],
     "drawn_tables": ["main"],
@@ -60,7 +61,7 @@ SMALL_PLAN: dict[str, Any] = {
             "learning_rates": [1e-4, 2e-4],
             "train": {"data.train.variant": "vague"},
             "validation": {"data.test.variant": "vague", "data.test.split": "validation"},
-            "test": {"data.test.variant": "vague", "data.test.split": "test"},
+            "test": {"data.test.variant": "vague", "data.test.split": "test", "data.test.num_public": 2},
         }
     },
     "arms": {"base": {"label": "base"}, "grpo_3": {"label": "GRPO"}, "grpo_1": {"label": "G1", "tuned_as": "grpo_3"}},
@@ -80,12 +81,13 @@ def test_every_arm_has_the_same_budget(plan: StudyPlan, arm: str, capsys: pytest
     num_completions = num_rollouts * data["prompts_per_rollout"] * config["rollout"]["sampling"]["num_completions"]
     steps_per_iteration = data["prompts_per_rollout"] // (data["prompts_per_step"] or data["prompts_per_rollout"])
     num_steps = num_rollouts * data["num_ppo_iterations"] * steps_per_iteration
-    assert (num_completions, num_steps) == {"study": (4608, 144), "study_smollm2": (7680, 180)}[plan.configs.name]
+    assert (num_completions, num_steps) == ((7680, 180) if plan.configs.name == "study_smollm2" else (4608, 144))
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.configs.name)
 def test_every_yaml_is_an_arm(plan: StudyPlan) -> None:
     files = {path.resolve() for path in plan.configs.glob("*.yaml") if path.stem not in ("common", "plan")}
+    files |= {(plan.configs / arm["config"]).resolve() for arm in plan.arms.values() if "config" in arm}
     assert files == {plan.config_of(arm).resolve() for arm in plan.arms if arm != study_results.BASE}
 
 
@@ -147,8 +149,11 @@ def test_trainings_end_with_a_killed_study(tmp_path: Path) -> None:
 def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     _write_configs(tmp_path / "configs")
     command = _study(tmp_path)
+    subprocess.run([*command, "--table", "main", "--arm", "base"], cwd=ROOT, check=True)
+    kept = sorted(path.stem for path in (tmp_path / "results").glob("*/*/*.json"))
+    assert kept == ["base-lr0-seed0", "base-lr0-seed1", "base-lr0-seed1-temperature-0.5"]
     started = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    _kill_once_there_is(tmp_path, "results/*/*/*.json", started)
+    _kill_once_there_is(tmp_path, "results/*/*/grpo_3*.json", started)
     kept = _written_at(tmp_path / "results")
     assert kept
     subprocess.run(command, cwd=ROOT, check=True)
@@ -176,6 +181,12 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     assert trained.max_at_k_PK.shape == (4, 4)
     contents = dict(study_report.blocks(plan, tmp_path / "results"))
     assert "GRPO" in contents["main"]
+    realised = trained.realised_at_k_PK("agreement+public")
+    assert realised.shape == (4, 4)
+    np.testing.assert_allclose(realised[:, 0], trained.max_at_k_PK[:, 0])  # of one sample there is no choice
+    assert (realised <= trained.max_at_k_PK + 1e-12).all()
+    assert f"| `agreement+public` | {realised[:, 0].mean():.3f} (100%) |" in contents["main realised"]
+    assert "| base | GRPO |" in contents["main realised by public"]
     assert "| GRPO |" in contents["main format"]
     assert re.search(
         r"\| base, temperature 0.5 \|.*\| GRPO, 50% of the base's weights \|", contents["main controls"], re.S
@@ -211,7 +222,7 @@ def test_a_kept_job_is_run_again_elsewhere_and_compared(tmp_path: Path) -> None:
 def _plan(configs: Path = CONFIGS) -> StudyPlan:
     tables = {name: Table(**table) for name, table in SMALL_PLAN["tables"].items()}
     benchmarks = {name: Benchmark(**benchmark) for name, benchmark in SMALL_PLAN["benchmarks"].items()}
-    return StudyPlan(**{**SMALL_PLAN, "configs": configs, "tables": tables, "benchmarks": benchmarks})
+    return StudyPlan(**{**SMALL_PLAN, "select": "", "configs": configs, "tables": tables, "benchmarks": benchmarks})
 
 
 def _keep(results: Path, job: Job, solved: dict[str, int]) -> None:
@@ -290,6 +301,14 @@ def test_the_best_try_gives_the_learning_rate(tmp_path: Path) -> None:
     assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_3") == 2e-4
     assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "grpo_1") == 2e-4
     assert study_results.tuned_learning_rate(plan, tmp_path, "vague", "base") == 0.0
+
+
+def test_a_single_rate_needs_no_try(tmp_path: Path) -> None:
+    benchmark = replace(_plan().benchmarks["vague"], learning_rates=[3e-4])
+    plan = replace(_plan(), benchmarks={"vague": benchmark})
+    assert [study_results.tuning_jobs(plan, "vague", arm) for arm in plan.arms] == [[], [], []]
+    rates = [study_results.tuned_learning_rate(plan, tmp_path, "vague", arm) for arm in plan.arms]
+    assert rates == [0.0, 3e-4, 3e-4]
 
 
 def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:

@@ -40,11 +40,13 @@ from study_results import (
 )
 
 from maxk_lightning.evaluation import curves, published, table
+from maxk_lightning.evaluation.bootstrap import Floats
 from maxk_lightning.evaluation.comparison import ALPHA
 from maxk_lightning.evaluation.crossed import CrossedTest, crossed_test
 from maxk_lightning.evaluation.estimates import Estimate, Metric
 from maxk_lightning.evaluation.figures import difference_curves, entropy_densities
 from maxk_lightning.evaluation.paired import holm
+from maxk_lightning.evaluation.realised import PREFIX
 
 PAPER_BENCHMARK = "CodeContests"
 SPREAD_HEADS = ("entropy, nats", "different programs", "drift")
@@ -66,8 +68,7 @@ class Method:
         """Compute means over problems and seeds, with the interval over both."""
         points = []
         for place, k in enumerate(self.results[0].ks):
-            values = [r.max_at_k_PK if metric == "max_at_k" else r.pass_at_k_PK for r in self.results]
-            test = crossed_test(np.stack([value_PK[:, place] for value_PK in values], axis=1))
+            test = crossed_test(np.stack([_values_of(r, metric)[:, place] for r in self.results], axis=1))
             points.append(Estimate(k=k, value=test.difference, low=test.low, high=test.high))
         return points
 
@@ -79,6 +80,13 @@ class Method:
             test = crossed_test(ours - theirs)
             points.append(Estimate(k=k, value=test.difference, low=test.low, high=test.high))
         return points
+
+
+def _values_of(result: Result, metric: Metric) -> Floats:
+    """Values of every problem at every k `[P, K]`."""
+    if metric.startswith(PREFIX):
+        return result.realised_at_k_PK(metric.removeprefix(PREFIX))
+    return result.max_at_k_PK if metric == "max_at_k" else result.pass_at_k_PK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,9 +196,9 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests, "max")
-        if rows and plan.select:
-            yield f"{name} realised", realised_table(rows, plan.select.split(","), plan.test_ks)
-            for selector in plan.select.split(","):
+        if rows and plan.selectors:
+            yield f"{name} realised", realised_table(rows, plan.selectors, plan.test_ks)
+            for selector in plan.selectors:
                 tests = comparisons(plan, found, planned, selector)
                 yield f"{name} realised by {selector}", test_table(plan, tests, "realised")
         if plan.label(BASE) in [row.name for row in rows] and all(r.formed for row in rows for r in row.results):
@@ -249,7 +257,7 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
     for name in plan.drawn_tables:
         rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
         if rows:
-            yield f"{name}_curves", curves(rows)
+            yield f"{name}_curves", curves(rows, selectors=plan.selectors[:1])
             names = [row.name for row in rows]
             bases = [plan.label(arm) for arm in plan.tables[name].against if plan.label(arm) in names]
             if bases:

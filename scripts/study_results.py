@@ -190,6 +190,11 @@ class StudyPlan:
         """Return the part of the main table that `--quick` runs."""
         return replace(self.tables["main"], seeds=self.quick["seeds"], arms=self.quick["arms"])
 
+    @property
+    def selectors(self) -> list[str]:
+        """List the selectors by name."""
+        return self.select.split(",") if self.select else []
+
     def label(self, arm: str) -> str:
         """Name an arm as tables and legends show it."""
         return self.arms[arm]["label"]

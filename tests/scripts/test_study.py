@@ -253,6 +253,15 @@ def _keep_study(results: Path, trained: dict[str, int]) -> None:
     _keep(results, _job("grpo_3", 2e-4, "test"), trained)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan", [plan for plan in PLANS if (ROOT / plan.results).is_dir()], ids=lambda p: p.configs.name
+)
+def test_the_page_of_a_study_says_what_is_kept(plan: StudyPlan) -> None:
+    page = (ROOT / plan.page).read_text(encoding="utf-8")
+    assert study_report.filled(page, dict(study_report.blocks(plan, ROOT / plan.results))) == page
+
+
 def test_max_at_k_follows_from_the_kept_counts(tmp_path: Path) -> None:
     _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})
     result = study_results.read_all(tmp_path, "vague", "test")[1]

@@ -21,6 +21,13 @@ from maxk_lightning.evaluation.samples import ENTROPY_BIN
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A5C00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
+LEGEND_ROW = 0.22
+"Height in inches of a row of a legend."
+WHISKER_SHIFT = 0.04
+"Powers of 2 by which the intervals of realised best-of-k stand apart, so that none hides another."
+REALISED_DASHES = ((0, (4, 1.5)), (0, (1.2, 1.2)), (0, (7, 1.5, 1.2, 1.5)), (0, (9, 3)))
+"Of realised best-of-k, selector by selector, in units of the width of the line; again from the first after these."
+GREY = "#555555"
 PANEL = (5.2, 3.9)
 "Width and height in inches of every panel: side by side on a page they have letters of one size."
 WIDTH = 2.0
@@ -63,8 +70,14 @@ class HasCurves(Protocol):
         ...
 
 
-def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Figure:
+def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS, selectors: Sequence[str] = ()) -> Figure:
     """Draw max@k and pass@k over k (the paper's Figure 1), one panel per benchmark and metric, with bands.
+
+    Args:
+        runs: Whose curves.
+        metrics: A column of panels each.
+        selectors: Names of those whose realised best-of-k is drawn dashed below max@k in the colour of the run, where a
+            run has it, with intervals as thin lines beside the points.
 
     Raises:
         ValueError: no run is given.
@@ -73,13 +86,16 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS) -> Fi
         raise ValueError("curves needs at least one run")
     benchmarks = list(dict.fromkeys(run.benchmark for run in runs))
     names = list(dict.fromkeys(run.name for run in runs))
-    figure = new_figure(PANEL[0] * len(metrics), PANEL[1] * len(benchmarks))
+    height = PANEL[1] * len(benchmarks) + LEGEND_ROW * len(selectors)
+    figure = new_figure(PANEL[0] * len(metrics), height)
     grid = figure.subplots(len(benchmarks), len(metrics), squeeze=False)
     for row, benchmark in enumerate(benchmarks):
         on_it = [run for run in runs if run.benchmark == benchmark]
         for axes, metric in zip(grid[row], metrics, strict=True):
             draw_curves(axes, {run.name: run.curve(metric) for run in on_it}, label_of(metric), names)
-            axes.set_ylim(_range(on_it))
+            if metric == "max_at_k":
+                _draw_realised(axes, on_it, names, selectors)
+            axes.set_ylim(_range(on_it, selectors))
             axes.set_title(benchmark, loc="left", fontsize=12)
     shared_legend(figure, list(grid.flat))
     return figure
@@ -96,16 +112,38 @@ def difference_curves(differences: Mapping[str, Curves], names: Sequence[str], l
     figure = new_figure(PANEL[0] * len(differences), PANEL[1])
     panels = list(figure.subplots(1, len(differences), squeeze=False).flat)
     for axes, (subtracted, lines) in zip(panels, differences.items(), strict=True):
-        axes.axhline(0.0, color="#555555", linewidth=1)
+        axes.axhline(0.0, color=GREY, linewidth=1)
         draw_curves(axes, lines, label, names)
         axes.set_title(f"against {subtracted}", loc="left", fontsize=12)
     shared_legend(figure, panels)
     return figure
 
 
-def _range(runs: Sequence[HasCurves]) -> tuple[float, float]:
+def _draw_realised(axes: Axes, runs: Sequence[HasCurves], names: Sequence[str], selectors: Sequence[str]) -> None:
+    """Draw what selectors realised of max@k; the legend says in grey which dashes are whose."""
+    for place, selector in enumerate(selectors):
+        metric, dash = f"{PREFIX}{selector}", REALISED_DASHES[place % len(REALISED_DASHES)]
+        measured = [run for run in runs if run.curve(metric)]
+        for run in measured:
+            colour, marker, _ = look(names.index(run.name))
+            points = run.curve(metric)
+            ks, values = [point.k for point in points], [point.value for point in points]
+            axes.plot(
+                ks, values, linestyle=dash, color=colour, marker=marker, markersize=5, markerfacecolor="white",
+                linewidth=1.5,
+            )  # fmt: skip
+            shift = 2 ** (WHISKER_SHIFT * (1 + place * len(names) + names.index(run.name)))
+            banded = [point for point in points if point.low is not None and point.high is not None]
+            lows, highs = [point.low or 0.0 for point in banded], [point.high or 0.0 for point in banded]
+            axes.vlines([shift * point.k for point in banded], lows, highs, color=colour, linewidth=1, alpha=0.6)
+        if measured:
+            axes.plot([], [], linestyle=dash, color=GREY, linewidth=1.5, label=label_of(metric))
+
+
+def _range(runs: Sequence[HasCurves], selectors: Sequence[str]) -> tuple[float, float]:
     """One range for all metrics of a benchmark, so that panels compare by eye."""
-    points = [point for run in runs for metric in METRICS for point in run.curve(metric)]
+    metrics = [*METRICS, *(f"{PREFIX}{selector}" for selector in selectors)]
+    points = [point for run in runs for metric in metrics for point in run.curve(metric)]
     lows = [point.value if point.low is None else point.low for point in points]
     highs = [point.value if point.high is None else point.high for point in points]
     margin = max(0.04 * (max(highs) - min(lows)), 1e-3)
@@ -246,11 +284,11 @@ def dress(axes: Axes, xlabel: str, ylabel: str) -> None:
     """Name the axes, and draw a light grid and nothing else around the panel."""
     axes.set_xlabel(xlabel, fontsize=12)
     axes.set_ylabel(ylabel, fontsize=12)
-    axes.tick_params(labelsize=10.5, color="#555555")
+    axes.tick_params(labelsize=10.5, color=GREY)
     axes.grid(color="#e3e3e3", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set_color("#555555")
+    axes.spines[["bottom", "left"]].set_color(GREY)
 
 
 def _ticks(ks: Sequence[int]) -> list[int]:

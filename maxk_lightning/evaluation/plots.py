@@ -9,6 +9,11 @@ from matplotlib.figure import Figure
 from maxk_lightning.evaluation.comparison import Comparison
 from maxk_lightning.evaluation.estimates import METRICS
 from maxk_lightning.evaluation.figures import curves, entropy_densities, label_of, solve_rates, to_svg
+from maxk_lightning.evaluation.runs import selectors_of
+
+REALISED_CAPTION = (
+    " Dashed, with intervals as thin lines: the reward of the one of k samples that is chosen without the hidden tests."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +35,13 @@ class Plot:
 
 def plots_of(comparison: Comparison, suffix: str = "") -> Iterator[Plot]:
     """Draw curves, entropies where the engine gave them, and a scatter per other run. Names end with `suffix`."""
-    benchmark = comparison.benchmark
+    benchmark, selectors = comparison.benchmark, selectors_of(comparison.runs)
     for metric in METRICS:
         yield Plot(
             name=file_stem(f"{metric}{suffix}"),
-            caption=f"{label_of(metric)} over the number of samples k on {benchmark}, with 95% bootstrap bands.",
-            figure=curves(comparison.runs, [metric]),
+            caption=f"{label_of(metric)} over the number of samples k on {benchmark}, with 95% bootstrap bands."
+            f"{REALISED_CAPTION * (metric == 'max_at_k' and bool(selectors))}",
+            figure=curves(comparison.runs, [metric], selectors),
         )
     counts = {run.name: run.entropy_counts for run in comparison.runs}
     if any(counts.values()):

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +118,11 @@ def load(*paths: str | Path) -> list[Run]:
                 "evaluate one of them with another --name"
             )
     return runs
+
+
+def selectors_of(runs: Iterable[Run]) -> list[str]:
+    """Names of the selectors that at least one run was measured with, in the order of the runs."""
+    return list(dict.fromkeys(name for run in runs for name in run.realised))
 
 
 def published(benchmark: str | None = None) -> list[PublishedRun]:

@@ -12,6 +12,7 @@ from maxk_lightning.evaluation.comparison import Comparison, compare_benchmarks
 from maxk_lightning.evaluation.markdown import tables_csv, tests_csv, to_markdown
 from maxk_lightning.evaluation.plots import plots_of
 from maxk_lightning.evaluation.report import html_report
+from maxk_lightning.evaluation.runs import selectors_of
 from maxk_lightning.evaluation.tables import Table, cell_text
 
 STYLES = {"best": "bold", "second": "underline"}
@@ -31,7 +32,8 @@ def compare_runs(paths: Sequence[str], out: str, baseline: str | None) -> None:
     for benchmark_plots in plots.values():
         for plot in benchmark_plots:
             plot.save(directory)
-    curves([run for comparison in comparisons for run in comparison.runs]).savefig(directory / "curves.png")
+    runs = [run for comparison in comparisons for run in comparison.runs]
+    curves(runs, selectors=selectors_of(runs)).savefig(directory / "curves.png")
     (directory / "report.md").write_text(to_markdown(comparisons), encoding="utf-8")
     (directory / "tables.csv").write_text(tables_csv(comparisons), encoding="utf-8")
     (directory / "tests.csv").write_text(tests_csv(comparisons), encoding="utf-8")

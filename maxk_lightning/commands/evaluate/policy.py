@@ -23,7 +23,7 @@ from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.evaluation import curves
 from maxk_lightning.evaluation.origin import TRAINING, Origin, read_training
 from maxk_lightning.evaluation.realised import write_realised
-from maxk_lightning.evaluation.runs import Run, write_statements
+from maxk_lightning.evaluation.runs import Run, selectors_of, write_statements
 from maxk_lightning.evaluation.samples import Sample
 from maxk_lightning.evaluation.summary import Summary, summarise, write_summary
 from maxk_lightning.policy import resolve_policy
@@ -90,6 +90,7 @@ def evaluate_policy(
                     realised = realised_curves(problems, prompts, samples, selectors, settings.data.seed)
                     write_realised(realised, directory)
                     print_realised(realised, summary.max_at_k, console)
+                    _draw(Run(directory, summary))
                 console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
     finally:
         if isinstance(settings.engine, ManagedEngine):
@@ -166,11 +167,16 @@ def _collect(
 def _summarise(samples: Sequence[Sample], out: Path, name: str, benchmark: str, origin: Origin) -> Summary:
     analysing_from = time.perf_counter()
     summary = summarise(samples, name=name, benchmark=benchmark, seconds=read_seconds(out), origin=origin)
-    curves([Run(out, summary)]).savefig(out / "curves.png")
+    _draw(Run(out, summary))
     seconds = replace(summary.seconds, analysing=time.perf_counter() - analysing_from)
     summary = replace(summary, seconds=seconds)
     write_summary(summary, out / "summary.json")
     return summary
+
+
+def _draw(run: Run) -> None:
+    """Draw curves.png: max@k and pass@k, and what selectors realised where realised.json says."""
+    curves([run], selectors=selectors_of([run])).savefig(run.path / "curves.png")
 
 
 def policy_digest(policy: str) -> str:

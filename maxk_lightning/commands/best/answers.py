@@ -275,7 +275,7 @@ def _candidate(completion: Completion, prompt: Prompt) -> Candidate:
 def _num_passed(reward: Reward, problem: Problem, text: str) -> int:
     if not problem.tests or not isinstance(reward, UnitTestReward):
         return 0
-    return reward.submit(problem, text).result().verdicts.count("passed")
+    return reward.submit_public(problem, text).result().verdicts.count("passed")
 
 
 def _test(text: str) -> TestCase:

@@ -32,7 +32,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from maxk_lightning.rewards.extraction import extract_code, with_prefix
 from maxk_lightning.rewards.futures import done, then
@@ -45,6 +45,7 @@ from maxk_lightning.rewards.verdict_store import VerdictStore
 from maxk_lightning.rewards.verdicts import RULES_VERSION, Judgement, reward_of
 from maxk_lightning.types import Problem, Score, TestCase, Verdict
 
+Tests = Literal["all", "hidden", "public"]
 MIN_MEMORY_MB = 64
 MAX_WORKERS = 4096
 NUM_PREPARED = 1024
@@ -63,7 +64,10 @@ class UnitTestReward:
     Args:
         backend: `bwrap` (namespaces on top), `plain`, or `auto`: the stronger one that works here.
         num_workers: parallel programs; None: the cores of this process divided by the ranks on this machine.
-        max_tests: use only the first so many tests of each problem; None: all.
+        max_tests: use only the first so many tests of each problem, of those that `tests` leaves; None: all.
+        tests: which tests the reward counts: `all`, the `hidden` ones alone (what is left to gain when an answer is
+            chosen by the public ones), or the `public` ones alone. A problem without any of them is refused. Selectors
+            run the public tests whatever stands here.
         is_binary: reward 1.0 only when every selected test passes, else 0.0.
         time_limit_s: CPU seconds per test where the problem gives none.
         time_limit_factor: multiplies every time limit, as interpreted programs need on limits set for compiled ones.
@@ -86,6 +90,7 @@ class UnitTestReward:
         backend: Literal["auto", "bwrap", "plain"] = "auto",
         num_workers: int | None = None,
         max_tests: int | None = None,
+        tests: Tests = "all",
         is_binary: bool = False,
         time_limit_s: float = 4.0,
         time_limit_factor: float = 1.0,
@@ -99,8 +104,8 @@ class UnitTestReward:
         cache_size: int = 200_000,
         cache_file: str | None = None,
     ) -> None:
-        if backend not in ("auto", "bwrap", "plain"):
-            raise ValueError(f"backend is {backend!r}, must be auto, bwrap or plain")
+        _check_choice("backend", backend, ("auto", "bwrap", "plain"))
+        _check_choice("tests", tests, get_args(Tests))
         if num_workers is not None and num_workers > MAX_WORKERS:
             raise ValueError(f"num_workers is {num_workers}, must be at most {MAX_WORKERS}")
         for name, count in (("num_workers", num_workers), ("max_tests", max_tests)):
@@ -122,6 +127,7 @@ class UnitTestReward:
         self.backend = backend
         self.num_workers = num_workers
         self.max_tests = max_tests
+        self.tests = tests
         self.is_binary = is_binary
         self.time_limit_s = time_limit_s
         self.time_limit_factor = time_limit_factor
@@ -136,7 +142,7 @@ class UnitTestReward:
         self.cache_file = cache_file
         self._lock = threading.RLock()
         self._pool: SandboxPool | None = None
-        self._prepared: collections.OrderedDict[int, PreparedProblem] = collections.OrderedDict()
+        self._prepared: collections.OrderedDict[tuple[int, Tests], PreparedProblem] = collections.OrderedDict()
         self._prepared_bytes = 0
         self._cache: collections.OrderedDict[bytes, Judgement] = collections.OrderedDict()
         self._running: dict[bytes, Future[Judgement]] = {}
@@ -154,7 +160,14 @@ class UnitTestReward:
 
     def submit(self, problem: Problem, completion: str) -> "Future[Score]":
         """Start scoring one completion, as it arrives from the engine; returns at once."""
-        prepared = self._prepare(problem)
+        return self._submit(problem, completion, self.tests)
+
+    def submit_public(self, problem: Problem, completion: str) -> "Future[Score]":
+        """Start scoring one completion by the public tests alone, whatever `tests` is; the problem needs one."""
+        return self._submit(problem, completion, "public")
+
+    def _submit(self, problem: Problem, completion: str, tests: Tests) -> "Future[Score]":
+        prepared = self._prepare(problem, tests)
         code = extract_code(completion, allow_unclosed=self.allow_unclosed)
         if code is None:
             verdict: Verdict = "no_code"
@@ -191,13 +204,14 @@ class UnitTestReward:
             raise ValueError(str(error)) from error
 
     def check_problems(self, problems: Sequence[Problem]) -> None:
-        """Raise ValueError naming a problem without tests."""
+        """Raise ValueError naming a problem without tests, or without any that `tests` counts."""
         for problem in problems:
             if not problem.tests:
                 raise ValueError(
                     f"problem {problem.id!r} has no `tests`, which {type(self).__name__} runs; answers that are "
                     "compared take another rollout.reward: maxk_lightning.rewards.MathReward or a function of your own"
                 )
+            _selected(problem, self.tests)
 
     @property
     def backend_in_force(self) -> Literal["bwrap", "plain", "unsafe"]:
@@ -232,12 +246,12 @@ class UnitTestReward:
         cause = judgement.missing_cause if reward is None else None
         return Score(reward=reward, verdicts=judgement.verdicts, missing_cause=cause)
 
-    def _prepare(self, problem: Problem) -> PreparedProblem:
+    def _prepare(self, problem: Problem, tests: Tests) -> PreparedProblem:
         with self._lock:
-            prepared = self._prepared.get(id(problem))
+            prepared = self._prepared.get((id(problem), tests))
             if prepared is None:
-                prepared = prepare(problem, problem.tests[: self.max_tests], self._limits(problem))
-                self._prepared[id(problem)] = prepared  # holds the problem, so its id stays taken
+                prepared = prepare(problem, _selected(problem, tests)[: self.max_tests], self._limits(problem))
+                self._prepared[id(problem), tests] = prepared  # holds the problem, so its id stays taken
                 self._prepared_bytes += prepared.num_bytes
                 while len(self._prepared) > (1 if self._prepared_bytes > MAX_PREPARED_BYTES else NUM_PREPARED):
                     self._prepared_bytes -= self._prepared.popitem(last=False)[1].num_bytes
@@ -306,6 +320,21 @@ class UnitTestReward:
         return choose_isolation(
             self.backend, has_site_packages=self.allow_site_packages, allow_unsafe=self.allow_unsafe
         )
+
+
+def _check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
+    if choice not in choices:
+        raise ValueError(f"{name} is {choice!r}, must be one of {', '.join(choices)}")
+
+
+def _selected(problem: Problem, which: Tests) -> Sequence[TestCase]:
+    """The tests of a problem that count; ValueError names one that has tests and none of these."""
+    if which == "all" or not problem.tests:
+        return problem.tests
+    chosen = [test for test in problem.tests if test.is_public == (which == "public")]
+    if not chosen:
+        raise ValueError(f"problem {problem.id!r} has no {which} test, and the reward's `tests` is {which}")
+    return chosen
 
 
 def default_num_workers() -> int:

@@ -20,7 +20,7 @@ class PublicTests:
     def observe(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list[Numbers]:
         """Run every candidate on the public tests."""
         futures = [
-            [self.reward.submit(problem, candidate.text) for candidate in group] if problem.tests else []
+            [self.reward.submit_public(problem, candidate.text) for candidate in group] if problem.tests else []
             for problem, group in zip(problems, groups, strict=True)
         ]
         passed = [[float(f.result().verdicts.count("passed")) for f in group] for group in futures]

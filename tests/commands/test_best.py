@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from maxk_lightning.commands.best.answers import Search, Searcher
 from maxk_lightning.data import Builtin
 from maxk_lightning.records import problem_to_record
 from maxk_lightning.types import Problem
+from tests.commands.test_evaluate import save_checkpoint
 
 PROBLEMS = Builtin("test", limit=3, num_public=2).load()
 SHORT = ("--rollout.eval_sampling.max_new_tokens", "64")
@@ -65,6 +67,27 @@ def test_from_python_and_hidden_tests_change_nothing(problems: Path, tmp_path: P
     others = maxk_lightning.best_of_n("builtin", blind, num_samples=6, overrides=SHORT)
     assert all((answer.num_public, answer.confidence) == (0, None) for answer in others)
     assert {answer.how for answer in others} <= {"mean_logprob", "first sampled"}
+
+
+@pytest.mark.parametrize("is_asked_from_python", [True, False])
+def test_a_checkpoint_answers_as_its_policy_and_leaves_nothing_behind(
+    is_asked_from_python: bool, random_policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    checkpoint = tmp_path / "last.ckpt"
+    save_checkpoint(checkpoint, random_policy, 1.0)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    said = []
+    for policy in (random_policy, str(checkpoint)):
+        if is_asked_from_python:
+            said.append(maxk_lightning.best_of_n(policy, PROBLEMS[:1], num_samples=2, overrides=SHORT))
+        else:
+            call(best, ["--policy", policy, "--prompt", "Sort.", "--num_samples", "2", *SHORT])
+            said.append(capsys.readouterr().out.splitlines()[-1:])
+    assert said[0] == said[1] != []
+    assert not list(temporary.glob("maxk_best_*"))
 
 
 def test_rounds_stop_where_it_is_sure() -> None:

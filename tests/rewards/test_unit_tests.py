@@ -1,6 +1,7 @@
 """The reward end to end, on programs whose verdict is plain."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -69,12 +70,33 @@ def test_binary_and_max_tests() -> None:
     assert len(scores[0].verdicts) == 2
 
 
+def test_tests_may_be_the_hidden_or_the_public_ones() -> None:
+    """n is right for the public tests 0 and 1 alone."""
+    tests = [replace(test, is_public=place < 2) for place, test in enumerate(SQUARES.tests)]
+    problem = replace(SQUARES, tests=tests)
+    text = fenced("print(int(input()))")
+    for which, reward_expected in (("all", 0.5), ("hidden", 0.0), ("public", 1.0)):
+        with UnitTestReward(backend="plain", num_workers=1, tests=which) as reward:  # type: ignore[arg-type]
+            reward.check_problems([problem])
+            [[score]] = reward.score([problem], [[text]])
+            assert (score.reward, len(score.verdicts)) == (reward_expected, 4 if which == "all" else 2)
+            assert reward.submit_public(problem, text).result().verdicts == ("passed", "passed")
+            assert reward.submit(problem, text).result() == score  # neither is taken for the other
+    with UnitTestReward(backend="plain", num_workers=1, tests="hidden") as reward:
+        no_hidden = replace(problem, tests=tests[:2])
+        for ask in (reward.check_problems, lambda problems: reward.submit(problems[0], text)):
+            with pytest.raises(ValueError, match="problem 'squares' has no hidden test"):
+                ask([no_hidden])
+        assert reward.submit_public(no_hidden, text).result().reward == 1.0
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"backend": "docker"},
         {"num_workers": 0},
         {"max_tests": 0},
+        {"tests": "secret"},
         {"time_limit_s": 0.0},
         {"time_limit_factor": float("nan")},
         {"memory_limit_mb": 1},

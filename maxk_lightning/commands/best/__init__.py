@@ -1,6 +1,5 @@
 """`best`: problems -> one answer each, chosen among N samples without the hidden tests."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,24 +51,21 @@ def best(
         raise ValueError(f"--stop_when_sure is {stop_when_sure}, must be a share in (0, 1]")
     if config is not None and not Path(config).is_file():
         raise ValueError(f"--config: {config} is not a file")
-    from maxk_lightning.commands.best.answers import Search, answer_file, answer_prompt  # imports torch
-    from maxk_lightning.commands.evaluate.policy import exported
+    from maxk_lightning.commands.best.answers import Search, answer_file, answer_prompt, usable  # imports torch
 
-    if policy.endswith(".ckpt"):
-        policy = exported(policy, Path(out or tempfile.mkdtemp(prefix="maxk_best_")) / "policy")
-    search = Search(
-        policy=policy,
-        config=config,
-        num_samples=num_samples,
-        select=select,
-        stop_when_sure=stop_when_sure,
-        overrides=overrides,
-    )
-    if prompt is not None:
-        answer_prompt(
-            search, prompt, [test] if isinstance(test, str) else test or [], None if out is None else Path(out)
+    target = None if out is None else Path(out)
+    with usable(policy, target) as directory:
+        search = Search(
+            policy=directory,
+            config=config,
+            num_samples=num_samples,
+            select=select,
+            stop_when_sure=stop_when_sure,
+            overrides=overrides,
         )
-    else:
-        assert problems is not None
-        assert out is not None
-        answer_file(search, Path(problems), Path(out), problems_per_chunk)
+        if prompt is not None:
+            answer_prompt(search, prompt, [test] if isinstance(test, str) else test or [], target)
+        else:
+            assert problems is not None
+            assert target is not None
+            answer_file(search, Path(problems), target, problems_per_chunk)

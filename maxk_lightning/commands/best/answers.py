@@ -1,7 +1,9 @@
 """Sample in rounds, look, choose; for problems of a file, for one from the terminal, and from Python."""
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from maxk_lightning.commands.evaluate.collect_samples import check_settings
-from maxk_lightning.commands.evaluate.policy import RunSettings, policy_digest, read_run_settings
+from maxk_lightning.commands.evaluate.policy import RunSettings, exported, policy_digest, read_run_settings
 from maxk_lightning.commands.selectors import parse_selectors
 from maxk_lightning.data import JsonLines, ProblemSource
 from maxk_lightning.evaluation.samples import drop_half_line
@@ -173,7 +175,7 @@ def best_of_n(
     """Sample N answers to each problem and choose one, as the command `best` does.
 
     Args:
-        policy: Policy directory, hub name or `builtin`.
+        policy: Policy directory, hub name, `builtin`, or a `.ckpt` file written by `fit`.
         problems: What to answer; tests that are not public are not looked at.
         num_samples: N.
         select: Selector, such as `public+agreement` or `likelihood`.
@@ -184,15 +186,28 @@ def best_of_n(
     Raises:
         ValueError: a setting is wrong, or a prompt is too long.
     """
-    search = Search(
-        policy=policy, config=config, num_samples=num_samples, select=select, stop_when_sure=stop_when_sure,
-        overrides=overrides,
-    )  # fmt: skip
-    with Searcher(search) as searcher:
+    with usable(policy) as directory, Searcher(
+        Search(
+            policy=directory, config=config, num_samples=num_samples, select=select, stop_when_sure=stop_when_sure,
+            overrides=overrides,
+        )
+    ) as searcher:  # fmt: skip
         asked = searcher.read(Given(problems), "problems")
         if len(asked) < len(problems):
             raise ValueError(f"{len(problems) - len(asked)} of {len(problems)} prompts exceed data.max_prompt_tokens")
         return [found.answer for found in searcher.find(asked)]
+
+
+@contextmanager
+def usable(policy: str, out: Path | None = None) -> Iterator[str]:
+    """A policy as others load it: a `.ckpt` is exported to `out`/policy, without `out` for as long as this lasts."""
+    if not policy.endswith(".ckpt"):
+        yield policy
+    elif out is not None:
+        yield exported(policy, out / "policy")
+    else:
+        with tempfile.TemporaryDirectory(prefix="maxk_best_") as directory:
+            yield exported(policy, Path(directory) / "policy")
 
 
 def answer_file(search: Search, problems: Path, out: Path, problems_per_chunk: int) -> None:
@@ -275,7 +290,7 @@ def _candidate(completion: Completion, prompt: Prompt) -> Candidate:
 def _num_passed(reward: Reward, problem: Problem, text: str) -> int:
     if not problem.tests or not isinstance(reward, UnitTestReward):
         return 0
-    return reward.submit(problem, text).result().verdicts.count("passed")
+    return reward.submit_public(problem, text).result().verdicts.count("passed")
 
 
 def _test(text: str) -> TestCase:

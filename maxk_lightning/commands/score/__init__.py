@@ -4,6 +4,7 @@ import collections
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from maxk_lightning.commands.score.files import CompletionsRecord, Refusals, ScoresFile, read_completions
 from maxk_lightning.records import problem_from_record, read_problems
 from maxk_lightning.rewards import SandboxUnavailableError, UnitTestReward
+from maxk_lightning.rewards.unit_tests import Tests
 from maxk_lightning.rewards.verdicts import RULES_VERSION
 from maxk_lightning.types import Problem, Score
 
@@ -28,6 +30,7 @@ def score(
     backend: Literal["auto", "bwrap", "plain"] = "auto",
     num_workers: int | None = None,
     max_tests: int | None = None,
+    tests: Tests = "all",
     is_binary: bool = False,
     time_limit_s: float = 4.0,
     time_limit_factor: float = 1.0,
@@ -47,7 +50,8 @@ def score(
         skip_invalid: Leave malformed records out, count and list them, instead of refusing the file.
         backend: `bwrap` (namespaces on top), `plain`, or `auto`: the stronger one that works here.
         num_workers: Parallel programs; default: the cores of this process.
-        max_tests: Use only the first so many tests of each problem.
+        max_tests: Use only the first so many tests of each problem, of those that `tests` leaves.
+        tests: Count `all` tests, the `hidden` ones alone, or the `public` ones alone; a problem without any is refused.
         is_binary: Reward 1.0 only when every selected test passes, else 0.0.
         time_limit_s: CPU seconds per test where the problem gives none.
         time_limit_factor: Multiplies every time limit.
@@ -63,6 +67,7 @@ def score(
         backend=backend,
         num_workers=num_workers,
         max_tests=max_tests,
+        tests=tests,
         is_binary=is_binary,
         time_limit_s=time_limit_s,
         time_limit_factor=time_limit_factor,
@@ -74,6 +79,7 @@ def score(
     settings = {
         "rules_version": RULES_VERSION,
         "max_tests": max_tests,
+        "tests": tests,
         "is_binary": is_binary,
         "time_limit_s": time_limit_s,
         "time_limit_factor": time_limit_factor,
@@ -83,7 +89,9 @@ def score(
     }
     scores_file = ScoresFile(out, settings, inputs=(problems, completions))
     refusals = Refusals(skip_invalid=skip_invalid)
-    known = {problem.id: problem for problem in read_problems(Path(problems), refusals, _problem_with_tests)}
+    known = {
+        problem.id: problem for problem in read_problems(Path(problems), refusals, partial(_problem_with_tests, reward))
+    }
     num_completions = sum(len(record.completions) for record in read_completions(Path(completions), known, refusals))
     done = scores_file.records_done()
     records = read_completions(Path(completions), known, Refusals(skip_invalid=skip_invalid))
@@ -96,10 +104,13 @@ def score(
         totals.show(reward.backend_in_force, scores_file.path, refusals.skipped)
 
 
-def _problem_with_tests(record: dict[str, Any]) -> Problem:
+def _problem_with_tests(reward: UnitTestReward, record: dict[str, Any]) -> Problem:
     if "tests" not in record:
         raise ValueError("`tests` is missing")
-    return problem_from_record(record)
+    problem = problem_from_record(record)
+    if reward.tests != "all":
+        reward.check_problems([problem])
+    return problem
 
 
 def _backend_of(reward: UnitTestReward) -> str:

@@ -36,20 +36,14 @@ class _Float64Sums(Metric):
         self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
 
-class MaxAtK(_Float64Sums):
-    """Mean over prompts of the unbiased max@k, with its standard error, for every k of `ks`.
+class _CurveOverK(_Float64Sums):
+    """Mean over prompts of a value, with its standard error, for every k of `ks`.
 
-    A group with fewer than k samples (NaN marks a missing one) is left out of that k: `count_K` may differ between ks.
-    `compute` gives `{"max_at_k/8": mean, "max_at_k_stderr/8": standard error over prompts, ...}`: NaN where no group
-    has k samples (the standard error also where only one has).
-
-    >>> metric = MaxAtK(ks=[1, 2])
-    >>> metric.update(torch.tensor([[0.0, 1.0, float("nan")], [0.5, 0.5, 0.5]]))
-    >>> {name: round(float(value), 3) for name, value in metric.compute().items() if "stderr" not in name}
-    {'max_at_k/1': 0.5, 'max_at_k/2': 0.75}
+    `compute` gives `{"NAME/8": mean, "NAME_stderr/8": standard error over prompts, ...}`: NaN where no group has a
+    value at k (the standard error also where only one has).
     """
 
-    name = "max_at_k"
+    name: str
     higher_is_better = True
     total_K: Tensor
     square_K: Tensor
@@ -63,20 +57,13 @@ class MaxAtK(_Float64Sums):
         for state in ("total_K", "square_K", "count_K"):
             self._add_sum(state, len(self.ks))
 
-    def update(self, rewards_PN: Tensor) -> None:
-        """Add groups of rewards; NaN marks a missing sample."""
-        if rewards_PN.ndim != 2:
-            raise ValueError(f"rewards_PN has shape {tuple(rewards_PN.shape)}, must be [prompts, completions]")
-        rewards_PN = rewards_PN.detach().to(self.total_K)
-        num_samples_P = rewards_PN.isnan().logical_not().sum(dim=1)
-        for num_samples in sorted(set(num_samples_P.tolist())):
-            num_ks = sum(k <= num_samples for k in self.ks)
-            if num_ks:
-                values_PK = max_at_k(rewards_PN[num_samples_P == num_samples], self.ks[:num_ks])
-                rest = (0, len(self.ks) - num_ks)
-                self.total_K = self.total_K + pad(values_PK.sum(dim=0), rest)
-                self.square_K = self.square_K + pad(values_PK.square().sum(dim=0), rest)
-                self.count_K = self.count_K + pad(values_PK.new_full((num_ks,), len(values_PK)), rest)
+    def _add(self, values_PK: Tensor) -> None:
+        """Add groups with a value at each of the first ks."""
+        num_ks = values_PK.shape[1]
+        rest = (0, len(self.ks) - num_ks)
+        self.total_K = self.total_K + pad(values_PK.sum(dim=0), rest)
+        self.square_K = self.square_K + pad(values_PK.square().sum(dim=0), rest)
+        self.count_K = self.count_K + pad(values_PK.new_full((num_ks,), len(values_PK)), rest)
 
     def compute(self) -> dict[str, Tensor]:
         """Means and standard errors under their log names."""
@@ -86,6 +73,54 @@ class MaxAtK(_Float64Sums):
         means = {f"{self.name}/{k}": mean for k, mean in zip(self.ks, mean_K, strict=True)}
         errors = {f"{self.name}_stderr/{k}": error for k, error in zip(self.ks, variance_K.sqrt(), strict=True)}
         return means | errors
+
+
+class MaxAtK(_CurveOverK):
+    """Mean over prompts of the unbiased max@k, with its standard error, for every k of `ks`.
+
+    A group with fewer than k samples (NaN marks a missing one) is left out of that k: `count_K` may differ between ks.
+    `compute` gives `{"max_at_k/8": mean, "max_at_k_stderr/8": standard error over prompts, ...}`: NaN where no group
+    has k samples (the standard error also where only one has).
+
+    >>> metric = MaxAtK(ks=[1, 2])
+    >>> metric.update(torch.tensor([[0.0, 1.0, float("nan")], [0.5, 0.5, 0.5]]))
+    >>> {name: round(float(value), 3) for name, value in metric.compute().items() if "stderr" not in name}
+    {'max_at_k/1': 0.5, 'max_at_k/2': 0.75}
+    """
+
+    name = "max_at_k"
+
+    def update(self, rewards_PN: Tensor) -> None:
+        """Add groups of rewards; NaN marks a missing sample."""
+        if rewards_PN.ndim != 2:
+            raise ValueError(f"rewards_PN has shape {tuple(rewards_PN.shape)}, must be [prompts, completions]")
+        rewards_PN = rewards_PN.detach().to(self.total_K)
+        num_samples_P = rewards_PN.isnan().logical_not().sum(dim=1)
+        for num_samples in sorted(set(num_samples_P.tolist())):
+            num_ks = sum(k <= num_samples for k in self.ks)
+            if num_ks:
+                self._add(max_at_k(rewards_PN[num_samples_P == num_samples], self.ks[:num_ks]))
+
+
+class RealisedMaxAtK(_CurveOverK):
+    """Mean over prompts of realised best-of-k, for every k of `ks`: the reward of the one of k samples that is chosen.
+
+    >>> metric = RealisedMaxAtK(ks=[1, 2])
+    >>> metric.update(torch.tensor([[0.5, 1.0], [0.0, float("nan")]]))
+    >>> {name: float(value) for name, value in metric.compute().items() if "stderr" not in name}
+    {'realised_max_at_k/1': 0.25, 'realised_max_at_k/2': 1.0}
+    """
+
+    name = "realised_max_at_k"
+
+    def update(self, values_PK: Tensor) -> None:
+        """Add the values of groups, from `selection.realised_at_k`; NaN from the first k that a group has not."""
+        if values_PK.ndim != 2 or values_PK.shape[1] != len(self.ks):
+            raise ValueError(f"values_PK has shape {tuple(values_PK.shape)}, must be [prompts, {len(self.ks)}]")
+        values_PK = values_PK.detach().to(self.total_K)
+        num_ks_P = values_PK.isnan().logical_not().sum(dim=1)
+        for num_ks in sorted(set(num_ks_P.tolist())):
+            self._add(values_PK[num_ks_P == num_ks, :num_ks])
 
 
 class PassAtK(MaxAtK):

@@ -19,12 +19,11 @@ from pathlib import Path
 import bench_report
 from bench_sandbox import Cost, measured
 
-from maxk_lightning.commands.selectors import parse_selectors
 from maxk_lightning.data import Builtin
 from maxk_lightning.evaluation import load
 from maxk_lightning.evaluation.runs import Run
 from maxk_lightning.rewards import UnitTestReward
-from maxk_lightning.selection import Candidate, choose
+from maxk_lightning.selection import Candidate, choose, parse_selector
 from maxk_lightning.types import Problem
 
 ORDERS = ("public", "agreement", "public+agreement")
@@ -50,7 +49,7 @@ def sampled(num_problems: int, num_samples: int, out: Path) -> Run:
 def costs_of(order: str, problems: list[Problem], groups: list[list[Candidate]]) -> dict[str, Cost]:
     """Cost of choosing for each problem by itself, then for all at once, by workers that have run something."""
     with UnitTestReward() as reward:
-        (selector,) = parse_selectors(order, reward)
+        selector = parse_selector(order, reward, "order")
 
         def choose_for(problems: list[Problem], groups: list[list[Candidate]]) -> None:
             for seen in selector.observe(problems, groups):

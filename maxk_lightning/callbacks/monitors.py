@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from maxk_lightning.callbacks.realised import powers_of_two
 from maxk_lightning.callbacks.reward_parts import logs_more, part_weights
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.rewards import Reward
@@ -16,7 +17,9 @@ from maxk_lightning.rollouts.rollout import SAMPLE_VALUES
 PARTS = "rewards/"
 
 
-def check_monitors(trainer: Trainer, module: PolicyModule, eval_n: int, eval_reward: Reward) -> None:
+def check_monitors(
+    trainer: Trainer, module: PolicyModule, eval_n: int, eval_reward: Reward, *, selects: bool = False
+) -> None:
     """Refuse to wait for a metric that is not logged, or for the worst value of one.
 
     Args:
@@ -24,11 +27,12 @@ def check_monitors(trainer: Trainer, module: PolicyModule, eval_n: int, eval_rew
         module: With its schedule.
         eval_n: `rollout.eval_sampling.num_completions`.
         eval_reward: Judges the validation samples.
+        selects: Whether realised best-of-k is logged.
 
     Raises:
         ValueError: naming the key and the metrics that there are.
     """
-    tags, is_open = validation_tags(eval_n, part_weights(eval_reward)), logs_more(eval_reward)
+    tags, is_open = validation_tags(eval_n, part_weights(eval_reward), selects=selects), logs_more(eval_reward)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             check_monitor("checkpoint", callback.monitor, callback.mode, tags, is_open)
@@ -47,18 +51,19 @@ def check_monitors(trainer: Trainer, module: PolicyModule, eval_n: int, eval_rew
         check_monitor("model.lr_scheduler", monitor, schedule.mode, tags, is_open)
 
 
-def validation_tags(eval_n: int, weights: Mapping[str, float]) -> dict[str, bool]:
+def validation_tags(eval_n: int, weights: Mapping[str, float], *, selects: bool = False) -> dict[str, bool]:
     """Tags of a validation without `val/`, and whether a larger value is better than a smaller one, as far as is known.
 
     Args:
         eval_n: Samples per problem.
         weights: Name -> weight of the parts of the reward.
+        selects: Whether realised best-of-k is logged.
 
     >>> [tag for tag, is_rising in validation_tags(2, {"correct": 1.0, "length": -0.1}).items() if is_rising]
     ['reward', 'max_at_k/1', 'max_at_k/2', 'pass_at_k/1', 'pass_at_k/2', 'rewards/correct']
     """
-    ks = [2**exponent for exponent in range(eval_n.bit_length())]
-    tags = dict.fromkeys(["reward", *(f"{name}/{k}" for name in ("max_at_k", "pass_at_k") for k in ks)], True)
+    names = ["max_at_k", "pass_at_k", *(["realised_max_at_k"] if selects else [])]
+    tags = dict.fromkeys(["reward", *(f"{name}/{k}" for name in names for k in powers_of_two(eval_n))], True)
     for name, weight in weights.items():
         tags[f"{PARTS}{name}"] = weight > 0
         tags |= dict.fromkeys([f"{PARTS}{name}_std", f"{PARTS}{name}_missing"], False)

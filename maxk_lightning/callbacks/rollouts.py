@@ -16,6 +16,7 @@ from lightning import Callback, Trainer
 
 from maxk_lightning.callbacks.checks import check_attention, check_overlap, check_trainer
 from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
+from maxk_lightning.callbacks.realised import log_realised
 from maxk_lightning.callbacks.reward_parts import log_parts
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
@@ -29,6 +30,7 @@ from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
 from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.seeds import derive_seed
+from maxk_lightning.selection import parse_selector
 from maxk_lightning.types import Sampling
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class RolloutCallback(Callback):
         max_logprob_gap: float = 0.2,
         rewards: list[WeightedReward | Reward | str] | None = None,
         eval_reward: Reward | str | None = None,
+        select: str | None = None,
     ) -> None:
         """Choose the parts.
 
@@ -68,10 +71,12 @@ class RolloutCallback(Callback):
                 others. Each one's mean and spread is logged.
             eval_reward: Scores the samples of validation, test, predict and `evaluate`; None: as `reward` or `rewards`.
                 A best checkpoint chosen by another reward than the trained one notices when that one is gamed.
+            select: A selector as of `evaluate --select`, such as `public+agreement`: validation and test log
+                `realised_max_at_k/K`, the mean reward of the one of K samples that it chooses.
 
         Raises:
-            ValueError: a reward cannot be had, `sampling.top_p` is not 1, a bound is not positive, or options that
-                exclude each other.
+            ValueError: a reward or selector cannot be had, `sampling.top_p` is not 1, a bound is not positive, or
+                options exclude each other.
         """
         if sampling.top_p != 1.0:
             raise ValueError(
@@ -92,6 +97,7 @@ class RolloutCallback(Callback):
         self.engine = engine
         self.reward = configured_reward(reward, rewards)
         self.eval_reward = self.reward if eval_reward is None else as_reward(eval_reward, "rollout.eval_reward")
+        self.selector = None if select is None else parse_selector(select, self.eval_reward, "rollout.select")
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
@@ -119,7 +125,9 @@ class RolloutCallback(Callback):
             if self.rollouts_ahead:
                 check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
-            check_monitors(trainer, module, self.eval_sampling.num_completions, self.eval_reward)
+            check_monitors(
+                trainer, module, self.eval_sampling.num_completions, self.eval_reward, selects=self.selector is not None
+            )
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 
@@ -252,6 +260,8 @@ class RolloutCallback(Callback):
         if stage != "predict":
             prefix = "val" if stage == "validate" else "test"
             log_parts(pl_module, prefix, self.eval_reward, rollout.samples, ranks_of(trainer))
+            if self.selector is not None:
+                log_realised(pl_module, prefix, self.selector, rollout.samples, data.seed, ranks_of(trainer))
 
     def _sample(
         self,

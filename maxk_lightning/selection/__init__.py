@@ -8,9 +8,10 @@ then by which was sampled first.
 from maxk_lightning.selection.agreement import Agreement
 from maxk_lightning.selection.majority import Majority
 from maxk_lightning.selection.public_tests import PublicTests
-from maxk_lightning.selection.realised import realised_at_k
+from maxk_lightning.selection.realised import Realisable, realised_at_k, realised_values
 from maxk_lightning.selection.scorers import Likelihood, Scorer
 from maxk_lightning.selection.selector import Candidate, Choice, Observation, Selector, Then, choose, observe_all, shown
+from maxk_lightning.selection.words import parse_selector, parse_selectors
 
 __all__ = [
     "Agreement",
@@ -20,11 +21,15 @@ __all__ = [
     "Majority",
     "Observation",
     "PublicTests",
+    "Realisable",
     "Scorer",
     "Selector",
     "Then",
     "choose",
     "observe_all",
+    "parse_selector",
+    "parse_selectors",
     "realised_at_k",
+    "realised_values",
     "shown",
 ]

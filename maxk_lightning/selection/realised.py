@@ -7,11 +7,47 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from maxk_lightning.selection.selector import Seen, first_of
+from maxk_lightning.seeds import derive_seed
+from maxk_lightning.selection.selector import Candidate, Seen, Then, first_of, observe_all
+from maxk_lightning.types import Problem
 
 NUM_DRAWS = 256
 "Random subsets per k where the order depends on who else is there: a standard error of at most 1/32 per problem."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Realisable:
+    """A problem with the candidates that were judged."""
+
+    problem: Problem
+    "What was asked."
+    candidates: Sequence[Candidate]
+    "N answers."
+    rewards: Sequence[float]
+    "True reward of each."
+
+
+def realised_values(
+    selectors: Sequence[Then], groups: Sequence[Realisable], ks: Sequence[int], seed: int
+) -> list[list[list[float]]]:
+    """Realised best-of-k by selector, problem and k; NaN where a problem has fewer than k candidates.
+
+    Args:
+        selectors: Orders; a selector that stands in several looks once.
+        groups: Problems, each with candidates.
+        ks: Values of k.
+        seed: Of the subsets that are drawn, with the id of the problem.
+    """
+    seen_by = observe_all(selectors, [group.problem for group in groups], [group.candidates for group in groups])
+    return [
+        [
+            realised_at_k(each, group.rewards, ks, derive_seed(seed, "select", group.problem.id))
+            for each, group in zip(seen, groups, strict=True)
+        ]
+        for seen in seen_by
+    ]
 
 
 def realised_at_k(seen: Seen, rewards: Sequence[float], ks: Sequence[int], seed: int = 0) -> list[float]:

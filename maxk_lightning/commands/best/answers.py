@@ -12,7 +12,6 @@ from rich.markdown import Markdown
 
 from maxk_lightning.commands.evaluate.collect_samples import check_settings
 from maxk_lightning.commands.evaluate.policy import RunSettings, exported, policy_digest, read_run_settings
-from maxk_lightning.commands.selectors import parse_selectors
 from maxk_lightning.data import JsonLines, ProblemSource
 from maxk_lightning.evaluation.samples import drop_half_line
 from maxk_lightning.records import read_records
@@ -21,7 +20,7 @@ from maxk_lightning.rollouts import ManagedEngine
 from maxk_lightning.rollouts.collect import sample
 from maxk_lightning.rollouts.scoring import answer_in
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.selection import Candidate, Then, choose, shown
+from maxk_lightning.selection import Candidate, Then, choose, parse_selector, shown
 from maxk_lightning.types import Completion, Problem, Prompt, TestCase
 
 FIRST_ROUND = 8
@@ -93,10 +92,7 @@ class Searcher:
         self.search = search
         config = [] if search.config is None else ["--config", search.config]
         self.settings: RunSettings = read_run_settings([*config, *search.overrides], search.policy)
-        selectors = parse_selectors(search.select, self.settings.reward)
-        if len(selectors) > 1:
-            raise ValueError(f"--select is {search.select!r}, must be one selector; + joins several")
-        self.selector: Then = selectors[0]
+        self.selector: Then = parse_selector(search.select, self.settings.reward, "--select")
 
     def __enter__(self) -> "Searcher":
         return self

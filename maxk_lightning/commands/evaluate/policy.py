@@ -15,7 +15,6 @@ from maxk_lightning.commands.evaluate.realised import print_realised, realised_c
 from maxk_lightning.commands.evaluate.shards import Shard, join_shards
 from maxk_lightning.commands.evaluate.summary_table import print_summary
 from maxk_lightning.commands.export import export
-from maxk_lightning.commands.selectors import parse_selectors
 from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
 from maxk_lightning.data.pipelines import VARIANTS
@@ -30,6 +29,7 @@ from maxk_lightning.policy import resolve_policy
 from maxk_lightning.rewards import Reward, check_problems
 from maxk_lightning.rollouts import ManagedEngine, RolloutEngine
 from maxk_lightning.seeds import derive_seed
+from maxk_lightning.selection import parse_selectors
 from maxk_lightning.types import Sampling
 
 

@@ -11,8 +11,7 @@ from maxk_lightning.evaluation.estimates import Estimate, curve_of, ladder
 from maxk_lightning.evaluation.realised import Realised
 from maxk_lightning.evaluation.samples import Sample, by_problem
 from maxk_lightning.rollouts.scoring import answer_in_text
-from maxk_lightning.seeds import derive_seed
-from maxk_lightning.selection import Candidate, Then, observe_all, realised_at_k
+from maxk_lightning.selection import Candidate, Realisable, Then, realised_values
 from maxk_lightning.types import Problem, Prompt
 
 
@@ -24,22 +23,21 @@ def realised_curves(
     seed: int,
 ) -> dict[str, Realised]:
     """Name of the selector -> its curve. Samples without a reward are left out, as they are of max@k."""
-    groups = by_problem([sample for sample in samples if sample.reward is not None])
-    asked = [(problem, prompt) for problem, prompt in zip(problems, prompts, strict=True) if problem.id in groups]
-    ks = ladder(max((len(groups[problem.id]) for problem, _ in asked), default=0))
-    candidates = [[_candidate(sample, prompt) for sample in groups[problem.id]] for problem, prompt in asked]
-    rewards = [[_reward(sample) for sample in groups[problem.id]] for problem, _ in asked]
-    seeds = [derive_seed(seed, "select", problem.id) for problem, _ in asked]
-    seen_by = observe_all(selectors, [problem for problem, _ in asked], candidates)
+    of_problem = by_problem([sample for sample in samples if sample.reward is not None])
+    groups = [
+        _realisable(problem, prompt, of_problem[problem.id])
+        for problem, prompt in zip(problems, prompts, strict=True)
+        if problem.id in of_problem
+    ]
+    ks = ladder(max((len(group.candidates) for group in groups), default=0))
     curves = {}
-    for selector, seen in zip(selectors, seen_by, strict=True):
-        rows = [realised_at_k(each, group, ks, draws) for each, group, draws in zip(seen, rewards, seeds, strict=True)]
-        of_problem = {
-            problem.id: [None if math.isnan(value) else value for value in row]
-            for (problem, _), row in zip(asked, rows, strict=True)
+    for selector, rows in zip(selectors, realised_values(selectors, groups, ks, seed), strict=True):
+        by_id = {
+            group.problem.id: [None if math.isnan(value) else value for value in row]
+            for group, row in zip(groups, rows, strict=True)
         }
         values_PK = np.array(rows).reshape(len(rows), len(ks))
-        curves[selector.name] = Realised(curve=curve_of(values_PK, ks), problems=of_problem)
+        curves[selector.name] = Realised(curve=curve_of(values_PK, ks), problems=by_id)
     return curves
 
 
@@ -56,10 +54,10 @@ def print_realised(curves: Mapping[str, Realised], best: Sequence[Estimate], con
     console.print(table)
 
 
-def _candidate(sample: Sample, prompt: Prompt) -> Candidate:
-    return Candidate(text=answer_in_text(sample.completion, prompt) or "", mean_logprob=sample.mean_logprob)
-
-
-def _reward(sample: Sample) -> float:
-    assert sample.reward is not None
-    return sample.reward
+def _realisable(problem: Problem, prompt: Prompt, samples: Sequence[Sample]) -> Realisable:
+    candidates = [
+        Candidate(text=answer_in_text(sample.completion, prompt) or "", mean_logprob=sample.mean_logprob)
+        for sample in samples
+    ]
+    rewards = [sample.reward for sample in samples if sample.reward is not None]
+    return Realisable(problem=problem, candidates=candidates, rewards=rewards)

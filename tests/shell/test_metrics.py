@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from maxk_lightning.metrics import MaxAtK, PassAtK, RolloutMetrics, WeightedMean
+from maxk_lightning.metrics import MaxAtK, PassAtK, RealisedMaxAtK, RolloutMetrics, WeightedMean
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES
 
 NAN = math.nan
@@ -81,6 +81,19 @@ def test_a_k_that_no_group_reaches_is_nan_and_one_group_has_no_error() -> None:
     found = metric.compute()
     assert found["max_at_k/4"] == 1.0
     assert all(found[name].isnan() for name in ("max_at_k/8", "max_at_k_stderr/8", "max_at_k_stderr/4"))
+
+
+def test_realised_values_are_averaged_over_the_groups_that_have_them() -> None:
+    metric = RealisedMaxAtK([1, 2, 4])
+    metric.update(torch.tensor([[0.25, 0.5, 1.0], [0.75, 1.0, math.nan]]))
+    metric.update(torch.tensor([[0.5, 0.0, 0.5], [math.nan, math.nan, math.nan]]))
+    metric.update(torch.zeros(0, 3))
+    found = metric.compute()
+    assert [found[f"realised_max_at_k/{k}"].item() for k in (1, 2, 4)] == [0.5, 0.5, 0.75]
+    deviation = math.sqrt((0.25**2 + 0.25**2) / 2)
+    assert found["realised_max_at_k_stderr/1"].item() == pytest.approx(deviation / math.sqrt(3))
+    with pytest.raises(ValueError, match=r"values_PK has shape \(1, 2\), must be \[prompts, 3\]"):
+        metric.update(torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("ks", [[], [0, 1], [2, 2]])

@@ -76,7 +76,7 @@ def read_records(
             for line_number, line in enumerate(file, start=1):
                 if line.strip():
                     try:
-                        record = parse(_object_of(line.removeprefix(BOM) if line_number == 1 else line))
+                        record = parse(object_of(line.removeprefix(BOM) if line_number == 1 else line))
                     except ValueError as error:
                         refuse(path, line_number, str(error))
                     else:
@@ -98,7 +98,8 @@ def check_regular_file(path: Path) -> None:
         raise ValueError(f"{path}: {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
 
 
-def _object_of(line: bytes) -> dict[str, Any]:
+def object_of(line: bytes) -> dict[str, Any]:
+    """The JSON object that these bytes are; ValueError says why they are none."""
     try:
         record = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=_whole_number)
     except UnicodeDecodeError as error:
@@ -199,7 +200,7 @@ def prompt_of(record: Mapping[str, Any], key: str) -> tuple[str, tuple[dict[str,
     """
     value = record.get(key)
     if not isinstance(value, list):
-        return _unicode(_non_empty(dict(record), key), key), ()
+        return unicode_text(_non_empty(dict(record), key), key), ()
     if not value:
         raise ValueError(f"`{key}` is empty")
     for index, message in enumerate(value):
@@ -215,7 +216,7 @@ def prompt_of(record: Mapping[str, Any], key: str) -> tuple[str, tuple[dict[str,
     content = take(last, "content", str)
     if not content.strip():
         raise ValueError(f"`{where}` is empty")
-    return _unicode(content, where), tuple(value)
+    return unicode_text(content, where), tuple(value)
 
 
 def answer_of(value: Any) -> str | None:
@@ -341,7 +342,8 @@ def _optional_text(record: dict[str, Any], key: str) -> str | None:
     return None if record.get(key) is None else _non_empty(record, key)
 
 
-def _unicode(text: str, key: str) -> str:
+def unicode_text(text: str, key: str) -> str:
+    """The text; ValueError where it could not be written as UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

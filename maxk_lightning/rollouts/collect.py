@@ -68,26 +68,27 @@ def sample(
     """What `engine.generate` returns, watched."""
     if watcher is None:
         return engine.generate(prompts, sampling)
-    if isinstance(engine, StreamingEngine):
-        with _arrivals(engine, prompts, sampling, watcher) as arrivals:
-            return in_groups(arrivals, len(prompts), sampling.num_completions)
-    groups = engine.generate(prompts, sampling)
-    for group in groups:
-        for completion in group:
-            watcher.ended(completion)
-    return groups
+    with arrivals(engine, prompts, sampling, watcher) as arriving:
+        return in_groups(arriving, len(prompts), sampling.num_completions)
 
 
 @contextmanager
-def _arrivals(
-    engine: StreamingEngine, prompts: Sequence[Prompt], sampling: Sampling, watcher: Watcher | None
+def arrivals(
+    engine: RolloutEngine | StreamingEngine,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    watcher: Watcher | None = None,
 ) -> Iterator[Iterator[tuple[int, int, Completion]]]:
-    """What `engine.stream` yields, watched.
+    """What `engine.stream` yields, watched; all at the end, if the engine does not stream.
 
     When its reader fails, the engine is told at once: ranks that compute together wait for each other's steps, while
     the error keeps the stream alive.
     """
-    stream = engine.stream(prompts, sampling)
+    stream = (
+        engine.stream(prompts, sampling)
+        if isinstance(engine, StreamingEngine)
+        else _at_the_end(engine.generate(prompts, sampling))
+    )
 
     def watched() -> Iterator[tuple[int, int, Completion]]:
         for index, sample, completion in stream:
@@ -102,14 +103,18 @@ def _arrivals(
             stream.close()
 
 
+def _at_the_end(groups: Sequence[Sequence[Completion]]) -> Iterator[tuple[int, int, Completion]]:
+    return ((index, sample, c) for index, group in enumerate(groups) for sample, c in enumerate(group))
+
+
 def _stream(
     engine: StreamingEngine, reward: StreamingReward, order: Order, watcher: Watcher | None
 ) -> tuple[list[list[Completion]], list[list["Future[Score]"]]]:
     """Completions, and their scores to come: each was submitted when it ended, while others were being sampled."""
-    with _arrivals(engine, order.prompts, order.sampling, watcher) as arrivals:
+    with arrivals(engine, order.prompts, order.sampling, watcher) as arriving:
         submitted = (
             (index, sample, (completion, submit(reward, order.problems[index], order.prompts[index], completion)))
-            for index, sample, completion in arrivals
+            for index, sample, completion in arriving
         )
         groups = in_groups(submitted, len(order.prompts), order.sampling.num_completions)
     completions = [[completion for completion, _ in group] for group in groups]

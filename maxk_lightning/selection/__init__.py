@@ -5,7 +5,7 @@ ties of one selector with the next. What is tied in all of them is decided by th
 then by which was sampled first.
 """
 
-from maxk_lightning.selection.agreement import Agreement
+from maxk_lightning.selection.agreement import Agreement, Behaviours
 from maxk_lightning.selection.majority import Majority
 from maxk_lightning.selection.public_tests import PublicTests
 from maxk_lightning.selection.realised import Realisable, realised_at_k, realised_values
@@ -15,6 +15,7 @@ from maxk_lightning.selection.words import parse_selector, parse_selectors
 
 __all__ = [
     "Agreement",
+    "Behaviours",
     "Candidate",
     "Choice",
     "Likelihood",

@@ -9,6 +9,7 @@ it is run again agrees with nobody at all.
 Shapes: N candidates, I inputs.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -57,6 +58,16 @@ class Behaviours:
         if all(key is None for key in own):
             return None
         return sum(other == own for other in self.of) / len(self.of)
+
+    def clusters(self) -> list[int | None]:
+        """Number of each candidate's behaviour, 1 for that of most; None: it failed on every input, or there was none.
+
+        >>> Behaviours([(b"3",), (b"4",), (None,), (b"4",)]).clusters()
+        [2, 1, None, 1]
+        """
+        sizes = Counter(own for own in self.of if any(key is not None for key in own))
+        numbers = {own: place for place, (own, _) in enumerate(sizes.most_common(), start=1)}
+        return [numbers.get(own) for own in self.of]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maxk_lightning.commands.arguments import check_counts
+from maxk_lightning.commands.best.address import Address
 
 
 def best(
@@ -12,6 +13,7 @@ def best(
     problems: str | None = None,
     prompt: str | None = None,
     test: str | list[str] | None = None,
+    serve: str | None = None,
     out: str | None = None,
     num_samples: int = 64,
     select: str = "public+agreement",
@@ -31,6 +33,8 @@ def best(
         prompt: Instead of `problems`: one problem, whose answer is printed.
         test: Public test of `prompt`: standard input and output, such as "1 2 => 3"; several as a list, and `\\n` is a
             line end.
+        serve: Instead of `problems`: [HOST:]PORT of a web page that asks for prompts and shows the candidates; without
+            HOST, only this machine reaches it. `num_samples` is then the most that may be asked for.
         out: Directory for answers.jsonl and candidates.jsonl; needed with `problems`.
         num_samples: N.
         select: Selector, as in `evaluate --select`; only one.
@@ -43,10 +47,15 @@ def best(
         ValueError: a setting is wrong, or `out` holds answers of other settings.
     """
     check_counts(num_samples=num_samples, problems_per_chunk=problems_per_chunk)
-    if (problems is None) == (prompt is None):
-        raise ValueError("give either --problems or --prompt")
-    if problems is not None and (out is None or test is not None):
-        raise ValueError("--problems needs --out" if out is None else "--test belongs to --prompt")
+    if sum(given is not None for given in (problems, prompt, serve)) != 1:
+        raise ValueError("give either --problems or --prompt or --serve")
+    if problems is not None and out is None:
+        raise ValueError("--problems needs --out")
+    if prompt is None and test is not None:
+        raise ValueError("--test belongs to --prompt")
+    if serve is not None and out is not None:
+        raise ValueError("--out belongs to --problems and --prompt: the page of --serve writes nothing")
+    address = None if serve is None else Address.parse(serve)
     if stop_when_sure is not None and not 0.0 < stop_when_sure <= 1.0:
         raise ValueError(f"--stop_when_sure is {stop_when_sure}, must be a share in (0, 1]")
     if config is not None and not Path(config).is_file():
@@ -63,7 +72,11 @@ def best(
             stop_when_sure=stop_when_sure,
             overrides=overrides,
         )
-        if prompt is not None:
+        if address is not None:
+            from maxk_lightning.commands.best.server import serve as serve_page
+
+            serve_page(search, address)
+        elif prompt is not None:
             answer_prompt(search, prompt, [test] if isinstance(test, str) else test or [], target)
         else:
             assert problems is not None

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,12 +17,16 @@ from maxk_lightning.evaluation.samples import drop_half_line
 from maxk_lightning.records import read_records
 from maxk_lightning.rewards import MathReward, Reward, UnitTestReward
 from maxk_lightning.rollouts import ManagedEngine
-from maxk_lightning.rollouts.collect import sample
+from maxk_lightning.rollouts.collect import arrivals
+from maxk_lightning.rollouts.engine import in_groups
 from maxk_lightning.rollouts.scoring import answer_in
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.selection import Candidate, Then, choose, parse_selector, shown
+from maxk_lightning.selection import Behaviours, Candidate, Then, choose, parse_selector, shown
+from maxk_lightning.selection.selector import Seen
 from maxk_lightning.types import Completion, Problem, Prompt, TestCase
 
+Ended = Callable[[int, int, Candidate], None]
+"Told of a candidate when it has ended: place of its problem, its own index in the group of the problem, itself."
 FIRST_ROUND = 8
 "Samples of the first round with `stop_when_sure`; later rounds double what there is."
 
@@ -67,6 +71,9 @@ class Found:
 
     answer: Answer
     candidates: Sequence[Candidate]
+    "The group."
+    clusters: Sequence[int | None]
+    "Which of them compute the same, see `Behaviours.clusters`; None where no selector compares them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +118,31 @@ class Searcher:
         """
         return self.settings.data.read(source, name)
 
-    def find(self, problems: Sequence[Problem]) -> list[Found]:
-        """Answer problems that `read` gave, in order. No hidden test is run, and no known answer looked at."""
+    def find(
+        self, problems: Sequence[Problem], num_samples: int | None = None, ended: Ended | None = None
+    ) -> list[Found]:
+        """Answer problems that `read` gave, in order. No hidden test is run, and no known answer looked at.
+
+        Args:
+            problems: What to answer.
+            num_samples: N; None: that of the search.
+            ended: Told of candidates as they end, or at the end of a round, if the engine does not stream. What it
+                raises ends the sampling.
+        """
+        num_samples = num_samples or self.search.num_samples
         found: dict[int, Found] = {}
         groups: list[list[Candidate]] = [[] for _ in problems]
         left = list(range(len(problems)))
-        for round_, count in enumerate(_rounds(self.search.num_samples, self.search.stop_when_sure is not None)):
+        for round_, count in enumerate(_rounds(num_samples, self.search.stop_when_sure is not None)):
             asked = [problems[place] for place in left]
-            for place, more in zip(left, self._sample(asked, round_, count), strict=True):
-                groups[place] += more
+            prompts = self._render(asked, round_)
+            sampling = replace(self.settings.sampling, num_completions=count)
+            with arrivals(self.settings.engine, prompts, sampling) as arriving:
+                candidates = _candidates(arriving, prompts)
+                if ended is not None:
+                    candidates = _told(candidates, ended, left, [len(groups[place]) for place in left])
+                for place, more in zip(left, in_groups(candidates, len(prompts), count), strict=True):
+                    groups[place] += more
             chosen = self._choose(asked, [groups[place] for place in left])
             found.update(zip(left, chosen, strict=True))
             left = [place for place in left if not self._is_sure(found[place].answer)]
@@ -127,12 +150,9 @@ class Searcher:
                 break
         return [found[place] for place in range(len(problems))]
 
-    def _sample(self, problems: Sequence[Problem], round_: int, count: int) -> list[list[Candidate]]:
+    def _render(self, problems: Sequence[Problem], round_: int) -> list[Prompt]:
         data = self.settings.data
-        prompts = data.render(problems, [derive_seed(data.seed, "best", round_, problem.id) for problem in problems])
-        sampling = replace(self.settings.sampling, num_completions=count)
-        groups = sample(self.settings.engine, prompts, sampling, None)
-        return [[_candidate(c, prompt) for c in group] for group, prompt in zip(groups, prompts, strict=True)]
+        return data.render(problems, [derive_seed(data.seed, "best", round_, problem.id) for problem in problems])
 
     def _choose(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list[Found]:
         found = []
@@ -149,7 +169,7 @@ class Searcher:
                 index=choice.index,
                 num_candidates=len(group),
             )
-            found.append(Found(answer=answer, candidates=group))
+            found.append(Found(answer=answer, candidates=group, clusters=_clusters(seen)))
         return found
 
     def _is_sure(self, answer: Answer) -> bool:
@@ -238,7 +258,7 @@ def answer_prompt(search: Search, prompt: str, tests: Sequence[str], out: Path |
     Raises:
         ValueError: a test is not of the form INPUT => OUTPUT.
     """
-    problem = Problem(id="prompt", prompt=prompt, tests=tuple(map(_test, tests)))
+    problem = Problem(id="prompt", prompt=prompt, tests=tuple(public_test(test, "--test") for test in tests))
     with Searcher(search) as searcher:
         (found,) = searcher.find(searcher.read(Given([problem]), "--prompt"))
     console, answer = Console(), found.answer
@@ -279,8 +299,26 @@ def _rounds(num_samples: int, is_adaptive: bool) -> list[int]:
     return sizes
 
 
-def _candidate(completion: Completion, prompt: Prompt) -> Candidate:
-    return Candidate(text=answer_in(completion, prompt) or "", mean_logprob=completion.mean_logprob)
+def _candidates(
+    arriving: Iterator[tuple[int, int, Completion]], prompts: Sequence[Prompt]
+) -> Iterator[tuple[int, int, Candidate]]:
+    for place, sample, completion in arriving:
+        text = answer_in(completion, prompts[place]) or ""
+        yield place, sample, Candidate(text=text, mean_logprob=completion.mean_logprob)
+
+
+def _told(
+    candidates: Iterator[tuple[int, int, Candidate]], ended: Ended, places: Sequence[int], firsts: Sequence[int]
+) -> Iterator[tuple[int, int, Candidate]]:
+    """The same; `places` and `firsts` say which problem is asked there and how many candidates it had before."""
+    for place, sample, candidate in candidates:
+        ended(places[place], firsts[place] + sample, candidate)
+        yield place, sample, candidate
+
+
+def _clusters(seen: Seen) -> list[int | None]:
+    compared = [each for each in seen.observations if isinstance(each, Behaviours)]
+    return compared[0].clusters() if compared else [None] * len(seen.candidates)
 
 
 def _num_passed(reward: Reward, problem: Problem, text: str) -> int:
@@ -289,10 +327,15 @@ def _num_passed(reward: Reward, problem: Problem, text: str) -> int:
     return reward.submit_public(problem, text).result().verdicts.count("passed")
 
 
-def _test(text: str) -> TestCase:
+def public_test(text: str, key: str) -> TestCase:
+    """A public test of a text INPUT => OUTPUT, in which `\\n` is a line end.
+
+    Raises:
+        ValueError: naming the key, there is no arrow.
+    """
     given, arrow, expected = text.replace("\\n", "\n").partition("=>")
     if not arrow:
-        raise ValueError(f"--test is {text!r}, must be INPUT => OUTPUT")
+        raise ValueError(f"{key} is {text!r}, must be INPUT => OUTPUT")
     return TestCase(input=given.strip(" ") + "\n", output=expected.strip(" ") + "\n", is_public=True)
 
 

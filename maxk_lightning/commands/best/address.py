@@ -42,7 +42,8 @@ class Address:
     def is_meant(self, host_header: str | None, reached: str) -> bool:
         """Whether a request asks for this host, as its page does.
 
-        A foreign name that leads here does not (DNS rebinding). The port does not count: a tunnel may begin at another one.
+        A foreign name that leads here does not (DNS rebinding). The port does not count: a tunnel may begin at another
+        one.
 
         Args:
             host_header: The request's `Host`.

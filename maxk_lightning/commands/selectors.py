@@ -1,9 +1,9 @@
 """`--select`: the words for selectors."""
 
 from maxk_lightning.rewards import MathReward, Reward, UnitTestReward
-from maxk_lightning.selection import Agreement, Likelihood, Majority, PublicTests, Selector, Then
+from maxk_lightning.selection import Agreement, DualAgreement, Likelihood, Majority, PublicTests, Selector, Then
 
-WORDS = ("public", "agreement", "majority", "likelihood")
+WORDS = ("public", "agreement", "codet", "majority", "likelihood")
 
 
 def parse_selectors(text: str, reward: Reward) -> list[Then]:
@@ -11,7 +11,7 @@ def parse_selectors(text: str, reward: Reward) -> list[Then]:
 
     Args:
         text: Such as `public,agreement,public+agreement`.
-        reward: Runs programs for `public` and `agreement`, reads answers for `majority`.
+        reward: Runs programs for `public`, `agreement` and `codet`, reads answers for `majority`.
 
     Raises:
         ValueError: an unknown word, the same twice, or a reward that runs no programs.
@@ -33,4 +33,6 @@ def _selector(word: str, text: str, reward: Reward) -> Selector:
         return Majority(reward)
     if not isinstance(reward, UnitTestReward):
         raise ValueError(f"--select {word} needs rollout.reward: UnitTestReward, not {type(reward).__name__}")
+    if word == "codet":
+        return DualAgreement(reward)
     return PublicTests(reward) if word == "public" else Agreement(reward)

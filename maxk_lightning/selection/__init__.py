@@ -6,6 +6,7 @@ then by which was sampled first.
 """
 
 from maxk_lightning.selection.agreement import Agreement
+from maxk_lightning.selection.dual_agreement import DualAgreement
 from maxk_lightning.selection.majority import Majority
 from maxk_lightning.selection.public_tests import PublicTests
 from maxk_lightning.selection.realised import realised_at_k
@@ -16,6 +17,7 @@ __all__ = [
     "Agreement",
     "Candidate",
     "Choice",
+    "DualAgreement",
     "Likelihood",
     "Majority",
     "Observation",

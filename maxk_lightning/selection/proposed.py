@@ -1,0 +1,104 @@
+"""Inputs that candidates propose: calls of the function with literal arguments, anywhere in what they wrote.
+
+Asserts, examples in comments and docstrings (`>>> f([1, 2])`), a `__main__` block, prose: all are found the same way.
+Texts are hostile: nothing is executed, and what is read of each is bounded. Programs on standard input propose nothing,
+for no rule tells an input from other text.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from maxk_lightning.rewards.literals import read_literal
+from maxk_lightning.seeds import derive_seed
+from maxk_lightning.types import Problem
+
+PER_CANDIDATE = 2
+"Of one text, so that nobody gains by proposing many."
+MAX_TEXT_CHARACTERS = 1 << 16
+"Of a longer text only the end is read, where the program stands."
+MAX_CALL_CHARACTERS = 1000
+"A longer call proposes nothing."
+MAX_CALLS = 64
+"So many calls of a text are looked at."
+_PIECE = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|[\[({]|[\])}]|[^'"\[\](){}]+|.""", re.DOTALL)
+Values = list[Any]
+
+
+def proposed_inputs(
+    problem: Problem, texts: Sequence[str], known: Sequence[str], count: int, seed: int = 0
+) -> list[str]:
+    """At most `count` different inputs that are not known, at most `PER_CANDIDATE` of a text; none without a function.
+
+    First one of each text, in a seeded order, then the second of each. The order of the texts and copies do not matter.
+
+    Args:
+        problem: Where it has public tests, a proposal must have as many arguments as one of them, of the same types.
+        texts: What the candidates wrote.
+        known: Inputs that are left out; spaces between values are no difference.
+        count: How many at most.
+        seed: Of the order.
+    """
+    if problem.function is None or count < 1:
+        return []
+    taken = {repr(values) for values in (_read(problem, text) for text in known) if values is not None}
+    shapes = {_shape(values) for test in problem.tests if test.is_public and (values := _read(problem, test.input))}
+    different = sorted(set(texts))
+    random.Random(derive_seed(seed, "proposed", problem.id)).shuffle(different)
+    of_text = [_proposals(problem, text, taken, shapes) for text in different]
+    in_turn = (proposals[place] for place in range(PER_CANDIDATE) for proposals in of_text if place < len(proposals))
+    return list(islice(dict.fromkeys(in_turn), count))
+
+
+def _proposals(problem: Problem, text: str, taken: set[str], shapes: set[tuple[str, ...]]) -> list[str]:
+    """The first calls of a text that can be inputs."""
+    found: dict[str, None] = {}
+    for arguments in _calls(problem.function or "", text[-MAX_TEXT_CHARACTERS:]):
+        written = _written(problem, arguments)
+        values = None if written is None else _read(problem, written)
+        if written is None or not values or repr(values) in taken or (shapes and _shape(values) not in shapes):
+            continue
+        found[written] = None
+        if len(found) == PER_CANDIDATE:
+            break
+    return list(found)
+
+
+def _calls(function: str, text: str) -> Iterator[str]:
+    """What stands between the brackets of each call."""
+    opened = re.finditer(rf"(?<!\w)(?<!def ){re.escape(function)}\(", text)
+    for match in islice(opened, MAX_CALLS):
+        depth, place = 1, match.end()
+        for piece in _PIECE.finditer(text, place, place + MAX_CALL_CHARACTERS):
+            depth += (piece[0] in "[({") - (piece[0] in "])}")
+            if depth == 0:
+                yield text[place : piece.start()]
+            if depth == 0 or piece[0] in "'\"":  # a quote without an end is in no literal
+                break
+
+
+def _written(problem: Problem, arguments: str) -> str | None:
+    """The arguments of a call as tests write them, one per line; None: they are no literals, or cannot be written."""
+    try:
+        values = read_literal(f"[{arguments}]")
+        lines = [repr(value) if problem.values == "python" else json.dumps(value, allow_nan=False) for value in values]
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _read(problem: Problem, text: str) -> Values | None:
+    """The arguments of an input; None: it cannot be read."""
+    read = read_literal if problem.values == "python" else json.loads
+    try:
+        return [read(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _shape(values: Values) -> tuple[str, ...]:
+    """The type of each argument; all numbers but booleans are of one."""
+    return tuple("number" if type(value) in (int, float) else type(value).__name__ for value in values)

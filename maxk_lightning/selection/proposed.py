@@ -8,7 +8,7 @@ for no rule tells an input from other text.
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -25,7 +25,8 @@ MAX_CALL_CHARACTERS = 1000
 MAX_CALLS = 64
 "So many calls of a text are looked at."
 _PIECE = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|[\[({]|[\])}]|[^'"\[\](){}]+|.""", re.DOTALL)
-Values = list[Any]
+Form = tuple[str, tuple[str, ...]]
+"An input's values as one text, and the type of each; all numbers but booleans are of one."
 
 
 def proposed_inputs(
@@ -44,8 +45,8 @@ def proposed_inputs(
     """
     if problem.function is None or count < 1:
         return []
-    taken = {repr(values) for values in (_read(problem, text) for text in known) if values is not None}
-    shapes = {_shape(values) for test in problem.tests if test.is_public and (values := _read(problem, test.input))}
+    taken = {form[0] for text in known if (form := _form(problem, text))}
+    shapes = {form[1] for test in problem.tests if test.is_public and (form := _form(problem, test.input))}
     different = sorted(set(texts))
     random.Random(derive_seed(seed, "proposed", problem.id)).shuffle(different)
     of_text = [_proposals(problem, text, taken, shapes) for text in different]
@@ -58,8 +59,8 @@ def _proposals(problem: Problem, text: str, taken: set[str], shapes: set[tuple[s
     found: dict[str, None] = {}
     for arguments in _calls(problem.function or "", text[-MAX_TEXT_CHARACTERS:]):
         written = _written(problem, arguments)
-        values = None if written is None else _read(problem, written)
-        if written is None or not values or repr(values) in taken or (shapes and _shape(values) not in shapes):
+        form = _form(problem, written or "")
+        if not written or form is None or form[0] in taken or (shapes and form[1] not in shapes):
             continue
         found[written] = None
         if len(found) == PER_CANDIDATE:
@@ -90,15 +91,11 @@ def _written(problem: Problem, arguments: str) -> str | None:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _read(problem: Problem, text: str) -> Values | None:
-    """The arguments of an input; None: it cannot be read."""
-    read = read_literal if problem.values == "python" else json.loads
+def _form(problem: Problem, text: str) -> Form | None:
+    """What an input comes to; None: it cannot be read."""
+    read: Callable[[str], Any] = read_literal if problem.values == "python" else json.loads
     try:
-        return [read(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError):
+        values = [read(line) for line in text.split("\n") if line.strip()]
+        return repr(values), tuple("number" if type(v) in (int, float) else type(v).__name__ for v in values)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, too
         return None
-
-
-def _shape(values: Values) -> tuple[str, ...]:
-    """The type of each argument; all numbers but booleans are of one."""
-    return tuple("number" if type(value) in (int, float) else type(value).__name__ for value in values)

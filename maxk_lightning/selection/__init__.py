@@ -6,6 +6,7 @@ then by which was sampled first.
 """
 
 from maxk_lightning.selection.agreement import Agreement, Behaviours
+from maxk_lightning.selection.dual_agreement import ConsensusSets, DualAgreement
 from maxk_lightning.selection.majority import Majority
 from maxk_lightning.selection.public_tests import PublicTests
 from maxk_lightning.selection.realised import Realisable, realised_at_k, realised_values
@@ -18,6 +19,8 @@ __all__ = [
     "Behaviours",
     "Candidate",
     "Choice",
+    "ConsensusSets",
+    "DualAgreement",
     "Likelihood",
     "Majority",
     "Observation",

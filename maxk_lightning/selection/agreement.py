@@ -88,17 +88,23 @@ class Agreement:
 
     def observe(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list[Behaviours]:
         """Run every candidate on all inputs; equal programs run once."""
-        futures = [self._start(problem, group) for problem, group in zip(problems, groups, strict=True)]
+        futures = [
+            start_all(self.reward, problem, group, more_inputs(problem, self.num_inputs, self.seed))
+            for problem, group in zip(problems, groups, strict=True)
+        ]
         return [Behaviours([future.result() for future in group]) for group in futures]
 
-    def _start(self, problem: Problem, group: Sequence[Candidate]) -> "list[Future[Behaviour]]":
-        inputs = more_inputs(problem, self.num_inputs, self.seed)
-        started: dict[str, Future[Behaviour]] = {}
-        for candidate in group:
-            if candidate.text not in started:
-                behaviour = self.reward.behaviour(problem, candidate.text, [*inputs, *inputs[-1:]])
-                started[candidate.text] = then(behaviour, _if_repeatable)
-        return [started[candidate.text] for candidate in group]
+
+def start_all(
+    reward: UnitTestReward, problem: Problem, group: Sequence[Candidate], inputs: Sequence[str]
+) -> "list[Future[Behaviour]]":
+    """Start every candidate on the inputs, the last of them twice; equal programs once."""
+    started: dict[str, Future[Behaviour]] = {}
+    for candidate in group:
+        if candidate.text not in started:
+            behaviour = reward.behaviour(problem, candidate.text, [*inputs, *inputs[-1:]])
+            started[candidate.text] = then(behaviour, _if_repeatable)
+    return [started[candidate.text] for candidate in group]
 
 
 def _if_repeatable(behaviour: Behaviour) -> Behaviour:

@@ -2,12 +2,13 @@
 
 from maxk_lightning.rewards import MathReward, Reward, UnitTestReward
 from maxk_lightning.selection.agreement import Agreement
+from maxk_lightning.selection.dual_agreement import DualAgreement
 from maxk_lightning.selection.majority import Majority
 from maxk_lightning.selection.public_tests import PublicTests
 from maxk_lightning.selection.scorers import Likelihood
 from maxk_lightning.selection.selector import Selector, Then
 
-WORDS = ("public", "agreement", "majority", "likelihood")
+WORDS = ("public", "agreement", "codet", "majority", "likelihood")
 
 
 def parse_selectors(text: str, reward: Reward, key: str = "--select") -> list[Then]:
@@ -15,7 +16,7 @@ def parse_selectors(text: str, reward: Reward, key: str = "--select") -> list[Th
 
     Args:
         text: Such as `public,agreement,public+agreement`.
-        reward: Runs programs for `public` and `agreement`, reads answers for `majority`.
+        reward: Runs programs for `public`, `agreement` and `codet`, reads answers for `majority`.
         key: Option that errors name.
 
     Raises:
@@ -50,4 +51,6 @@ def _selector(word: str, text: str, reward: Reward, key: str) -> Selector:
         return Majority(reward)
     if not isinstance(reward, UnitTestReward):
         raise ValueError(f"{key} {word} needs rollout.reward: UnitTestReward, not {type(reward).__name__}")
+    if word == "codet":
+        return DualAgreement(reward)
     return PublicTests(reward) if word == "public" else Agreement(reward)

@@ -9,7 +9,7 @@ import pytest
 
 from maxk_lightning.rewards import UnitTestReward
 from maxk_lightning.rewards.comparison import behaviour_of
-from maxk_lightning.selection import Agreement, Candidate, Choice, PublicTests, Then, choose
+from maxk_lightning.selection import Agreement, Candidate, Choice, DualAgreement, PublicTests, Selector, Then, choose
 from maxk_lightning.selection.inputs import more_inputs
 from maxk_lightning.types import Problem, TestCase
 
@@ -31,10 +31,16 @@ def reward() -> Iterator[UnitTestReward]:
         yield reward
 
 
-def _chosen(reward: UnitTestReward, programs: Sequence[str], problem: Problem = SUM) -> tuple[str, Choice]:
+def _chosen(
+    reward: UnitTestReward, programs: Sequence[str], problem: Problem = SUM, order: str = "public+agreement"
+) -> tuple[str, Choice]:
+    of_word: dict[str, Selector] = {
+        "public": PublicTests(reward),
+        "agreement": Agreement(reward, num_inputs=16),
+        "codet": DualAgreement(reward, num_inputs=16),
+    }
     candidates = [Candidate(text=f"```python\n{program}\n```") for program in programs]
-    selector = Then([PublicTests(reward), Agreement(reward, num_inputs=16)])
-    (seen,) = selector.observe([problem], [candidates])
+    (seen,) = Then([of_word[word] for word in order.split("+")]).observe([problem], [candidates])
     choice = choose(seen)
     return programs[choice.index], choice
 
@@ -52,6 +58,7 @@ def test_public_tests_come_first(reward: UnitTestReward) -> None:
     assert (program, choice.how) == (RIGHT, "public")
 
 
+@pytest.mark.parametrize("order", ["public+agreement", "codet"])
 @pytest.mark.parametrize(
     ("programs", "problem", "expected"),
     [
@@ -68,8 +75,10 @@ def test_public_tests_come_first(reward: UnitTestReward) -> None:
     ],
     ids=["one that fails", "all fail", "one is no program", "no public test", "no test", "a wrong public test"],
 )
-def test_edges_are_defined(reward: UnitTestReward, programs: list[str], problem: Problem, expected: str) -> None:
-    program, choice = _chosen(reward, programs, problem)
+def test_edges_are_defined(
+    reward: UnitTestReward, programs: list[str], problem: Problem, expected: str, order: str
+) -> None:
+    program, choice = _chosen(reward, programs, problem, order)
     assert program == expected
     assert choice.confidence is None or 0 < choice.confidence <= 1
 
@@ -104,10 +113,11 @@ for directory in ('/tmp', '/dev/shm', '.'):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order", ["public+agreement", "codet"])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_is_not_chosen(attack: str, reward: UnitTestReward) -> None:
+def test_an_attack_is_not_chosen(attack: str, order: str, reward: UnitTestReward) -> None:
     """Though it has the majority: it gains nothing by what it reads, writes or prints."""
-    program, _ = _chosen(reward, [ATTACKS[attack]] * 3 + [RIGHT, OTHER_RIGHT])
+    program, _ = _chosen(reward, [ATTACKS[attack]] * 3 + [RIGHT, OTHER_RIGHT], order=order)
     assert program in (RIGHT, OTHER_RIGHT)
 
 

@@ -21,7 +21,7 @@ from maxk_lightning.rollouts.collect import arrivals
 from maxk_lightning.rollouts.engine import in_groups
 from maxk_lightning.rollouts.scoring import answer_in
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.selection import Behaviours, Candidate, Then, choose, parse_selector, shown
+from maxk_lightning.selection import Behaviours, Candidate, ConsensusSets, Then, choose, parse_selector, shown
 from maxk_lightning.selection.selector import Seen
 from maxk_lightning.types import Completion, Problem, Prompt, TestCase
 
@@ -317,7 +317,7 @@ def _told(
 
 
 def _clusters(seen: Seen) -> list[int | None]:
-    compared = [each for each in seen.observations if isinstance(each, Behaviours)]
+    compared = [each for each in seen.observations if isinstance(each, Behaviours | ConsensusSets)]
     return compared[0].clusters() if compared else [None] * len(seen.candidates)
 
 

@@ -40,8 +40,8 @@ def evaluate(
             `out`/temperature-0.6 and so on, which `compare out` lays side by side.
         select: Also realised best-of-k, the reward of the one of k samples that is chosen without hidden tests, in
             realised.json: `public` (tests that the statement shows), `agreement` (of outputs on further inputs),
-            `majority` (of answers), `likelihood`; several with commas, and `public+agreement` breaks ties of the first
-            with the second.
+            `codet` (both at once, and inputs that the samples propose), `majority` (of answers), `likelihood`; several
+            with commas, and `public+agreement` breaks ties of the first with the second.
         overrides: Keys laid over the YAML.
 
     Raises:

@@ -265,9 +265,9 @@ def test_realised_best_of_k_lies_beside_max_at_k(
 ) -> None:
     options = [word for key, value in SELECTED.items() for word in (f"--{key}", value)]
     out = tmp_path / "out"
-    run(config, "builtin", out, *options, "--select", "public,public+agreement,likelihood", num_samples=6)
+    run(config, "builtin", out, *options, "--select", "public,public+agreement,codet,likelihood", num_samples=6)
     realised = json.loads((out / "realised.json").read_text())
-    assert list(realised) == ["public", "public+agreement", "likelihood"]
+    assert list(realised) == ["public", "public+agreement", "codet", "likelihood"]
     summary = load(out)[0].summary
     for each in realised.values():
         assert [point["k"] for point in each["curve"]] == [1, 2, 4, 6]
@@ -286,8 +286,9 @@ def test_realised_best_of_k_lies_beside_max_at_k(
 @pytest.mark.parametrize(
     ("select", "sentence"),
     [
+        ("codet", r"--select codet needs rollout\.reward: UnitTestReward, not LengthReward"),
         ("public", r"--select public needs rollout\.reward: UnitTestReward, not LengthReward"),
-        ("best", r"'best' must be one of public, agreement, majority, likelihood, joined by , or \+"),
+        ("best", r"'best' must be one of public, agreement, codet, majority, likelihood, joined by , or \+"),
         ("likelihood,likelihood", "in which one stands twice"),
     ],
 )

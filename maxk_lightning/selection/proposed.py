@@ -1,6 +1,6 @@
 """Inputs that candidates propose: calls of the function with literal arguments, anywhere in what they wrote.
 
-Asserts, examples in comments and docstrings (`>>> f([1, 2])`), a `__main__` block, prose: all are found the same way.
+Asserts, examples in comments and docstrings, a `__main__` block, prose: all are found the same way.
 Texts are hostile: nothing is executed, and what is read of each is bounded. Programs on standard input propose nothing,
 for no rule tells an input from other text.
 """

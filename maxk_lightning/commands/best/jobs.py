@@ -14,7 +14,7 @@ import torch
 
 from maxk_lightning.commands.best.answers import Given, Searcher, public_test
 from maxk_lightning.records import check_keys, object_of, prompt_of, take, unicode_text
-from maxk_lightning.rewards import RewardError, StreamingReward, UnitTestReward
+from maxk_lightning.rewards import RewardError, UnitTestReward
 from maxk_lightning.rollouts import EngineError, ManagedEngine
 from maxk_lightning.selection import Candidate
 from maxk_lightning.types import LARGEST, Problem, Score
@@ -149,8 +149,8 @@ class _Tests:
     """Runs the public tests of candidates as they end, in the sandbox; tells of both."""
 
     def __init__(self, searcher: Searcher, problem: Problem, job: Job) -> None:
-        is_judged = isinstance(searcher.settings.reward, UnitTestReward) and bool(problem.tests)
-        self.reward: StreamingReward | None = searcher.settings.reward if is_judged else None  # type: ignore[assignment]
+        reward = searcher.settings.reward
+        self.reward = reward if isinstance(reward, UnitTestReward) and problem.tests else None
         self.problem, self.job = problem, job
         self.scores: dict[int, Future[Score]] = {}
 
@@ -164,7 +164,7 @@ class _Tests:
             raise GivenUpError
         self.job.tell("candidate", index=index, text=candidate.text, mean_logprob=_finite(candidate.mean_logprob))
         if self.reward is not None:
-            self.scores[index] = self.reward.submit(self.problem, candidate.text)
+            self.scores[index] = self.reward.submit_public(self.problem, candidate.text)
             self.scores[index].add_done_callback(lambda score: self._judged(index, score))
 
     def verdicts(self) -> list[Sequence[str]]:

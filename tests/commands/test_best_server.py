@@ -119,6 +119,16 @@ def test_candidates_come_as_they_end_and_one_is_chosen(page: Page) -> None:
     assert len(found["clusters"]) == len(found["verdicts"]) == 6
 
 
+def test_public_tests_are_run_though_the_reward_counts_hidden_ones() -> None:
+    hidden = _start("--rollout.reward", "maxk_lightning.rewards.UnitTestReward", "--rollout.reward.tests", "hidden")
+    try:
+        last = hidden.events({**QUESTION, "num_samples": 2})[-1]
+    finally:
+        hidden.process.kill()
+        hidden.process.wait()
+    assert [len(verdicts) for verdicts in last["verdicts"]] == [2, 2]
+
+
 def test_the_same_seed_gives_the_same_and_another_another(page: Page) -> None:
     def texts(seed: int) -> dict[int, str]:
         events = page.events({**QUESTION, "seed": seed})

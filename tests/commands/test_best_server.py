@@ -66,7 +66,7 @@ class Page:
         return status, json.loads(body)["error"]
 
 
-def _start() -> Page:
+def _start(*options: str) -> Page:
     command = [
         sys.executable,
         "-m",

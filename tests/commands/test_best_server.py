@@ -67,18 +67,7 @@ class Page:
 
 
 def _start(*options: str) -> Page:
-    command = [
-        sys.executable,
-        "-m",
-        "maxk_lightning",
-        "best",
-        "--policy",
-        "builtin",
-        "--serve",
-        "0",
-        "--num_samples",
-        "8",
-    ]
+    command = [*BEST, "--serve", "0", "--num_samples", "8", *options]
     process = subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, preexec_fn=listen_to_interrupts
     )

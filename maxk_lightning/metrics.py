@@ -171,6 +171,11 @@ NUM_KS = 12
 "Curves are computed for k = 1, 2, 4, ..., 2048; those above the group size have no value."
 
 
+def powers_of_two(num_samples: int) -> list[int]:
+    """List 1, 2, 4, ... up to the samples per problem."""
+    return [2**exponent for exponent in range(num_samples.bit_length())]
+
+
 class RolloutMetrics(nn.Module):
     """Everything that is logged about a set of scored groups, in training and in validation alike.
 

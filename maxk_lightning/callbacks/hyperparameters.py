@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 
 from maxk_lightning.callbacks.rollouts import rollout_callback
 from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.metrics import powers_of_two
 from maxk_lightning.module import PolicyModule
 
 TEXTS = (
@@ -102,7 +103,7 @@ def metric_tags(eval_n: int) -> list[str]:
     >>> metric_tags(6)
     ['val/reward', 'val/max_at_k/4', 'train/reward', 'val/max_at_k/1', 'val/max_at_k/2']
     """
-    *ks, largest = [2**exponent for exponent in range(eval_n.bit_length())]
+    *ks, largest = powers_of_two(eval_n)
     return ["val/reward", f"val/max_at_k/{largest}", "train/reward", *(f"val/max_at_k/{k}" for k in ks)]
 
 

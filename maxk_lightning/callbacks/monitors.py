@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from maxk_lightning.callbacks.realised import powers_of_two
 from maxk_lightning.callbacks.reward_parts import logs_more, part_weights
+from maxk_lightning.metrics import powers_of_two
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.rewards import Reward
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from maxk_lightning.metrics import RealisedMaxAtK
+from maxk_lightning.metrics import RealisedMaxAtK, powers_of_two
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Samples
@@ -25,11 +25,6 @@ def log_realised(module: PolicyModule, prefix: str, selector: Then, samples: Sam
     for tag, value in metric.compute().items():
         if "stderr" not in tag and not math.isnan(value):
             module.log(f"{prefix}/{tag}", value.float(), sync_dist=True, **ONCE)
-
-
-def powers_of_two(num_samples: int) -> list[int]:
-    """List 1, 2, 4, ... up to the samples per problem."""
-    return [2**exponent for exponent in range(num_samples.bit_length())]
 
 
 def realisable(group: Group) -> Realisable:

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from study_controls import control_table, format_table
 from study_figures import tradeoff_figure, training_figure
@@ -40,7 +39,6 @@ from study_results import (
 )
 
 from maxk_lightning.evaluation import curves, published, table
-from maxk_lightning.evaluation.bootstrap import Floats
 from maxk_lightning.evaluation.comparison import ALPHA
 from maxk_lightning.evaluation.crossed import CrossedTest, crossed_test
 from maxk_lightning.evaluation.estimates import Estimate, Metric
@@ -67,8 +65,8 @@ class Method:
     def curve(self, metric: Metric) -> Sequence[Estimate]:
         """Compute means over problems and seeds, with the interval over both."""
         points = []
-        for place, k in enumerate(self.results[0].ks):
-            test = crossed_test(np.stack([_values_of(r, metric)[:, place] for r in self.results], axis=1))
+        for k in self.results[0].ks:
+            test = crossed_test(by_problem_and_seed(self.results, k, metric))
             points.append(Estimate(k=k, value=test.difference, low=test.low, high=test.high))
         return points
 
@@ -80,13 +78,6 @@ class Method:
             test = crossed_test(ours - theirs)
             points.append(Estimate(k=k, value=test.difference, low=test.low, high=test.high))
         return points
-
-
-def _values_of(result: Result, metric: Metric) -> Floats:
-    """Values of every problem at every k `[P, K]`."""
-    if metric.startswith(PREFIX):
-        return result.realised_at_k_PK(metric.removeprefix(PREFIX))
-    return result.max_at_k_PK if metric == "max_at_k" else result.pass_at_k_PK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +116,9 @@ def methods(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned:
 
 
 def comparisons(
-    plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned: Table, selector: str = ""
+    plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned: Table, metric: Metric = "max_at_k"
 ) -> list[Comparison]:
-    """Make the tests of a table at the tested ks, over the seeds that both arms have; no pair twice.
-
-    With a selector they are of realised best-of-k, else of max@k.
-    """
+    """Make the tests of a table at the tested ks, over the seeds that both arms have; no pair twice."""
     tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
     pairs: list[tuple[str, str]] = []
     for pair in ((arm, other) for other in planned.against for arm in found if arm != BASE):
@@ -142,7 +130,7 @@ def comparisons(
         if arm == other or not seeds:
             continue
         for k in plan.test_ks:
-            ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k, selector) for a in (arm, other))
+            ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k, metric) for a in (arm, other))
             tests.append(Comparison(arm=arm, against=other, k=k, test=crossed_test(ours - theirs)))
     return tests
 
@@ -199,7 +187,7 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         if rows and plan.selectors:
             yield f"{name} realised", realised_table(rows, plan.selectors, plan.test_ks)
             for selector in plan.selectors:
-                tests = comparisons(plan, found, planned, selector)
+                tests = comparisons(plan, found, planned, f"{PREFIX}{selector}")
                 yield f"{name} realised by {selector}", test_table(plan, tests, "realised")
         if plan.label(BASE) in [row.name for row in rows] and all(r.formed for row in rows for r in row.results):
             yield f"{name} format", format_table(rows, plan.label(BASE))
@@ -217,13 +205,13 @@ def realised_table(rows: Sequence[Method], selectors: Sequence[str], ks: Sequenc
         best = {k: _mean_at(row, k) for k in ks}
         lines.append([row.name, "the best (max@k)", *(f"{best[k]:.3f}" for k in ks)])
         for selector in selectors:
-            values = {k: _mean_at(row, k, selector) for k in ks}
+            values = {k: _mean_at(row, k, f"{PREFIX}{selector}") for k in ks}
             lines.append(["", f"`{selector}`", *(f"{values[k]:.3f} ({values[k] / best[k]:.0%})" for k in ks)])
     return markdown_table(["method", "chosen by", *(f"k = {k}" for k in ks)], lines)
 
 
-def _mean_at(row: Method, k: int, selector: str = "") -> float:
-    return float(by_problem_and_seed(row.results, k, selector).mean())
+def _mean_at(row: Method, k: int, metric: Metric = "max_at_k") -> float:
+    return float(by_problem_and_seed(row.results, k, metric).mean())
 
 
 def spread_table(rows: Sequence[Method]) -> str:

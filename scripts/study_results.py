@@ -15,7 +15,8 @@ import numpy as np
 import yaml
 
 from maxk_lightning.evaluation.bootstrap import Floats
-from maxk_lightning.evaluation.estimates import ladder, per_problem
+from maxk_lightning.evaluation.estimates import Metric, ladder, per_problem
+from maxk_lightning.evaluation.realised import PREFIX
 
 CONFIGS = Path("configs/study")
 BASE = "base"
@@ -102,9 +103,11 @@ class Result:
         """Estimate pass@k of every problem, at every k of `ks`."""
         return per_problem(self.rewards_of, "pass_at_k", self.ks)
 
-    def realised_at_k_PK(self, selector: str) -> Floats:
-        """Return what a selector realised of max@k, for every problem, at every k of `ks`."""
-        return np.array([values for _, values in sorted(self.realised[selector].items())])
+    def values_PK(self, metric: Metric) -> Floats:
+        """Return max@k, pass@k or what a selector realised (`realised:NAME`), for every problem, at every k of `ks`."""
+        if metric.startswith(PREFIX):
+            return np.array([values for _, values in sorted(self.realised[metric.removeprefix(PREFIX)].items())])
+        return self.max_at_k_PK if metric == "max_at_k" else self.pass_at_k_PK
 
     @property
     def entropy_counts(self) -> Counter[int]:
@@ -285,22 +288,18 @@ def tuned_learning_rate(
     """The best of the tries; 0 for the base, None while a try is missing."""
     if arm == BASE:
         return 0.0
-    rates = plan.benchmarks[benchmark].learning_rates
-    if len(rates) == 1:
-        return rates[0]
-    paths = [path_of(results, job) for job in tuning_jobs(plan, benchmark, plan.tuned_as(arm))]
+    jobs = tuning_jobs(plan, benchmark, plan.tuned_as(arm))
+    if not jobs:
+        return plan.benchmarks[benchmark].learning_rates[0]
+    paths = [path_of(results, job) for job in jobs]
     if not all(path.is_file() for path in paths):
         return None
     return max(map(read, paths), key=lambda result: tuning_score(result, criterion)).job.learning_rate
 
 
-def by_problem_and_seed(results: Sequence[Result], k: int, selector: str = "") -> Floats:
-    """max@k, or what a selector realised of it, of every problem and seed `[P, S]`.
-
-    The results differ in nothing but the seed.
-    """
-    values = [result.realised_at_k_PK(selector) if selector else result.max_at_k_PK for result in results]
-    return np.stack([v_PK[:, result.ks.index(k)] for v_PK, result in zip(values, results, strict=True)], axis=1)
+def by_problem_and_seed(results: Sequence[Result], k: int, metric: Metric = "max_at_k") -> Floats:
+    """A metric of every problem and seed `[P, S]`, of results that differ in nothing but the seed."""
+    return np.stack([result.values_PK(metric)[:, result.ks.index(k)] for result in results], axis=1)
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], column: str = "---:") -> str:

@@ -181,7 +181,7 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     assert trained.max_at_k_PK.shape == (4, 4)
     contents = dict(study_report.blocks(plan, tmp_path / "results"))
     assert "GRPO" in contents["main"]
-    realised = trained.realised_at_k_PK("agreement+public")
+    realised = trained.values_PK("realised:agreement+public")
     assert realised.shape == (4, 4)
     np.testing.assert_allclose(realised[:, 0], trained.max_at_k_PK[:, 0])  # of one sample there is no choice
     assert (realised <= trained.max_at_k_PK + 1e-12).all()

@@ -17,7 +17,7 @@ TEXTS = (
 )  # fmt: skip
 NUMBERS = (
     "k", "n", "lr", "num_ppo_iterations", "kl_coef", "max_grad_norm", "temperature", "max_new_tokens",
-    "prompts_per_rollout", "prompts_per_step", "refill", "rollouts_ahead", "max_epochs", "eval_n", "seed",
+    "prompts_per_rollout", "prompts_per_step", "refill", "rollouts_ahead", "max_age", "max_epochs", "eval_n", "seed",
 )  # fmt: skip
 SHOWN = ("objective", "k", "n", "lr", "num_ppo_iterations")
 "Columns that TensorBoard shows until more are ticked; left alone it takes the first five of the alphabet."
@@ -91,6 +91,7 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> Hyperparame
         "prompts_per_step": datamodule.prompts_per_step,
         "refill": datamodule.refill,
         "rollouts_ahead": rollout.rollouts_ahead,
+        "max_age": rollout.max_age,
         "max_epochs": trainer.max_epochs,
         "eval_n": rollout.eval_sampling.num_completions,
         "seed": datamodule.seed,

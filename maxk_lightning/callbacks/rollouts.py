@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ class RolloutCallback(Callback):
         reward: Reward | str = UnitTestReward(),  # noqa: B008
         sampling: Sampling = Sampling(),  # noqa: B008
         eval_sampling: Sampling = Sampling(num_completions=32),  # noqa: B008
-        rollouts_ahead: Literal[0, 1] = 0,
+        rollouts_ahead: int = 0,
+        max_age: int | None = None,
         max_logprob_gap: float = 0.2,
         rewards: list[WeightedReward | Reward | str] | None = None,
         eval_reward: Reward | str | None = None,
@@ -59,10 +60,15 @@ class RolloutCallback(Callback):
                 (`maxk_lightning.rewards.FunctionReward` says which arguments it gets).
             sampling: Of training rollouts; the paper's defaults.
             eval_sampling: Of validation, test and predict.
-            rollouts_ahead: 1: sample and score the next rollout, with the weights from before, while this one trains.
-                One rollout off-policy, which exact and first-order off-policy objectives correct for; `rollout/age`
-                says how old. Checkpoints hold the rollout that is under way, so a resumed run goes on exactly. Not with
-                an engine on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
+            rollouts_ahead: Sample and score so many further rollouts, with the weights from before, while this one
+                trains. They are off-policy, which losses with ratios and off-policy objectives correct for;
+                `rollout/age` says how old, at most `rollouts_ahead` times the optimizer steps of a rollout. No group is
+                dropped for being slow. Checkpoints hold the rollouts that were begun, so a resumed run goes on exactly.
+                Above 1: with `VLLMServerEngine` training does not wait for a slow rollout, and how old each one is
+                depends on time; other engines take turns, and every rollout is as old as it may be. Not with an engine
+                on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
+            max_age: Optimizer steps that the weights of a rollout may be older than those its training begins with; a
+                rollout is begun no sooner. None: as many as `rollouts_ahead` allows.
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
                 on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; float32 on both
                 sides differs by less than 1e-5 and deserves a bound of 1e-4.
@@ -83,8 +89,10 @@ class RolloutCallback(Callback):
                 f"rollout.sampling.top_p is {sampling.top_p}: training needs 1.0, because log-probs of a truncated "
                 "distribution are not those of the policy being trained"
             )
-        if rollouts_ahead not in (0, 1):
-            raise ValueError(f"rollout.rollouts_ahead is {rollouts_ahead}, must be 0 or 1")
+        if rollouts_ahead < 0:
+            raise ValueError(f"rollout.rollouts_ahead is {rollouts_ahead}, must be 0 or more")
+        if max_age is not None and (max_age < 1 or not rollouts_ahead):
+            raise ValueError(f"rollout.max_age is {max_age}, must be positive, with rollout.rollouts_ahead above 0")
         if not max_logprob_gap > 0.0:
             raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
         if rollouts_ahead and getattr(engine, "sleep_while_training", False):
@@ -101,6 +109,7 @@ class RolloutCallback(Callback):
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
+        self.max_age = max_age
         self.sampler = Sampler(engine, self.reward, max_logprob_gap)
         self._age = 0  # of the current rollout when training on it began, in optimizer steps
         self._logged_epoch: int | None = None
@@ -168,9 +177,8 @@ class RolloutCallback(Callback):
         self._serve(trainer, pl_module, rollout, index)
         pl_module.note_old(data.buffers["fit"].steps)
         self._log_once(trainer, pl_module)
-        if self.rollouts_ahead and trainer.max_epochs is not None and index + 1 != trainer.max_epochs:
-            refill = data.refill_of(index + 1, self.sampling, pl_module.objective_of(index + 1))
-            self.sampler.begin(data.order(index + 1, self.sampling), _weights(trainer, pl_module), ranks, refill)
+        if self.rollouts_ahead:
+            self._sample_ahead(trainer, pl_module, num_done=0)
         else:
             self.sampler.sleep()
         self._training_since = time.perf_counter()
@@ -191,6 +199,7 @@ class RolloutCallback(Callback):
         self.sampler.advance(ranks_of(trainer))
         if pl_module.guard.is_exhausted and not trainer.is_last_batch:  # see `RolloutCheckpoint`
             _stop(trainer, pl_module)
+        self._sample_ahead(trainer, pl_module, num_done=_num_done(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Log how far the policy moved in the PPO iterations, and how long they took, or what a resumed run made."""
@@ -234,11 +243,10 @@ class RolloutCallback(Callback):
         loop: Any = trainer.fit_loop
         current = None
         if loop.epoch_progress.current.started != loop.epoch_progress.current.processed:
-            num_done = loop.epoch_loop.batch_progress.current.processed
             data, old = _datamodule(trainer), pl_module.old
             current = {
                 "index": trainer.current_epoch,
-                "num_done": num_done,
+                "num_done": _num_done(trainer),
                 "schedule": data.schedule,
                 "spreads": pl_module.guard.spreads,
                 "old_logprobs": old and old.state(data.buffers["fit"].steps, ranks_of(trainer)),
@@ -250,6 +258,28 @@ class RolloutCallback(Callback):
     ) -> None:
         """Keep stored rollouts until their epochs begin."""
         self.sampler.load_state(checkpoint.get("rollouts", {}))
+
+    def _sample_ahead(self, trainer: Trainer, module: PolicyModule, num_done: int) -> None:
+        """Begin the further rollouts that may be sampled from the weights as they are.
+
+        Args:
+            trainer: Of the run.
+            module: Holds the policy.
+            num_done: Optimizer steps that have been made on the current rollout.
+        """
+        data, ranks, current = _datamodule(trainer), ranks_of(trainer), trainer.current_epoch
+        end = current + 1 + self.rollouts_ahead
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            end = min(end, trainer.max_epochs)
+        num_steps = len(data.buffers["fit"])
+        for index in range(max(self.sampler.last_begun or 0, current) + 1, end):
+            age = (index - current) * num_steps - num_done
+            is_too_early = self.max_age is not None and age > self.max_age
+            if is_too_early or (getattr(self.engine, "runs_apart", False) and not self.sampler.is_free):
+                return
+            refill = data.refill_of(index, self.sampling, module.objective_of(index))
+            if not self.sampler.begin(data.order(index, self.sampling), _weights(trainer, module), ranks, refill):
+                return
 
     def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
         self.sampler.finish(ranks_of(trainer))
@@ -329,6 +359,12 @@ def _drift(spreads: Sequence[float], num_steps: int) -> dict[str, float]:
 def _weights(trainer: Trainer, module: PolicyModule) -> Weights:
     """The policy as it is, to be proved in the precision that steps compute in: hooks run outside of it."""
     return replace(module.weights(), forward_context=trainer.precision_plugin.forward_context)
+
+
+def _num_done(trainer: Trainer) -> int:
+    """Optimizer steps that have been made on the current rollout, also before a resume."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    return int(loop.batch_progress.current.processed)
 
 
 def _datamodule(trainer: Trainer) -> PromptDataModule:

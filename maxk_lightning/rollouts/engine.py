@@ -79,7 +79,8 @@ class MeasuredEngine(Protocol):
 class ManagedEngine(Protocol):
     """An engine with memory or processes of its own.
 
-    One with a true attribute `sleep_while_training` is not combined with `rollout.rollouts_ahead`.
+    One with a true attribute `sleep_while_training` is not combined with `rollout.rollouts_ahead`. One with a true
+    attribute `runs_apart` samples on processors of its own: training does not wait for it.
     """
 
     def sleep(self) -> bool:

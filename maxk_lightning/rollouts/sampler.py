@@ -5,10 +5,12 @@ further prompts from the same weights (`refill`); all of it once more with a fre
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class Sampler:
-    """Engine and reward at work. Holds the rollout that is trained on, and the one that is sampled ahead.
+    """Engine and reward at work. Holds the rollout that is trained on, and those that are sampled ahead of it.
+
+    Rollouts are begun in the order of their numbers, one after another: an engine does one thing at a time, and with
+    the weights that it has.
 
     All ranks call every method together, `close` apart.
     """
@@ -39,14 +44,16 @@ class Sampler:
         "Told how far sampling is."
         self._sync = WeightSync(engine, max_logprob_gap)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
-        self._ahead: Draw | None = None
-        self._part: Future[Rollout] | None = None  # of the rollout ahead: what the thread was given last
-        self._stored: dict[str, Record] = {}  # of the checkpoint that this run was resumed from, until it is taken
+        self._ahead: deque[Draw] = deque()  # only the last one may be incomplete
+        self._part: Future[Rollout] | None = None  # of the last rollout ahead: what the thread was given last
+        self._stored_ahead: deque[Record] = deque()  # of the checkpoint that this run was resumed from, until taken;
+        self._stored_current: Record | None = None  # the stored rollouts ahead come before those begun since
 
     def reset(self) -> None:
         """Forget an earlier run: the engine must be given weights."""
         self._sync.version = None
-        self._ahead = self._part = None
+        self._ahead.clear()
+        self._part = None
 
     def sample(
         self,
@@ -82,21 +89,38 @@ class Sampler:
                 logger.warning("starting the rollout engine afresh")
         raise EngineError("the rollout engine failed twice")
 
-    def begin(self, order: Order, weights: Weights, ranks: Ranks, refill: Refill | None = None) -> None:
-        """Begin to sample with the weights as they are, while training goes on."""
-        if self._sync.refresh(weights, order.prompts, order.sampling, ranks):
-            self._ahead = Draw(order, refill)
-            self._submit(order, ranks)
-        else:
-            self._sync.close()  # sampled when its epoch begins
+    @property
+    def last_begun(self) -> int | None:
+        """Number of the last rollout ahead; None: there is none."""
+        if self._ahead:
+            return self._ahead[-1].index
+        return self._stored_ahead[-1]["index"] if self._stored_ahead else None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is under way, the same on all ranks."""
+        return self._part is None
+
+    def begin(self, order: Order, weights: Weights, ranks: Ranks, refill: Refill | None = None) -> bool:
+        """Begin to sample with the weights as they are, while training goes on; first wait for what is under way.
+
+        Returns:
+            False: the engine of a rank has failed. A rollout that was not begun is sampled when its epoch begins.
+        """
+        self.finish(ranks)
+        if not self.is_free:  # `take` says what happened
+            return False
+        if not self._sync.refresh(weights, order.prompts, order.sampling, ranks):
+            self._sync.close()
+            return False
+        self._ahead.append(Draw(order, refill))
+        self._submit(order, ranks)
+        return True
 
     def advance(self, ranks: Ranks) -> None:
-        """Let the rollout ahead go on with further prompts, where what was under way is done on every rank."""
-        if self._ahead is not None and self._ahead.refill is not None:
-            while self._ahead.due is not None and ranks.all_true(
-                self._part is not None and _has_ended_well(self._part)
-            ):
-                self._add_part(self._ahead, ranks)
+        """Take up what was under way once it is done on every rank, and go on with further prompts."""
+        while self._part is not None and ranks.all_true(_has_ended_well(self._part)):
+            self._add_part(ranks)
 
     def take(self, index: int, orders: Orders, ranks: Ranks) -> Rollout | None:
         """The rollout of this number that was begun, or stored; None: there is none, or the engine of a rank failed.
@@ -104,57 +128,58 @@ class Sampler:
         Raises:
             RankError: the reward of one of several ranks raised.
         """
-        stored = self._stored.pop("ahead", None)
-        if stored is not None and stored["index"] == index:
-            return self.restore(stored, orders, ranks)
-        if self._ahead is None or self._ahead.index != index:
+        if self._stored_ahead and self._stored_ahead[0]["index"] == index:
+            return self.restore(self._stored_ahead.popleft(), orders, ranks)
+        if not self._ahead or self._ahead[0].index != index:
             return None
-        rollout = self.finish(ranks)
-        part, self._ahead, self._part = self._part, None, None
-        if rollout is None and part is not None:
-            ranks.together(partial(_unless_the_engine_fails, part.result))
-            self._sync.close()
-        return rollout
+        if len(self._ahead) == 1:
+            self.finish(ranks)
+        draw = self._ahead.popleft()
+        if self._ahead or self.is_free:
+            return draw.rollout
+        part, self._part = self._part, None
+        assert part is not None
+        ranks.together(partial(_unless_the_engine_fails, part.result))
+        self._sync.close()
+        return None
 
-    def finish(self, ranks: Ranks) -> Rollout | None:
-        """Wait for the rollout ahead; None when there is none, or it failed on any rank, which `take` says.
+    def finish(self, ranks: Ranks) -> None:
+        """Wait for the rollout that is under way: before an engine is given other weights, it must be complete.
 
-        An engine does one thing at a time, and with the weights that it has: before it is given others, the rollout
-        ahead must be complete.
+        One that failed on any rank stays under way; `take` says so.
         """
-        if self._ahead is None:
-            return None
-        while self._ahead.due is not None:
-            if not ranks.all_true(self._part is not None and self._part.exception() is None):
-                return None
-            self._add_part(self._ahead, ranks)
-        return self._ahead.rollout
+        while self._part is not None and ranks.all_true(self._part.exception() is None):
+            self._add_part(ranks)
 
-    def state(self, ranks: Ranks, current: Record | None) -> dict[str, Record]:
+    def state(self, ranks: Ranks, current: Record | None) -> dict[str, Any]:
         """The rollouts that no later run can sample again, because the weights that sampled them are gone.
 
         Args:
             ranks: All of them; the state holds the groups of all.
             current: What to keep beside the rollout that is being trained on; None: training on it is over.
         """
-        state = {}
-        ahead = self.finish(ranks)  # what failed is left out; `take` says so
-        if self._ahead is not None and ahead is not None:
-            state["ahead"] = {"index": self._ahead.index, **to_state(ahead, ranks)}
-        elif "ahead" in self._stored:
-            state["ahead"] = self._stored["ahead"]
+        self.finish(ranks)  # what failed is left out; `take` says so
+        complete = list(self._ahead) if self.is_free else list(self._ahead)[:-1]
+        begun = [
+            {"index": draw.index, **to_state(draw.rollout, ranks)} for draw in complete if draw.rollout is not None
+        ]
+        state: dict[str, Any] = {}
+        if ahead := [*self._stored_ahead, *begun]:
+            state["ahead"] = ahead
         if current is not None:
             assert self.current is not None, "a rollout is trained on that nobody sampled"
             state["current"] = {**current, **to_state(self.current, ranks)}
         return state
 
-    def load_state(self, state: dict[str, Record]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """Keep stored rollouts until they are asked for."""
-        self._stored = dict(state)
+        self._stored_ahead = deque(state.get("ahead", []))
+        self._stored_current = state.get("current")
 
     def take_current(self) -> Record | None:
         """The stored rollout that a resumed run was amid, with what was kept beside it; None: it was amid none."""
-        return self._stored.pop("current", None)
+        stored, self._stored_current = self._stored_current, None
+        return stored
 
     def restore(self, stored: Record, orders: Orders, ranks: Ranks) -> Rollout:
         """This rank's share of a stored rollout, however far it had been refilled.
@@ -172,19 +197,21 @@ class Sampler:
         """Close the engine, once the thread that samples ahead has let go of it."""
         if self._part is not None:
             self._part.exception()
-        self._ahead = self._part = None
+        self._ahead.clear()
+        self._part = None
         self._sync.close()
 
     def _submit(self, order: Order, ranks: Ranks) -> None:
         self._part = self._thread.submit(self._collector(order, ranks.device))
 
-    def _add_part(self, ahead: Draw, ranks: Ranks) -> None:
+    def _add_part(self, ranks: Ranks) -> None:
         """Add what the thread was given last, and give it what is due next."""
         assert self._part is not None
-        ahead.add(self._part.result(), ranks)
+        draw = self._ahead[-1]
+        draw.add(self._part.result(), ranks)
         self._part = None
-        if ahead.due is not None:
-            self._submit(ahead.due, ranks)
+        if draw.due is not None:
+            self._submit(draw.due, ranks)
 
     def _collector(
         self, order: Order, device: torch.device | None = None, reward: Reward | None = None

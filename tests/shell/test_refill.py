@@ -234,7 +234,7 @@ OPTIONS = (
 )
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids=["now", "ahead"])
+@pytest.fixture(scope="module", params=["0", "1", "4 --rollout.max_age 6"], ids=["now", "ahead", "far ahead"])
 def options(request: pytest.FixtureRequest) -> str:
     return f"{OPTIONS} --rollout.rollouts_ahead {request.param}"
 

@@ -6,6 +6,7 @@ The engines here are real ones that are made to fail or to lie at a chosen momen
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -242,11 +243,97 @@ def test_an_engine_that_fails_while_ahead_samples_anew_from_the_current_weights(
     assert callback.ages == [0, 0, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("ahead", "max_age", "versions"),
+    [
+        (2, None, [0, 0, 0, 2]),
+        (3, None, [0, 0, 0, 0]),
+        (3, 1, [0, 1, 3, 5]),
+        (3, 3, [0, 0, 1, 3]),
+        (1, 100, [0, 0, 2, 4]),
+        (9, 5, [0, 0, 0, 1]),
+    ],
+)
+def test_a_rollout_ahead_is_as_old_as_it_may_be(
+    random_policy: str, tmp_path: Path, ahead: int, max_age: int | None, versions: list[int]
+) -> None:
+    callback = Recording(TransformersEngine(random_policy), rollouts_ahead=ahead, max_age=max_age)
+    _fit(random_policy, tmp_path, callback)
+    assert [rollout.version for rollout in callback.rollouts] == versions
+    assert callback.ages == [2 * index - version for index, version in enumerate(versions)]
+
+
+@pytest.mark.parametrize("options", [{"rollouts_ahead": 3}, {"rollouts_ahead": 3, "max_age": 3}], ids=str)
+def test_a_run_far_ahead_resumes_with_all_that_was_sampled(
+    random_policy: str, tmp_path: Path, options: dict[str, int]
+) -> None:
+    """From amid a rollout, and from the end of one."""
+    whole = SavingAmid(TransformersEngine(random_policy), **options)
+    weights = _fit(random_policy, tmp_path / "whole", whole)
+    stopped = Stopping(TransformersEngine(random_policy), **options)
+    with pytest.raises(ZeroDivisionError):
+        _fit(random_policy, tmp_path / "stopped", stopped)
+    for number, path in ((1, tmp_path / "whole" / "amid.ckpt"), (2, tmp_path / "stopped" / "early.ckpt")):
+        resumed = Recording(TransformersEngine(random_policy), **options)
+        _assert_same(_fit(random_policy, tmp_path / f"resumed {number}", resumed, path), weights)
+        assert resumed.ages == whole.ages[number:]
+        assert [r.samples for r in resumed.rollouts] == [r.samples for r in whole.rollouts[number:]]
+
+
+class ApartEngine(UnreliableEngine):
+    """Samples apart from training, and is slow with the first rollout ahead: it waits to be let go on."""
+
+    runs_apart = True
+
+    def __init__(self, policy: str) -> None:
+        super().__init__(policy)
+        self.may_go_on = Event()
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        if self.calls >= 3:  # load_weights, generate (the test of the weights), generate
+            assert self.may_go_on.wait(60)
+        return super().generate(prompts, sampling)
+
+
+class LettingGoOn(Recording):
+    """Lets the engine go on when the steps of the first rollout have been made."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if args[0].global_step == 2:
+            assert self.sampler.last_begun == 1  # training has not waited for it
+            self.engine.may_go_on.set()  # type: ignore[attr-defined]
+        super().on_train_batch_end(*args)
+
+
+def test_training_does_not_wait_for_an_engine_that_runs_apart(random_policy: str, tmp_path: Path) -> None:
+    callback = LettingGoOn(ApartEngine(random_policy), rollouts_ahead=3)
+    _fit(random_policy, tmp_path, callback)
+    versions = [rollout.version for rollout in callback.rollouts]
+    assert versions[:2] == [0, 0]
+    assert versions[2] == 2  # younger than an engine that takes turns would have left it
+    assert versions == sorted(versions)
+
+
+def test_a_rollout_far_ahead_that_failed_is_sampled_anew_when_its_epoch_begins(
+    random_policy: str, tmp_path: Path
+) -> None:
+    engine = UnreliableEngine(random_policy, fail_at=[5])  # rollout 0 has three calls, rollouts 1 and 2 one each
+    callback = Recording(engine, rollouts_ahead=3)
+    _fit(random_policy, tmp_path, callback)
+    assert [rollout.version for rollout in callback.rollouts] == [0, 0, 4, 4]
+    assert engine.closed == 2
+
+
 def test_options_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rollout\.engine\.sleep_while_training: with rollouts_ahead"):
         RolloutCallback(VLLMEngine(sleep_while_training=True), rollouts_ahead=1)
     with pytest.raises(ValueError, match=r"rollout\.max_logprob_gap is 0"):
         RolloutCallback(max_logprob_gap=0.0)
+    with pytest.raises(ValueError, match=r"rollout\.rollouts_ahead is -1, must be 0 or more"):
+        RolloutCallback(rollouts_ahead=-1)
+    for options in ({"max_age": 2}, {"max_age": 0, "rollouts_ahead": 1}):
+        with pytest.raises(ValueError, match=r"rollout\.max_age is \d, must be positive, with rollout\.rollouts_ahead"):
+            RolloutCallback(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"kv_cache_gib, not both"):
         VLLMEngine(kv_cache_gib=1.0, gpu_memory_utilization=0.5)
     with pytest.raises(ValueError, match=r"rollout\.engine\.max_num_seqs is 0"):

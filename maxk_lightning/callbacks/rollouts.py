@@ -23,9 +23,10 @@ from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
 from maxk_lightning.rewards.configured import as_reward, configured_reward
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine
+from maxk_lightning.rollouts import EngineError, Replay, RolloutEngine, TransformersEngine
 from maxk_lightning.rollouts.ranks import RankError, ranks_of
 from maxk_lightning.rollouts.refill import Refill, has_credit
+from maxk_lightning.rollouts.replay import ReplayBuffer
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
 from maxk_lightning.rollouts.weight_sync import Weights
@@ -51,6 +52,7 @@ class RolloutCallback(Callback):
         rewards: list[WeightedReward | Reward | str] | None = None,
         eval_reward: Reward | str | None = None,
         select: str | None = None,
+        replay: Replay | None = None,
     ) -> None:
         """Choose the parts.
 
@@ -79,6 +81,9 @@ class RolloutCallback(Callback):
                 A best checkpoint chosen by another reward than the trained one notices when that one is gamed.
             select: A selector as of `evaluate --select`, such as `public+agreement`: validation and test log
                 `realised_max_at_k/K`, the mean reward of the one of K samples that it chooses.
+            replay: Mix groups of earlier rollouts into each one; None: none. Their losses are corrected by the
+                log-probs that they were drawn with, as those of `rollouts_ahead` are. Objectives with ratios see the
+                whole drift with `model.old_logprobs: engine`.
 
         Raises:
             ValueError: a reward or selector cannot be had, `sampling.top_p` is not 1, a bound is not positive, or
@@ -110,8 +115,13 @@ class RolloutCallback(Callback):
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
         self.max_age = max_age
+        self.replay = replay
+        self.replayed: ReplayBuffer | None = None
+        "Groups that may be replayed, and those that are; None: without `replay`."
+        self._stored_replay: dict[str, Any] = {}  # of the checkpoint that this run was resumed from
         self.sampler = Sampler(engine, self.reward, max_logprob_gap)
         self._age = 0  # of the current rollout when training on it began, in optimizer steps
+        self._replayed_ages: list[int] = []  # likewise, of the groups that are replayed
         self._logged_epoch: int | None = None
         self._training_since = self._training_until = 0.0
 
@@ -119,6 +129,10 @@ class RolloutCallback(Callback):
         """Begin afresh, after `check`."""
         self.check(trainer, pl_module, stage)
         self.sampler.reset()
+        if stage == "fit" and self.replay is not None:
+            data = _datamodule(trainer)
+            self.replay.num_groups(data.prompts_per_rollout)  # refuses a share that is too small
+            self.replayed = ReplayBuffer(self.replay, data.seed)
         self._logged_epoch = None
 
     def check(self, trainer: Trainer, module: PolicyModule, stage: str) -> None:
@@ -147,6 +161,9 @@ class RolloutCallback(Callback):
             ValueError: the optimizer steps left in it would not be those that this configuration makes.
         """
         data = _datamodule(trainer)
+        if self.replayed is not None:
+            self.replayed.load_state(self._stored_replay)
+        self._stored_replay = {}
         stored = self.sampler.take_current()
         if stored is None:
             return
@@ -174,6 +191,9 @@ class RolloutCallback(Callback):
         if rollout is None:
             refill = data.refill_of(index, self.sampling, pl_module.objective_of(index))
             rollout = self._sample(trainer, pl_module, data.order(index, self.sampling), refill)
+        if self.replayed is not None:
+            objective = pl_module.objective_of(index)
+            self.replayed.draw(index, trainer.global_step, objective, data.prompts_per_rollout)
         self._serve(trainer, pl_module, rollout, index)
         pl_module.note_old(data.buffers["fit"].steps)
         self._log_once(trainer, pl_module)
@@ -207,6 +227,9 @@ class RolloutCallback(Callback):
         for tag, spread in _drift(pl_module.guard.spreads, len(_datamodule(trainer).buffers["fit"].steps)).items():
             pl_module.log(tag, spread, **ONCE)
         pl_module.log("time/train_s", self._training_until - self._training_since, sync_dist=True)
+        if self.replayed is not None and self.sampler.current is not None:
+            objective = pl_module.objective_of(trainer.current_epoch)
+            self.replayed.keep(self.sampler.current, objective, ranks_of(trainer))
         pl_module.guard.end_rollout()
         if pl_module.guard.is_exhausted:
             _stop(trainer, pl_module)
@@ -252,12 +275,15 @@ class RolloutCallback(Callback):
                 "old_logprobs": old and old.state(data.buffers["fit"].steps, ranks_of(trainer)),
             }
         checkpoint["rollouts"] = self.sampler.state(ranks_of(trainer), current)
+        if self.replayed is not None:
+            checkpoint["replay"] = self.replayed.state()
 
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: PolicyModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep stored rollouts until their epochs begin."""
         self.sampler.load_state(checkpoint.get("rollouts", {}))
+        self._stored_replay = checkpoint.get("replay", {})
 
     def _sample_ahead(self, trainer: Trainer, module: PolicyModule, num_done: int) -> None:
         """Begin the further rollouts that may be sampled from the weights as they are.
@@ -314,10 +340,14 @@ class RolloutCallback(Callback):
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
         self.sampler.current = rollout
         module.guard.spreads = []
-        _datamodule(trainer).buffers["fit"].fill(rollout, index, num_done, module.idle)
-        self._age = trainer.global_step - num_done - rollout.version
+        drawn = [] if self.replayed is None else self.replayed.drawn
+        replayed = [kept.group for kept in drawn]
+        _datamodule(trainer).buffers["fit"].fill(rollout, index, num_done, module.idle, replayed)
+        begun_at = trainer.global_step - num_done
+        self._age = begun_at - rollout.version
+        self._replayed_ages = [begun_at - kept.version for kept in drawn]
         if module.old is not None:
-            module.old.begin(rollout, self._age)
+            module.old.begin(rollout, max(self._age, *self._replayed_ages, 0))
 
     def _log_once(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         """Log the current rollout unless this process has done so."""
@@ -334,6 +364,8 @@ class RolloutCallback(Callback):
             "rollout/num_prompts": num_prompts,
             "rollout/credit_fraction": num_credited / num_prompts,
             "rollout/age": float(self._age),
+            "rollout/replayed": float(len(self._replayed_ages)),
+            "rollout/replayed_age": sum(self._replayed_ages) / max(1, len(self._replayed_ages)),
             "rollout/logprob_gap": rollout.logprob_gap,
             "rollout/sequence_gap": rollout.sequence_gap,
             "time/sync_s": rollout.sync_s,

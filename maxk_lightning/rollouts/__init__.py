@@ -11,12 +11,14 @@ from maxk_lightning.rollouts.engine import (
 from maxk_lightning.rollouts.engines.transformers.engine import TransformersEngine
 from maxk_lightning.rollouts.engines.vllm.engine import VLLMEngine
 from maxk_lightning.rollouts.engines.vllm.server import VLLMServerEngine
+from maxk_lightning.rollouts.replay import Replay
 
 __all__ = [
     "EngineError",
     "EngineLoad",
     "ManagedEngine",
     "MeasuredEngine",
+    "Replay",
     "RolloutEngine",
     "StreamingEngine",
     "TransformersEngine",

@@ -16,7 +16,8 @@ class RolloutBuffer(Dataset[Samples]):
     """This rank's samples of every optimizer step of a rollout, once for every PPO iteration.
 
     Each iteration visits the steps in an order of its own. A step always has the same groups, neighbours in the prompt
-    stream, and the order is the same on all ranks: an optimizer step sees the same groups however many ranks share it.
+    stream and its part of those that are replayed, and the order is the same on all ranks: an optimizer step sees the
+    same groups however many ranks share it.
     All ranks have equally many steps; a rank's share of one may be empty.
     The length is known before the buffer is filled, so that a DataLoader can be built on it once.
     """
@@ -58,6 +59,7 @@ class RolloutBuffer(Dataset[Samples]):
         index: int = 0,
         num_done: int = 0,
         idle: Callable[[Sequence[Group]], Sequence[bool]] | None = None,
+        replayed: Sequence[Group] = (),
     ) -> None:
         """Replace the rollout; all ranks must come here together.
 
@@ -66,10 +68,11 @@ class RolloutBuffer(Dataset[Samples]):
             index: Number of the rollout in the run.
             num_done: Steps already trained on before a resume (Lightning restarts the DataLoader at index 0).
             idle: Whether each of some groups gets no credit; None: none is asked.
+            replayed: Groups of earlier rollouts, the same on all ranks, that are dealt to the steps.
         """
         sampling = rollout.samples.sampling
         self._shares = []
-        for groups in self._share(rollout, idle):
+        for groups in self._share(rollout, idle, replayed):
             is_idle = idle(groups) if idle else [False] * len(groups)
             active = [group for group, skipped in zip(groups, is_idle, strict=True) if not skipped]
             resting = [group for group, skipped in zip(groups, is_idle, strict=True) if skipped]
@@ -93,10 +96,13 @@ class RolloutBuffer(Dataset[Samples]):
         return self._shares[self._order[index]]
 
     def _share(
-        self, rollout: Rollout, idle: Callable[[Sequence[Group]], Sequence[bool]] | None
+        self,
+        rollout: Rollout,
+        idle: Callable[[Sequence[Group]], Sequence[bool]] | None,
+        replayed: Sequence[Group],
     ) -> Sequence[Sequence[Group]]:
         groups, chosen = rollout.samples.groups, rollout.chosen
         if self.seed is not None and self.ranks.world_size > 1:
-            return exchange(groups, self.groups_per_step, self.ranks, idle, chosen)
+            return exchange(groups, self.groups_per_step, self.ranks, idle, chosen, replayed)
         trained_on = groups if chosen is None else [groups[place] for place in chosen]
-        return [trained_on[step] for step in self._steps]
+        return [[*trained_on[step], *replayed[number :: len(self._steps)]] for number, step in enumerate(self._steps)]

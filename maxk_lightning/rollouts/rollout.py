@@ -4,7 +4,7 @@ Legend: P prompts, N completions per prompt.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import get_args
 
@@ -125,6 +125,11 @@ class Rollout:
     "The same of the sums over a completion, nats per completion."
     chosen: Sequence[int] | None = None
     "Places of the groups to train on, in the order of all ranks' groups in the prompt stream; None: all."
+
+
+def lean(group: Group) -> Group:
+    """A group without tests and columns: they can be large, and nothing asks for them once rewards are known."""
+    return replace(group, problem=replace(group.problem, tests=(), columns={}))
 
 
 def rewards_of(groups: Sequence[Group], num_completions: int) -> Tensor:

@@ -1,11 +1,10 @@
 """Which rank trains on which groups. Never changes the loss, whose parts are summed over ranks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import count
 
 from maxk_lightning.rollouts.ranks import Ranks
-from maxk_lightning.rollouts.rollout import Group
+from maxk_lightning.rollouts.rollout import Group, lean
 
 
 def assign(loads: Sequence[int], num_ranks: int) -> list[list[int]]:
@@ -32,20 +31,28 @@ def training_tokens(group: Group) -> int:
 
 
 def share_out(
-    groups: Sequence[Group], groups_per_step: int, num_ranks: int, idle: Sequence[bool] | None = None
+    groups: Sequence[Group],
+    groups_per_step: int,
+    num_ranks: int,
+    idle: Sequence[bool] | None = None,
+    replayed: Sequence[Group] = (),
 ) -> list[list[list[Group]]]:
     """For each rank its groups of every optimizer step, given the whole rollout in the order of the prompt stream.
 
     The groups of a step are the same on any number of ranks; who has which is decided by their tokens. Idle groups cost
-    nothing.
+    nothing. Replayed groups are dealt to the steps, one to each in turn.
     """
+    starts = range(0, len(groups), groups_per_step)
     tokens = [training_tokens(group) for group in groups]
     loads = [0 if rests else load for load, rests in zip(tokens, idle or [False] * len(groups), strict=True)]
     shares: list[list[list[Group]]] = [[] for _ in range(num_ranks)]
-    for start in range(0, len(groups), groups_per_step):
+    for number, start in enumerate(starts):
         step = slice(start, start + groups_per_step)
-        for rank, indices in enumerate(assign(loads[step], num_ranks)):
-            shares[rank].append([groups[step][index] for index in indices])
+        further = replayed[number :: len(starts)]
+        members = [*groups[step], *further]
+        loads_of_step = [*loads[step], *(training_tokens(group) for group in further)]
+        for rank, indices in enumerate(assign(loads_of_step, num_ranks)):
+            shares[rank].append([members[index] for index in indices])
     return shares
 
 
@@ -55,18 +62,18 @@ def exchange(
     ranks: Ranks,
     idle: Callable[[Sequence[Group]], Sequence[bool]] | None = None,
     chosen: Sequence[int] | None = None,
+    replayed: Sequence[Group] = (),
 ) -> list[list[Group]]:
     """This rank's groups of every optimizer step, for the ones that it sampled; all ranks must come here together.
 
-    Tests and columns stay behind: they can be large, and nothing asks for them once rewards are known. So do groups
-    that are not `chosen`, see `Rollout`.
+    Tests and columns stay behind, and groups that are not `chosen`, see `Rollout`. All ranks know the replayed ones.
     """
     lean = {
-        place: replace(group, problem=replace(group.problem, tests=(), columns={}))
+        place: lean(group)
         for place, group in zip(count(ranks.rank, ranks.world_size), groups, strict=False)
         if chosen is None or place in chosen
     }
     by_place = {place: group for share in ranks.gather_each(lean) for place, group in share.items()}
     everything = [by_place[place] for place in sorted(by_place)]
     is_idle = None if idle is None else idle(everything)
-    return share_out(everything, groups_per_step, ranks.world_size, is_idle)[ranks.rank]
+    return share_out(everything, groups_per_step, ranks.world_size, is_idle, replayed)[ranks.rank]

@@ -22,7 +22,7 @@ def to_state(rollout: Rollout, ranks: Ranks) -> Record:
     """The whole rollout as plain lists and tensors; all ranks must come here together, with what each sampled."""
     return {
         "sampling": asdict(rollout.samples.sampling),
-        "groups": ranks.gather([_as_record(group) for group in rollout.samples.groups]),
+        "groups": ranks.gather([as_record(group) for group in rollout.samples.groups]),
         **{name: getattr(rollout, name) for name in FACTS},
     }
 
@@ -40,13 +40,14 @@ def from_state(state: Record, order: Order, ranks: Ranks) -> Rollout:
                 "data: the checkpoint was saved amid a rollout, whose prompts are not those of this configuration "
                 f"({record['problem']} there, {problem.id} here)"
             )
-        completions, scores = _completions(record), _scores(record)
+        completions, scores = completions_of(record), scores_of(record)
         groups.append(Group(problem=problem, prompt=prompt, completions=completions, scores=scores))
     samples = Samples(groups=groups, sampling=Sampling(**state["sampling"]))
     return Rollout(samples=samples, **{name: state[name] for name in FACTS})
 
 
-def _as_record(group: Group) -> Record:
+def as_record(group: Group) -> Record:
+    """A group as plain lists and tensors; of its problem only the id."""
     completions = group.completions
     entropies = [completion.entropies for completion in completions]
     return {
@@ -69,7 +70,8 @@ def _floats(values: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor([value for row in values for value in row], dtype=torch.float64)
 
 
-def _completions(record: Record) -> list[Completion]:
+def completions_of(record: Record) -> list[Completion]:
+    """The completions of a group's record."""
     lengths = record["lengths"]
     entropies = record["entropies"]
     entropy_rows = [None] * len(lengths) if entropies is None else entropies.split(lengths)
@@ -92,7 +94,8 @@ def _completions(record: Record) -> list[Completion]:
     ]
 
 
-def _scores(record: Record) -> list[Score]:
+def scores_of(record: Record) -> list[Score]:
+    """The scores of a group's record."""
     return [
         Score(reward=reward, verdicts=tuple(verdicts), missing_cause=cause, parts=parts)
         for reward, verdicts, cause, parts in zip(*(record[key] for key in SCORE_KEYS), strict=True)

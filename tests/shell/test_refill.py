@@ -234,7 +234,9 @@ OPTIONS = (
 )
 
 
-@pytest.fixture(scope="module", params=["0", "1", "4 --rollout.max_age 6"], ids=["now", "ahead", "far ahead"])
+@pytest.fixture(
+    scope="module", params=["0", "1", "4 --rollout.max_age 6 --rollout.replay.share 0.5"], ids=["now", "ahead", "far"]
+)
 def options(request: pytest.FixtureRequest) -> str:
     return f"{OPTIONS} --rollout.rollouts_ahead {request.param}"
 

@@ -20,7 +20,7 @@ from maxk_lightning.callbacks.checks import check_overlap
 from maxk_lightning.data import Builtin
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy import load_model
-from maxk_lightning.rollouts import EngineError, RolloutEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
+from maxk_lightning.rollouts import EngineError, Replay, RolloutEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
 from maxk_lightning.rollouts.collect import collect
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Order, Rollout
@@ -263,9 +263,18 @@ def test_a_rollout_ahead_is_as_old_as_it_may_be(
     assert callback.ages == [2 * index - version for index, version in enumerate(versions)]
 
 
-@pytest.mark.parametrize("options", [{"rollouts_ahead": 3}, {"rollouts_ahead": 3, "max_age": 3}], ids=str)
-def test_a_run_far_ahead_resumes_with_all_that_was_sampled(
-    random_policy: str, tmp_path: Path, options: dict[str, int]
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rollouts_ahead": 3},
+        {"rollouts_ahead": 3, "max_age": 3},
+        {"replay": Replay(share=0.5)},
+        {"rollouts_ahead": 3, "max_age": 3, "replay": Replay(share=0.5, max_age=9)},
+    ],
+    ids=str,
+)
+def test_a_run_resumes_with_all_that_was_sampled_before(
+    random_policy: str, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """From amid a rollout, and from the end of one."""
     whole = SavingAmid(TransformersEngine(random_policy), **options)
@@ -278,6 +287,33 @@ def test_a_run_far_ahead_resumes_with_all_that_was_sampled(
         _assert_same(_fit(random_policy, tmp_path / f"resumed {number}", resumed, path), weights)
         assert resumed.ages == whole.ages[number:]
         assert [r.samples for r in resumed.rollouts] == [r.samples for r in whole.rollouts[number:]]
+
+
+def test_groups_of_earlier_rollouts_are_trained_on_again(random_policy: str, tmp_path: Path) -> None:
+    """Both fresh groups of a rollout, and as many of those before; a replayed step differs from one without."""
+    callback = Replaying(TransformersEngine(random_policy), replay=Replay(share=0.5, max_uses=1))
+    weights = _fit(random_policy, tmp_path / "replay", callback)
+    fresh = [[group.prompt.seed for group in rollout.samples.groups] for rollout in callback.rollouts]
+    assert callback.trained[0] == fresh[0]  # nothing is kept yet
+    assert [sorted(seeds) for seeds in callback.trained[1:]] == [
+        sorted(fresh[index] + fresh[index - 1]) for index in range(1, NUM_ROLLOUTS)
+    ]
+    without = _fit(random_policy, tmp_path / "without", Recording(TransformersEngine(random_policy)))
+    assert any(not torch.equal(weights[name], without[name]) for name in weights)
+
+
+class Replaying(Recording):
+    """Keeps the seeds of the groups of the first optimizer step of every rollout."""
+
+    def __init__(self, engine: RolloutEngine, **options: Any) -> None:
+        super().__init__(engine, **options)
+        self.trained: list[list[int]] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Note the first step."""
+        super().on_train_batch_start(*args)
+        if args[3] == 0:
+            self.trained.append([group.prompt.seed for group in args[2].groups])
 
 
 class ApartEngine(UnreliableEngine):

@@ -108,7 +108,8 @@ def _train(job: Job, runner: Runner) -> str:
     home, benchmark = runner.home(job), runner.plan.benchmarks[job.benchmark]
     checkpoint = home / "checkpoints/last.ckpt"
     arm = ["--config", str(runner.plan.config_of(job.arm)), "--model.optimizer.lr", str(job.learning_rate)]
-    arm += ["--model.policy", runner.base(job), *as_options(benchmark.train)]
+    arm += [*as_options(runner.plan.options_of(job.arm)), "--model.policy", runner.base(job)]
+    arm += as_options(benchmark.train)
     seed = ["--seed_everything", str(job.seed), "--trainer.default_root_dir", str(home)]
     resumed = ["--ckpt_path", "last"] if checkpoint.is_file() else []
     shorter = as_options(runner.plan.tuning_options) if job.split == "validation" else []

@@ -182,9 +182,9 @@ class StudyPlan:
     "Tables of the built-in benchmark that are split by what makes problems hard."
     benchmarks: Mapping[str, Benchmark]
     "Benchmarks by name."
-    arms: Mapping[str, Mapping[str, str]]
-    """Label of each arm, its YAML as a path from the directory of the plan (`config`) if that is not ARM.yaml, and
-    whose learning rate it takes (`tuned_as`) if it is not tuned itself."""
+    arms: Mapping[str, Mapping[str, Any]]
+    """Label of each arm, its YAML as a path from the directory of the plan (`config`) if that is not ARM.yaml, further
+    `options` of its `fit`, and whose learning rate it takes (`tuned_as`) if it is not tuned itself."""
     tables: Mapping[str, Table]
     "Tables, in the order in which they are run."
 
@@ -200,15 +200,20 @@ class StudyPlan:
 
     def label(self, arm: str) -> str:
         """Name an arm as tables and legends show it."""
-        return self.arms[arm]["label"]
+        return str(self.arms[arm]["label"])
 
     def tuned_as(self, arm: str) -> str:
         """Name the arm whose learning rate it takes."""
-        return self.arms[arm].get("tuned_as", arm)
+        return str(self.arms[arm].get("tuned_as", arm))
 
     def config_of(self, arm: str) -> Path:
         """Find the YAML of an arm's method."""
         return self.configs / self.arms[arm].get("config", f"{arm}.yaml")
+
+    def options_of(self, arm: str) -> Mapping[str, Any]:
+        """Options of `fit` that an arm lays over its YAML."""
+        options: Mapping[str, Any] = self.arms[arm].get("options", {})
+        return options
 
 
 def read_plan(configs: Path = CONFIGS) -> StudyPlan:

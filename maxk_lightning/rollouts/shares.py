@@ -68,12 +68,12 @@ def exchange(
 
     Tests and columns stay behind, and groups that are not `chosen`, see `Rollout`. All ranks know the replayed ones.
     """
-    lean = {
+    own = {
         place: lean(group)
         for place, group in zip(count(ranks.rank, ranks.world_size), groups, strict=False)
         if chosen is None or place in chosen
     }
-    by_place = {place: group for share in ranks.gather_each(lean) for place, group in share.items()}
+    by_place = {place: group for share in ranks.gather_each(own) for place, group in share.items()}
     everything = [by_place[place] for place in sorted(by_place)]
     is_idle = None if idle is None else idle(everything)
     return share_out(everything, groups_per_step, ranks.world_size, is_idle, replayed)[ranks.rank]

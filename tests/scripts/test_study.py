@@ -28,7 +28,10 @@ from maxk_lightning.data.pipelines import VAGUE, VAGUE_PHRASES, VARIANTS, Pipeli
 from tests.support.paths import ROOT
 
 PLAN = read_plan(ROOT / CONFIGS)
-PLANS = [PLAN, *(read_plan(ROOT / "configs" / name) for name in ("study_smollm2", "study_selection"))]
+PLANS = [
+    PLAN,
+    *(read_plan(ROOT / "configs" / name) for name in ("study_smollm2", "study_selection", "study_staleness")),
+]
 SMALL: dict[str, Any] = {
     "seed_everything": 1,
     "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
@@ -69,19 +72,25 @@ SMALL_PLAN: dict[str, Any] = {
 }
 
 
+OTHER_BUDGETS = {"reuse_1": (13824, 144), "reuse_2": (6912, 144), "reuse_4": (3456, 144), "replay": (3456, 72)}
+"Completions and steps of the arms that differ in them."
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("plan", "arm"), [(plan, arm) for plan in PLANS for arm in plan.arms if arm != "base"])
 def test_every_arm_has_the_same_budget(plan: StudyPlan, arm: str, capsys: pytest.CaptureFixture[str]) -> None:
     configs = [plan.configs / name for name in plan.common] + [plan.config_of(arm)]
+    words = [word for path in configs for word in ("--config", str(ROOT / path))]
     with pytest.raises(SystemExit) as stopped:
-        MaxKCLI(["fit", *(word for path in configs for word in ("--config", str(ROOT / path))), "--print_config"])
+        MaxKCLI(["fit", *words, *study.as_options(plan.options_of(arm)), "--print_config"])
     assert stopped.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     data, num_rollouts = config["data"], config["trainer"]["max_epochs"]
     num_completions = num_rollouts * data["prompts_per_rollout"] * config["rollout"]["sampling"]["num_completions"]
     steps_per_iteration = data["prompts_per_rollout"] // (data["prompts_per_step"] or data["prompts_per_rollout"])
     num_steps = num_rollouts * data["num_ppo_iterations"] * steps_per_iteration
-    assert (num_completions, num_steps) == ((7680, 180) if plan.configs.name == "study_smollm2" else (4608, 144))
+    usual = (7680, 180) if plan.configs.name == "study_smollm2" else (4608, 144)
+    assert (num_completions, num_steps) == OTHER_BUDGETS.get(arm, usual)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.configs.name)

@@ -23,7 +23,8 @@ from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
 from maxk_lightning.rewards.configured import as_reward, configured_reward
-from maxk_lightning.rollouts import EngineError, Replay, RolloutEngine, TransformersEngine
+from maxk_lightning.rollouts import Allocation, EngineError, Replay, RolloutEngine, TransformersEngine
+from maxk_lightning.rollouts.allocation import Allocator, group_sizes, pilot_of
 from maxk_lightning.rollouts.ranks import RankError, ranks_of
 from maxk_lightning.rollouts.refill import Refill, has_credit
 from maxk_lightning.rollouts.replay import ReplayBuffer
@@ -53,6 +54,7 @@ class RolloutCallback(Callback):
         eval_reward: Reward | str | None = None,
         select: str | None = None,
         replay: Replay | None = None,
+        allocation: Allocation | None = None,
     ) -> None:
         """Choose the parts.
 
@@ -84,6 +86,9 @@ class RolloutCallback(Callback):
             replay: Mix groups of earlier rollouts into each one; None: none. Their losses are corrected by the
                 log-probs that they were drawn with, as those of `rollouts_ahead` are. Objectives with ratios see the
                 whole drift with `model.old_logprobs: engine`.
+            allocation: Give prompts different numbers of completions, by the rewards of a pilot; the mean is that of
+                `sampling`. None: all get as many. Not with `data.refill`. `train/max_at_k/K` is then of the prompts
+                that got K completions, the harder ones for a large K.
 
         Raises:
             ValueError: a reward or selector cannot be had, `sampling.top_p` is not 1, a bound is not positive, or
@@ -115,6 +120,7 @@ class RolloutCallback(Callback):
         self.eval_sampling = eval_sampling
         self.rollouts_ahead = rollouts_ahead
         self.max_age = max_age
+        self.allocation = allocation
         self.replay = replay
         self.replayed: ReplayBuffer | None = None
         "Groups that may be replayed, and those that are; None: without `replay`."
@@ -148,6 +154,10 @@ class RolloutCallback(Callback):
             if self.rollouts_ahead:
                 check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
+            if self.allocation is not None:
+                self.allocation.check(self.sampling, module.objective)
+                if _datamodule(trainer).refill:
+                    raise ValueError("rollout.allocation and data.refill exclude each other")
             check_monitors(
                 trainer, module, self.eval_sampling.num_completions, self.eval_reward, selects=self.selector is not None
             )
@@ -189,8 +199,7 @@ class RolloutCallback(Callback):
         with _saved(trainer):
             rollout = self.sampler.take(index, partial(data.order, index, self.sampling), ranks)
         if rollout is None:
-            refill = data.refill_of(index, self.sampling, pl_module.objective_of(index))
-            rollout = self._sample(trainer, pl_module, data.order(index, self.sampling), refill)
+            rollout = self._sample(trainer, pl_module, self._order(data, index), self._further(data, pl_module, index))
         if self.replayed is not None:
             objective = pl_module.objective_of(index)
             self.replayed.draw(index, trainer.global_step, objective, data.prompts_per_rollout)
@@ -303,9 +312,19 @@ class RolloutCallback(Callback):
             is_too_early = self.max_age is not None and age > self.max_age
             if is_too_early or (getattr(self.engine, "runs_apart", False) and not self.sampler.is_free):
                 return
-            refill = data.refill_of(index, self.sampling, module.objective_of(index))
-            if not self.sampler.begin(data.order(index, self.sampling), _weights(trainer, module), ranks, refill):
+            further = self._further(data, module, index)
+            if not self.sampler.begin(self._order(data, index), _weights(trainer, module), ranks, further):
                 return
+
+    def _order(self, data: PromptDataModule, index: int) -> Order:
+        return data.order(index, pilot_of(self.sampling, self.allocation))
+
+    def _further(self, data: PromptDataModule, module: PolicyModule, index: int) -> Refill | Allocator | None:
+        """What is sampled of a rollout after its order."""
+        objective = module.objective_of(index)
+        if self.allocation is not None:
+            return Allocator(index=index, allocation=self.allocation, sampling=self.sampling, objective=objective)
+        return data.refill_of(index, self.sampling, objective)
 
     def _evaluate(self, trainer: Trainer, pl_module: PolicyModule, stage: EvalStage) -> None:
         self.sampler.finish(ranks_of(trainer))
@@ -324,7 +343,7 @@ class RolloutCallback(Callback):
         trainer: Trainer,
         pl_module: PolicyModule,
         order: Order,
-        refill: Refill | None = None,
+        further: Refill | Allocator | None = None,
         reward: Reward | None = None,
     ) -> Rollout:
         """A rollout of the current weights.
@@ -334,7 +353,7 @@ class RolloutCallback(Callback):
             RankError: the reward or the engine of a rank raised something else; likewise.
         """
         with _saved(trainer):
-            return self.sampler.sample(order, _weights(trainer, pl_module), ranks_of(trainer), refill, reward)
+            return self.sampler.sample(order, _weights(trainer, pl_module), ranks_of(trainer), further, reward)
 
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
         """Make a rollout the one that is trained on, of which `num_done` steps have been made."""
@@ -360,10 +379,13 @@ class RolloutCallback(Callback):
         log_parts(pl_module, "train", self.reward, rollout.samples, ranks_of(trainer))
         credited = has_credit(pl_module.objective_of(trainer.current_epoch), rollout.samples.groups)
         num_prompts, num_credited = ranks_of(trainer).total([len(credited), sum(credited)])
+        sizes = group_sizes(rollout.samples.groups) or [self.sampling.num_completions]
         values = {
             "rollout/num_prompts": num_prompts,
             "rollout/credit_fraction": num_credited / num_prompts,
             "rollout/age": float(self._age),
+            "rollout/completions_min": -ranks_of(trainer).largest([-min(sizes)])[0],
+            "rollout/completions_max": ranks_of(trainer).largest([max(sizes)])[0],
             "rollout/replayed": float(len(self._replayed_ages)),
             "rollout/replayed_age": sum(self._replayed_ages) / max(1, len(self._replayed_ages)),
             "rollout/logprob_gap": rollout.logprob_gap,

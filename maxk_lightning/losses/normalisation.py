@@ -21,8 +21,8 @@ class StepCounts:
 
     num_prompts: int
     "Prompts P over all micro-batches and ranks."
-    num_completions: int
-    "Completions per prompt, N."
+    num_completions: float
+    "Completions per prompt, N; the mean, where prompts differ."
     total_tokens: int
     "Completion tokens over all micro-batches and ranks."
     max_tokens: int
@@ -35,7 +35,7 @@ def weights_by_sequence(mask_BT: Tensor, num_prompts: int) -> Tensor:
     return mask_BT.float() / (num_prompts * lengths_B1)
 
 
-def weights_by_token(mask_BT: Tensor, total_tokens: int, num_completions: int) -> Tensor:
+def weights_by_token(mask_BT: Tensor, total_tokens: int, num_completions: float) -> Tensor:
     """N / total tokens: every token of the batch counts the same (DAPO, arXiv:2503.14476)."""
     return mask_BT.float() * (num_completions / max(total_tokens, 1))
 

@@ -1,5 +1,6 @@
 """Engines that sample completions."""
 
+from maxk_lightning.rollouts.allocation import Allocation
 from maxk_lightning.rollouts.engine import (
     EngineError,
     EngineLoad,
@@ -14,6 +15,7 @@ from maxk_lightning.rollouts.engines.vllm.server import VLLMServerEngine
 from maxk_lightning.rollouts.replay import Replay
 
 __all__ = [
+    "Allocation",
     "EngineError",
     "EngineLoad",
     "ManagedEngine",

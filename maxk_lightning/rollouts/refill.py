@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from maxk_lightning.objectives import Objective, is_idle
+from maxk_lightning.rollouts.allocation import Allocator
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Order, Rollout, rewards_of
 
@@ -49,16 +50,16 @@ class Refill:
 
 
 class Draw:
-    """A rollout in the making: the ordered prompts, then batch after batch of further ones."""
+    """A rollout in the making: the ordered prompts, then batch after batch of further ones, or of further samples."""
 
-    def __init__(self, order: Order, refill: Refill | None) -> None:
-        """Begin with an order; None: it is never refilled."""
+    def __init__(self, order: Order, further: Refill | Allocator | None) -> None:
+        """Begin with an order, after which what is due depends on the rewards; None: nothing."""
         self.index = order.index
         self.due: Order | None = order
         "What is to be sampled next; None: the rollout is complete, or an engine failed."
         self.rollout: Rollout | None = None
         "What has been sampled; None once the engine of any rank has failed."
-        self.refill = refill
+        self._further = further
         self._num_batches = 0
 
     def add(self, part: Rollout | None, ranks: Ranks) -> None:
@@ -68,9 +69,14 @@ class Draw:
             self.rollout = None
             return
         assert part is not None
+        further = self._further
+        if isinstance(further, Allocator):
+            self.due = further.further(part, ranks) if self.rollout is None else None
+            self.rollout = part if self.rollout is None else further.joined(self.rollout, part)
+            return
         self.rollout = part if self.rollout is None else joined(self.rollout, part)
-        if self.refill is not None:
-            self._decide(self.refill, self.rollout, ranks)
+        if further is not None:
+            self._decide(further, self.rollout, ranks)
 
     def _decide(self, refill: Refill, rollout: Rollout, ranks: Ranks) -> None:
         credited = ranks.gather(has_credit(refill.objective, rollout.samples.groups))
@@ -85,7 +91,7 @@ def has_credit(objective: Objective, groups: Sequence[Group]) -> list[bool]:
     """Whether each group can get credit, by its rewards alone; see `objectives.is_idle`."""
     if not groups:
         return []
-    return is_idle(objective, rewards_of(groups, len(groups[0].scores))).logical_not().tolist()
+    return is_idle(objective, rewards_of(groups)).logical_not().tolist()
 
 
 def choose(has_credit: Sequence[bool], number: int) -> list[int]:

@@ -149,7 +149,7 @@ def _group(record: dict[str, Any]) -> Group:
 
 def _mean_credits(objective: Objective, groups: Sequence[Group]) -> list[float]:
     """Mean size of a group's credits at ratios of 1: how much it would teach the policy that sampled it."""
-    rewards_MN = rewards_of(groups, len(groups[0].scores))
+    rewards_MN = rewards_of(groups)
     credits_MN = objective(rewards_MN, torch.zeros_like(rewards_MN))
     means_M: list[float] = credits_MN.abs().mean(1).tolist()
     return means_M

@@ -52,7 +52,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The n samples of one prompt."""
+    """The n samples of one prompt; groups of a rollout may differ in n (`allocation`)."""
 
     problem: Problem
     "Problem that was asked."
@@ -132,7 +132,13 @@ def lean(group: Group) -> Group:
     return replace(group, problem=replace(group.problem, tests=(), columns={}))
 
 
-def rewards_of(groups: Sequence[Group], num_completions: int) -> Tensor:
-    """Rewards_PN, float64; NaN where a sample could not be scored."""
-    rewards_PN = torch.tensor([group.rewards for group in groups], dtype=torch.float64)
-    return rewards_PN if groups else rewards_PN.view(0, num_completions)
+def rewards_of(groups: Sequence[Group], num_completions: int = 0) -> Tensor:
+    """Rewards_PN, float64; NaN where a sample could not be scored, or a group has fewer.
+
+    Args:
+        groups: P of them.
+        num_completions: N at least; more where a group has more.
+    """
+    size = max([num_completions, *(len(group.scores) for group in groups)])
+    rewards = [[*group.rewards, *[float("nan")] * (size - len(group.scores))] for group in groups]
+    return torch.tensor(rewards, dtype=torch.float64).view(len(groups), size)

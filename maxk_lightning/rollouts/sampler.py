@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from maxk_lightning.rewards import Reward
+from maxk_lightning.rollouts.allocation import Allocator
 from maxk_lightning.rollouts.collect import Watcher, collect
 from maxk_lightning.rollouts.engine import EngineError, RolloutEngine
 from maxk_lightning.rollouts.ranks import Ranks
@@ -60,7 +61,7 @@ class Sampler:
         order: Order,
         weights: Weights,
         ranks: Ranks,
-        refill: Refill | None = None,
+        further: Refill | Allocator | None = None,
         reward: Reward | None = None,
     ) -> Rollout:
         """Sample with the current weights; once more with fresh engines when the engine of any rank fails.
@@ -69,7 +70,7 @@ class Sampler:
             order: What to sample.
             weights: Of the policy.
             ranks: All of them.
-            refill: What to sample further while too few groups have credit; None: nothing.
+            further: What else to sample, by the rewards of the order; None: nothing.
             reward: In place of the sampler's own.
 
         Raises:
@@ -78,7 +79,7 @@ class Sampler:
         """
         for is_last_attempt in (False, True):
             if self._sync.refresh(weights, order.prompts, order.sampling, ranks):
-                draw = Draw(order, refill)
+                draw = Draw(order, further)
                 while draw.due is not None:
                     make = partial(_unless_the_engine_fails, self._collector(draw.due, reward=reward))
                     draw.add(ranks.together(make), ranks)
@@ -101,7 +102,7 @@ class Sampler:
         """Whether nothing is under way, the same on all ranks."""
         return self._part is None
 
-    def begin(self, order: Order, weights: Weights, ranks: Ranks, refill: Refill | None = None) -> bool:
+    def begin(self, order: Order, weights: Weights, ranks: Ranks, further: Refill | Allocator | None = None) -> bool:
         """Begin to sample with the weights as they are, while training goes on; first wait for what is under way.
 
         Returns:
@@ -113,7 +114,7 @@ class Sampler:
         if not self._sync.refresh(weights, order.prompts, order.sampling, ranks):
             self._sync.close()
             return False
-        self._ahead.append(Draw(order, refill))
+        self._ahead.append(Draw(order, further))
         self._submit(order, ranks)
         return True
 

@@ -13,6 +13,9 @@ from maxk_lightning.policy.packing import PackedRows, pack, to_device
 from maxk_lightning.rollouts.rollout import Group, rewards_of
 from maxk_lightning.types import Completion
 
+NO_COMPLETION = Completion(token_ids=(), logprobs=(), entropies=None, text="", finish_reason="stop")
+"Stands where a group has fewer completions than the largest of its batch."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -73,19 +76,23 @@ def to_batch(
         num_completions: The N of a batch without whole groups.
         credits_B: Of the completions, where they are known.
     """
+    sampled = [group.completions for group in groups]
+    if credits_B is None:  # the smaller groups get rows without tokens
+        size = max([0, *map(len, sampled)])
+        sampled = [[*group, *[NO_COMPLETION] * (size - len(group))] for group in sampled]
     rows = pack(
         [group.prompt.token_ids for group in groups],
-        [[completion.token_ids for completion in group.completions] for group in groups],
+        [[completion.token_ids for completion in group] for group in sampled],
         max_row_tokens,
     )
-    completions = [completion for group in groups for completion in group.completions]
+    completions = [completion for group in sampled for completion in group]
     logprobs = [logprob for completion in completions for logprob in completion.logprobs]
     behaviour_logprobs_BT = torch.zeros(rows.mask_BT.shape)
     behaviour_logprobs_BT[rows.mask_BT] = torch.tensor(logprobs, dtype=torch.float32)
     return Batch(
         rows=rows,
         behaviour_logprobs_BT=behaviour_logprobs_BT,
-        rewards_PN=rewards_of(groups if credits_B is None else [], num_completions),
+        rewards_PN=rewards_of(groups) if groups and credits_B is None else rewards_of([], num_completions),
         credits_B=credits_B,
         completions=completions,
     )

@@ -38,7 +38,8 @@ class Recall:
         """Log-probs_BT of a batch, all of whose completions are known; 0 where masked."""
         logprobs_BT = torch.zeros_like(batch.behaviour_logprobs_BT)
         for row, completion in enumerate(batch.completions):
-            logprobs_BT[row, : len(completion.token_ids)] = self._kept[id(completion)][1]
+            if completion.token_ids:
+                logprobs_BT[row, : len(completion.token_ids)] = self._kept[id(completion)][1]
         return logprobs_BT
 
     def forget(self) -> None:

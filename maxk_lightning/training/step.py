@@ -3,6 +3,7 @@
 Legend: P prompts, N completions per prompt, B completions, T completion tokens.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from maxk_lightning.objectives import ZERO_CREDIT, Objective, group_diagnostics,
 from maxk_lightning.policy import Policy, TokenStats
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Samples, rewards_of
-from maxk_lightning.training.batch import Batch, Batches, to_batch
+from maxk_lightning.training.batch import NO_COMPLETION, Batch, Batches, to_batch
 from maxk_lightning.training.micro_batches import MicroBatches, cut_by_prompts, cut_by_tokens
 from maxk_lightning.training.old_policy import OldPolicy
 from maxk_lightning.training.reference import Reference
@@ -112,7 +113,7 @@ class StepLoss:
         if self.entropy_coef > 0:
             loss = loss - self.entropy_coef * (stats.entropies_BT * weights_BT).sum() / self.counts.num_completions
         sums["count/token"] = batch.mask_BT.sum()
-        sums["count/completion"] = torch.tensor(len(batch.completions))
+        sums["count/completion"] = torch.tensor(sum(c is not NO_COMPLETION for c in batch.completions))
         sums["token/kl"] = kl_BT.detach().sum()
         sums["token/entropy"] = stats.entropies_BT.detach().sum()
         sums["token/clip_fraction"] = terms.is_clipped_BT.sum()
@@ -168,7 +169,7 @@ class StepLoss:
         }
 
     def _sums_of_idle(self, samples: Samples) -> Sums:
-        num_present_P = rewards_of(samples.idle, self.counts.num_completions).isnan().logical_not().sum(1)
+        num_present_P = rewards_of(samples.idle).isnan().logical_not().sum(1)
         return {
             "any_group/zero_credit_fraction": torch.tensor(len(samples.idle)),
             "any_group/too_small_fraction": (num_present_P < largest_k(self.objective)).sum(),
@@ -202,7 +203,7 @@ class StepLoss:
         return credits_of_parts, sums
 
     def _to_batch(self, groups: Sequence[Group], credits_B: Tensor | None = None) -> Batch:
-        return to_batch(groups, self.max_row_tokens, self.counts.num_completions, credits_B)
+        return to_batch(groups, self.max_row_tokens, math.ceil(self.counts.num_completions), credits_B)
 
     def _padded(self, pack: list[partial[Batch]], number: int) -> Batches:
         return Batches(pack + [partial(self._to_batch, [])] * (number - len(pack)))
@@ -211,11 +212,11 @@ class StepLoss:
 def count(samples: Samples, ranks: Ranks) -> StepCounts:
     """Denominators of the optimizer step of which each rank has a share; all ranks must come here together."""
     groups = [*samples.groups, *samples.idle]
-    num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
-    num_prompts, total_tokens = ranks.total([len(groups), num_tokens])
+    lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
+    num_prompts, num_completions, total_tokens = ranks.total([len(groups), len(lengths), sum(lengths)])
     return StepCounts(
         num_prompts=int(num_prompts),
-        num_completions=samples.sampling.num_completions,
+        num_completions=num_completions / num_prompts if num_prompts else samples.sampling.num_completions,
         total_tokens=int(total_tokens),
         max_tokens=samples.sampling.max_new_tokens,
     )

@@ -234,9 +234,15 @@ OPTIONS = (
 )
 
 
-@pytest.fixture(
-    scope="module", params=["0", "1", "4 --rollout.max_age 6 --rollout.replay.share 0.5"], ids=["now", "ahead", "far"]
-)
+AHEAD = {
+    "now": "0",
+    "ahead": "1",
+    "far": "4 --rollout.max_age 6 --rollout.replay.share 0.5",
+    "allocated": "2 --data.refill 0 --rollout.allocation.pilot 5 --rollout.allocation.max_completions 12",
+}
+
+
+@pytest.fixture(scope="module", params=AHEAD.values(), ids=AHEAD)
 def options(request: pytest.FixtureRequest) -> str:
     return f"{OPTIONS} --rollout.rollouts_ahead {request.param}"
 
@@ -244,7 +250,10 @@ def options(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def one(options: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("one"), options).finish()
-    assert max(scalars(run.root)["rollout/num_prompts"].values()) > 4
+    if AHEAD["allocated"] in options:
+        assert max(scalars(run.root)["rollout/completions_max"].values()) > 8
+    else:
+        assert max(scalars(run.root)["rollout/num_prompts"].values()) > 4
     return run
 
 

@@ -20,7 +20,15 @@ from maxk_lightning.callbacks.checks import check_overlap
 from maxk_lightning.data import Builtin
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.policy import load_model
-from maxk_lightning.rollouts import EngineError, Replay, RolloutEngine, TransformersEngine, VLLMEngine, VLLMServerEngine
+from maxk_lightning.rollouts import (
+    Allocation,
+    EngineError,
+    Replay,
+    RolloutEngine,
+    TransformersEngine,
+    VLLMEngine,
+    VLLMServerEngine,
+)
 from maxk_lightning.rollouts.collect import collect
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Order, Rollout
@@ -270,6 +278,7 @@ def test_a_rollout_ahead_is_as_old_as_it_may_be(
         {"rollouts_ahead": 3, "max_age": 3},
         {"replay": Replay(share=0.5)},
         {"rollouts_ahead": 3, "max_age": 3, "replay": Replay(share=0.5, max_age=9)},
+        {"rollouts_ahead": 1, "replay": Replay(share=0.5), "allocation": Allocation(pilot=3, max_completions=6)},
     ],
     ids=str,
 )

@@ -1,0 +1,172 @@
+"""How many completions each prompt of a rollout gets: few for a pilot, the rest where the max@k gradient is noisiest.
+
+Legend: P prompts, M completions of the pilot, L levels of reward.
+"""
+
+import heapq
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from maxk_lightning.objectives import Objective, largest_k
+from maxk_lightning.rollouts.ranks import Ranks
+from maxk_lightning.rollouts.rollout import Group, Order, Rollout
+from maxk_lightning.seeds import derive_seed
+from maxk_lightning.types import Sampling
+
+PRIOR_COUNT = 1.0
+"Samples that the reward levels of the whole rollout count for beside those of a prompt's own pilot."
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: see `types.Sampling`
+class Allocation:
+    """Sample a pilot for every prompt, then the rest of the rollout's completions where they are worth most."""
+
+    pilot: int = 4
+    "Completions that every prompt gets; above the objective's k, below `rollout.sampling.num_completions`."
+    max_completions: int = 64
+    "Completions that no prompt gets more of; above `rollout.sampling.num_completions`, the mean."
+
+    def check(self, sampling: Sampling, objective: Objective) -> None:
+        """Refuse numbers that do not fit together.
+
+        Raises:
+            ValueError: naming them.
+        """
+        mean, k = sampling.num_completions, largest_k(objective)
+        if not k < self.pilot < mean < self.max_completions:
+            raise ValueError(
+                "rollout.allocation: must be k < pilot < rollout.sampling.num_completions < max_completions, are "
+                f"{k}, {self.pilot}, {mean} and {self.max_completions}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocator:
+    """The allocation of one rollout."""
+
+    index: int
+    "Number of the rollout."
+    allocation: Allocation
+    "Bounds of every prompt."
+    sampling: Sampling
+    "Settings of the rollout; its number of completions is the mean over prompts."
+    objective: Objective
+    "In force for this rollout."
+
+    def further(self, pilot: Rollout, ranks: Ranks) -> Order:
+        """What this rank is to sample after its pilot: single completions; all ranks must come here together."""
+        groups = pilot.samples.groups
+        rewards = ranks.gather([group.rewards for group in groups])
+        num_further = len(rewards) * (self.sampling.num_completions - self.allocation.pilot)
+        max_each = self.allocation.max_completions - self.allocation.pilot
+        rewards_PM = torch.tensor(rewards, dtype=torch.float64)
+        counts = ranks.own(allocate(rewards_PM, largest_k(self.objective), num_further, max_each))
+        owners = [group for group, number in zip(groups, counts, strict=True) for _ in range(number)]
+        numbers = [number for count in counts for number in range(count)]
+        prompts = [
+            replace(group.prompt, seed=_seed(group, number)) for group, number in zip(owners, numbers, strict=True)
+        ]
+        return Order(
+            index=self.index,
+            problems=[group.problem for group in owners],
+            prompts=prompts,
+            sampling=replace(self.sampling, num_completions=1),
+        )
+
+    def joined(self, pilot: Rollout, further: Rollout) -> Rollout:
+        """Whole groups of the pilot and what was sampled after it."""
+        assert pilot.version == further.version, "the engine was given other weights before the rollout was complete"
+        singles = {single.prompt.seed: single for single in further.samples.groups}
+        groups = []
+        for group in pilot.samples.groups:
+            seeds = (_seed(group, number) for number in itertools.count())
+            more = [singles[seed] for seed in itertools.takewhile(singles.__contains__, seeds)]
+            groups.append(
+                replace(
+                    group,
+                    completions=[*group.completions, *(single.completions[0] for single in more)],
+                    scores=[*group.scores, *(single.scores[0] for single in more)],
+                )
+            )
+        sampling = replace(self.sampling, num_completions=self.allocation.max_completions)
+        return replace(
+            pilot,
+            samples=replace(pilot.samples, groups=groups, sampling=sampling),
+            generate_s=pilot.generate_s + further.generate_s,
+            score_s=pilot.score_s + further.score_s,
+        )
+
+
+def allocate(rewards_PM: Tensor, k: int, num_further: int, max_each: int) -> list[int]:
+    """Further completions of every prompt, given the rewards of its pilot (NaN: lost).
+
+    Neyman's allocation (1934): the variance of the gradient summed over prompts falls most when a prompt gets them in
+    proportion to the spread of its samples' max@k credits, `credit_spreads`. One after the other goes to the prompt
+    whose variance spread^2 / n it lowers most, which is optimal for whole numbers (Fox, 1966); of equals, to the prompt
+    that has fewest, then to the first.
+
+    >>> allocate(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]]), 2, 9, 9)
+    [3, 6, 0]
+    """
+    spreads = credit_spreads(rewards_PM, k).tolist()
+    num_pilot = rewards_PM.shape[1]
+    counts = [0] * len(spreads)
+
+    def turn(prompt: int) -> tuple[float, int, int]:
+        n = num_pilot + counts[prompt]
+        return -(spreads[prompt] ** 2) / (n * (n + 1)), n, prompt
+
+    turns = [turn(prompt) for prompt in range(len(spreads))] if max_each > 0 else []
+    heapq.heapify(turns)
+    for _ in range(num_further):
+        if not turns:
+            break
+        prompt = heapq.heappop(turns)[2]
+        counts[prompt] += 1
+        if counts[prompt] < max_each:
+            heapq.heappush(turns, turn(prompt))
+    return counts
+
+
+def credit_spreads(rewards_PM: Tensor, k: int) -> Tensor:
+    """Standard deviation over a prompt's samples of E[max(r, best of k - 1 others)], float64 [P].
+
+    The levels of reward are those seen in the rollout, and a prompt's probabilities of them the posterior mean of a
+    Dirichlet distribution: its own counts, and `PRIOR_COUNT` samples of what all prompts got. So a prompt whose pilot
+    earned nothing may still earn something, which makes a large difference to its max@k; one that earns the largest
+    reward most of the time has nothing left to gain.
+    """
+    rewards_PM = rewards_PM.to(torch.float64)
+    is_present_PM = rewards_PM.isnan().logical_not()
+    levels_L = torch.unique(rewards_PM[is_present_PM])  # ascending
+    if len(levels_L) == 0:
+        return torch.zeros(len(rewards_PM), dtype=torch.float64)
+    counts_PL = (rewards_PM.unsqueeze(-1) == levels_L).sum(1).to(torch.float64)
+    prior_L = counts_PL.sum(0) / counts_PL.sum()
+    posterior_PL = (counts_PL + PRIOR_COUNT * prior_L) / (counts_PL.sum(1, keepdim=True) + PRIOR_COUNT)
+    below_PL = posterior_PL.cumsum(1).clamp(max=1.0) ** (k - 1)  # the best of the others is at most this level
+    steps_PL = torch.nn.functional.pad(below_PL.diff(dim=1), (1, 0)) * levels_L  # that it is this level, times it
+    above_PL = steps_PL.flip(1).cumsum(1).flip(1) - steps_PL
+    values_PL = levels_L * below_PL + above_PL
+    mean_P1 = (posterior_PL * values_PL).sum(1, keepdim=True)
+    variance_P: Tensor = (posterior_PL * (values_PL - mean_P1).square()).sum(1)
+    return variance_P.sqrt()
+
+
+def pilot_of(sampling: Sampling, allocation: Allocation | None) -> Sampling:
+    """Settings that a rollout begins with."""
+    return sampling if allocation is None else replace(sampling, num_completions=allocation.pilot)
+
+
+def _seed(group: Group, number: int) -> int:
+    """Seed of a group's further completion: no sample of a run shares random numbers with another."""
+    return derive_seed(group.prompt.seed, "further", number)
+
+
+def group_sizes(groups: Sequence[Group]) -> list[int]:
+    """Completions of every group."""
+    return [len(group.completions) for group in groups]

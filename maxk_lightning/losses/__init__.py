@@ -43,6 +43,7 @@ from maxk_lightning.losses.normalisation import (
 )
 from maxk_lightning.losses.policy_loss import (
     CISPO,
+    M2PO,
     ClippedSurrogate,
     LossTerms,
     PolicyLoss,
@@ -54,6 +55,7 @@ from maxk_lightning.losses.policy_loss import (
 
 __all__ = [
     "CISPO",
+    "M2PO",
     "AdaptiveEntropy",
     "ClippedSurrogate",
     "EngineCorrection",

@@ -49,6 +49,7 @@ from torch import Tensor
 
 from maxk_lightning.losses import (
     CISPO,
+    M2PO,
     ClippedSurrogate,
     PolicyLoss,
     ScoreFunction,
@@ -122,9 +123,11 @@ LOSSES: dict[str, PolicyLoss] = {
     "CISPO 2": CISPO(ratio_high=2.0),
     "CISPO 5": CISPO(ratio_high=5.0),
     "CISPO, no cut": CISPO(ratio_high=UNBOUNDED),
+    "CISPO of prefixes, 5": CISPO(ratio_high=5.0, ratio="prefix"),
     "clip .2": ClippedSurrogate(),
     "clip-higher": ClippedSurrogate(clip_low=0.2, clip_high=0.28),
     "sequence clip": SequenceClippedSurrogate(),
+    "M2PO": M2PO(),
 }
 "Losses by name. CISPO at a cut is TIS, token ratios truncated there times a score function: the same weights."
 TIS_SEQUENCE = "sequence TIS 2"

@@ -14,6 +14,8 @@ Cosine with the true max@k gradient, on-policy credits, sequences of 60 tokens, 
 | `CISPO`, cut 2 | .74 | .77 | .78 | .77 | .75 |
 | `CISPO`, cut 1.5 | .74 | .76 | .76 | .75 | .73 |
 | `ScoreFunction`: ratios ignored | .74 | .74 | .73 | .71 | .69 |
+| `CISPO(ratio="prefix")`, cut 5 | .74 | .70 | .65 | .57 | .47 |
+| `M2PO` | .74 | .69 | .62 | .20 | -.13 |
 | sequence ratios truncated at 2 | .74 | .70 | .63 | .50 | .33 |
 | `ClippedSurrogate`, clip-higher (.2, .28) | .74 | .61 | .30 | -.11 | -.24 |
 | `ClippedSurrogate`, clip .2 | .74 | .51 | .05 | -.22 | -.27 |
@@ -43,6 +45,7 @@ from maxk_lightning.losses.normalisation import (
 )
 from maxk_lightning.losses.policy_loss import (
     CISPO,
+    M2PO,
     ClippedSurrogate,
     LossTerms,
     PolicyLoss,
@@ -54,6 +57,7 @@ from maxk_lightning.losses.policy_loss import (
 
 __all__ = [
     "CISPO",
+    "M2PO",
     "AdaptiveEntropy",
     "ClippedSurrogate",
     "EngineCorrection",

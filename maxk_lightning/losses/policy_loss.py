@@ -10,7 +10,7 @@ Losses here are unweighted; the training loss is (loss_BT * weights_BT).sum() wi
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class LossTerms:
     loss_BT: Tensor
     "Losses of the tokens, unweighted, float32 or wider; 0 where masked."
     is_clipped_BT: Tensor
-    "Whether a clip cut off the gradient (CISPO: bounded the ratio) of a token; False where masked."
+    "Whether a clip cut off the gradient (CISPO: bounded the ratio, M2PO: left out) of a token; False where masked."
 
 
 if TYPE_CHECKING:  # see `objectives.objective`: jsonargparse would take the loss for a factory of LossTerms
@@ -150,12 +150,16 @@ class SequenceClippedSurrogate(PolicyLoss):
         return clipped_surrogate(ratios_BT, credits_B, mask_BT, self.clip_low, clip_high, self.dual_clip)
 
 
+CISPORatio = Literal["token", "prefix"]
+
+
 @dataclass(frozen=True)
 class CISPO(PolicyLoss):
     """-clamp(ratio) credit log pi with the ratio held constant (MiniMax-M1, arXiv:2506.13585): no token loses its
     gradient.
 
-    The paper sets no lower bound and does not publish its upper one; 5 is ScaleRL's (arXiv:2510.13786).
+    The paper sets no lower bound and does not publish its upper one; 5 is ScaleRL's (arXiv:2510.13786). Ratios of
+    prefixes are not the paper's.
     """
 
     accepts_ratio_credits: ClassVar[bool] = False
@@ -163,8 +167,14 @@ class CISPO(PolicyLoss):
     "Lower bound of ratios; 0: none."
     ratio_high: float = 5.0
     "Upper bound of ratios."
+    ratio: CISPORatio = "token"
+    """`token`: a token's own ratio. `prefix`: exp of the sum of log-ratios up to the token and with it, clamped to
+    +-LOG_RATIO_LIMIT. Without bounds it weights prefixes as if the policy had written them, and leaves what follows the
+    token as it was sampled."""
 
     def __post_init__(self) -> None:
+        if self.ratio not in get_args(CISPORatio):
+            raise ValueError(f"`ratio` is {self.ratio!r}, must be one of {', '.join(get_args(CISPORatio))}")
         if not 0.0 <= self.ratio_low < 1.0 < self.ratio_high:
             raise ValueError(
                 f"`ratio_low` is {self.ratio_low} and `ratio_high` {self.ratio_high}, must satisfy 0 <= low < 1 < high"
@@ -174,11 +184,64 @@ class CISPO(PolicyLoss):
         self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
     ) -> LossTerms:
         """Compute the losses; see `PolicyLoss`."""
-        ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT).exp().detach()
+        log_ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT).detach()
+        if self.ratio == "prefix":
+            log_ratios_BT = log_ratios_BT.cumsum(-1).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        ratios_BT = log_ratios_BT.exp()
         bounded_BT = ratios_BT.clamp(self.ratio_low, self.ratio_high)
         credits_B1 = credits_B.to(ratios_BT.dtype).unsqueeze(-1)
         loss_BT = -bounded_BT * credits_B1 * masked(logprobs_BT, mask_BT)
         return LossTerms(loss_BT=loss_BT, is_clipped_BT=(bounded_BT != ratios_BT) & mask_BT.bool())
+
+
+@dataclass(frozen=True)
+class M2PO(PolicyLoss):
+    """-ratio A without a clip, and without the tokens that lead away too far (arXiv:2510.01161).
+
+    A token leads away if A > 0 and ratio > 1, or A < 0 and ratio < 1. Those with the largest (log ratio)^2 are left
+    out, loss and gradient 0, until the mean of (log ratio)^2 over the rest of those that lead away is at most
+    `second_moment`; equal ones are left out together. Tokens that do not lead away are neither counted nor left out, so
+    ratios above 1 of negative A have no bound.
+
+    Not as in the paper: the mean is over the tokens of *one completion*, the paper's over the batch, which would make
+    the loss of a completion depend on the micro-batch or rank it falls into. Where the mean over the batch is small the
+    paper leaves out nothing, this the outliers of single completions: if one token of a completion leads away, that
+    token as soon as its (log ratio)^2 is above. (The authors' program is not as in the paper either: it counts tokens
+    above the cap as if they were at the cap, and cuts no ratio from .7 to 1.5.)
+    """
+
+    accepts_ratio_credits: ClassVar[bool] = False
+    second_moment: float = 0.04
+    "Largest mean of (log ratio)^2 over the tokens of a completion that lead away, in nats^2."
+
+    def __post_init__(self) -> None:
+        if not self.second_moment > 0.0:
+            raise ValueError(f"`second_moment` is {self.second_moment}, must be positive")
+
+    def __call__(
+        self, logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, credits_B: Tensor, mask_BT: Tensor
+    ) -> LossTerms:
+        """Compute the losses; see `PolicyLoss`."""
+        log_ratios_BT = log_ratios(logprobs_BT, behaviour_logprobs_BT, mask_BT)
+        credits_B1 = credits_B.to(log_ratios_BT.dtype).unsqueeze(-1)
+        leads_away_BT = credits_B1.sign() * log_ratios_BT.detach() > 0
+        is_left_out_BT = outliers(log_ratios_BT.detach().square(), leads_away_BT, self.second_moment)
+        loss_BT = -log_ratios_BT.exp() * credits_B1
+        return LossTerms(loss_BT=masked(loss_BT, mask_BT.bool() & ~is_left_out_BT), is_clipped_BT=is_left_out_BT)
+
+
+def outliers(values_BT: Tensor, among_BT: Tensor, largest_mean: float) -> Tensor:
+    """The largest of some values, equal ones together, without which the mean of the others is at most `largest_mean`.
+
+    >>> values_BT = torch.tensor([[1.0, 5.0, 2.0, 9.0, 5.0]])
+    >>> outliers(values_BT, torch.tensor([[True, True, True, False, True]]), 2.7)
+    tensor([[False,  True, False, False,  True]])
+    """
+    sorted_BT = torch.where(among_BT, values_BT, torch.inf).sort(-1).values
+    counts_T = torch.arange(1, values_BT.shape[-1] + 1, device=values_BT.device)
+    num_kept_B1 = (sorted_BT.cumsum(-1) / counts_T <= largest_mean).sum(-1, keepdim=True)  # these means rise
+    smallest_B1 = torch.nn.functional.pad(sorted_BT, (0, 1), value=torch.inf).gather(-1, num_kept_B1)
+    return among_BT & (values_BT >= smallest_B1)
 
 
 def clipped_surrogate(

@@ -1,6 +1,7 @@
 """Losses against their formulas, finite differences on both sides of every clip, and enumerated KL estimators."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from maxk_lightning.losses import (
     CISPO,
+    M2PO,
     ClippedSurrogate,
     LossTerms,
     MaskedWeights,
@@ -28,7 +30,7 @@ from maxk_lightning.losses import (
     weights_by_token,
 )
 from maxk_lightning.losses.policy_loss import clipped_surrogate
-from maxk_lightning.objectives import ExactMaxAtK, MaxAtK
+from maxk_lightning.objectives import LOG_RATIO_LIMIT, ExactMaxAtK, MaxAtK
 
 LOSSES: list[PolicyLoss] = [
     ScoreFunction(),
@@ -36,6 +38,8 @@ LOSSES: list[PolicyLoss] = [
     ClippedSurrogate(clip_low=0.2, clip_high=0.5, dual_clip=3.0),
     SequenceClippedSurrogate(clip_low=0.2, clip_high=0.3),
     CISPO(ratio_low=0.5, ratio_high=2.0),
+    CISPO(ratio_low=0.5, ratio_high=2.0, ratio="prefix"),
+    M2PO(),
 ]
 
 
@@ -117,6 +121,137 @@ def test_cispo_bounds_the_ratio_and_keeps_every_gradient(ratio: float, bounded: 
     assert gradient == pytest.approx(-bounded * 3.0)
     assert loss == pytest.approx(-bounded * 3.0 * (-1.0 + math.log(ratio)))
     assert flag is (bounded != ratio)
+
+
+def random_rows(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs, behaviour log-probs, credits and mask of rows of 0 to 300 tokens that drift by 0 to 3 nats; NaN where
+    masked, in front of some completions too."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths_B = torch.tensor([0, 1, 2, 5, 20, 60, 150, 300, 300, 300])
+    drifts_B = torch.tensor([1.0, 3.0, 0.5, 0.0, 0.2, 0.3, 1.0, 0.05, 2.0, 3.0])[
+        torch.randperm(10, generator=generator)
+    ]
+    starts_B1 = torch.randint(4, (10, 1), generator=generator)
+    positions_T = torch.arange(304)
+    mask_BT = (positions_T >= starts_B1) & (positions_T < starts_B1 + lengths_B.unsqueeze(-1))
+    logprobs_BT = -3 * torch.rand(10, 304, dtype=torch.float64, generator=generator)
+    noise_BT = torch.randn(10, 304, dtype=torch.float64, generator=generator)
+    old_BT = logprobs_BT - drifts_B.double().unsqueeze(-1) * noise_BT
+    credits_B = torch.randn(10, dtype=torch.float64, generator=generator)
+    credits_B[seed % 10] = 0.0
+    return logprobs_BT.where(mask_BT, math.nan), old_BT.where(mask_BT, math.nan), credits_B, mask_BT
+
+
+def m2po_of_one_completion(
+    log_ratios: list[float], credit: float, second_moment: float
+) -> tuple[list[float], list[bool]]:
+    """What multiplies grad log pi of each token, and whether it is left out: the largest taken away one by one."""
+    inside = [i for i, value in enumerate(log_ratios) if (credit > 0 and value > 0) or (credit < 0 and value < 0)]
+    left_out: set[int] = set()
+    while inside and sum(log_ratios[i] ** 2 for i in inside) / len(inside) > second_moment:
+        largest = max(abs(log_ratios[i]) for i in inside)
+        left_out |= {i for i in inside if abs(log_ratios[i]) == largest}
+        inside = [i for i in inside if i not in left_out]
+    weights = [0.0 if i in left_out else math.exp(value) * credit for i, value in enumerate(log_ratios)]
+    return weights, [i in left_out for i in range(len(log_ratios))]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("second_moment", [0.001, 0.04, 1.0])
+def test_m2po_leaves_out_the_largest_of_each_completion_until_the_rest_fits(seed: int, second_moment: float) -> None:
+    logprobs_BT, old_BT, credits_B, mask_BT = random_rows(seed)
+    logprobs_BT.requires_grad_()
+    terms = M2PO(second_moment)(logprobs_BT, old_BT, credits_B, mask_BT)
+    (gradient_BT,) = torch.autograd.grad(terms.loss_BT.sum(), logprobs_BT)
+    assert (gradient_BT[~mask_BT] == 0).all()
+    assert not terms.is_clipped_BT[~mask_BT].any()
+    for row, is_token_T in enumerate(mask_BT):
+        values = (logprobs_BT[row] - old_BT[row])[is_token_T].tolist()
+        weights, is_left_out = m2po_of_one_completion(values, credits_B[row].item(), second_moment)
+        assert terms.is_clipped_BT[row, is_token_T].tolist() == is_left_out
+        torch.testing.assert_close(-gradient_BT[row, is_token_T], float64(weights))
+        torch.testing.assert_close(-terms.loss_BT[row, is_token_T], float64(weights))
+
+
+def test_m2po_leaves_out_equal_tokens_together_wherever_they_stand() -> None:
+    values = [0.1, 0.5, -0.9, 0.5, 0.5, 0.0, 0.2]  # with one of the three .5 the mean of squares is .1, with two .14
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(values, len(values))
+        log_ratios_BT, mask_BT = float64([shuffled, [-value for value in shuffled]]), torch.ones(2, 7, dtype=torch.bool)
+        terms = M2PO(0.1001)(log_ratios_BT, torch.zeros_like(log_ratios_BT), float64([2.0, -0.1]), mask_BT)
+        assert terms.is_clipped_BT.tolist() == [[value == 0.5 for value in shuffled]] * 2
+
+
+def test_m2po_without_a_bound_is_the_unclipped_surrogate() -> None:
+    logprobs_BT, old_BT, credits_B, mask_BT = random_rows(3)
+    loss_BT = M2PO(math.inf)(logprobs_BT, old_BT, credits_B, mask_BT).loss_BT
+    ratios_BT = (logprobs_BT - old_BT).exp()
+    torch.testing.assert_close(loss_BT, (-ratios_BT * credits_B.unsqueeze(-1)).where(mask_BT, 0.0))
+
+
+def test_m2po_agrees_with_finite_differences_where_tokens_differ() -> None:
+    generator = torch.Generator().manual_seed(7)
+    old_BT = -torch.rand(3, 8, dtype=torch.float64, generator=generator)
+    logprobs_BT = old_BT + 0.3 * torch.randn(3, 8, dtype=torch.float64, generator=generator)
+    mask_BT = torch.rand(3, 8, generator=generator) < 0.8
+    credits_B = float64([0.7, -1.3, 0.4])
+    is_clipped_BT = M2PO()(logprobs_BT, old_BT, credits_B, mask_BT).is_clipped_BT
+    assert is_clipped_BT.any()
+    assert not is_clipped_BT[mask_BT].all()
+    assert torch.autograd.gradcheck(
+        lambda leaf_BT: M2PO()(leaf_BT, old_BT, credits_B, mask_BT).loss_BT, logprobs_BT.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("ratio_low", "ratio_high"), [(0.0, 5.0), (0.3, 1.5), (0.0, math.inf)])
+def test_prefix_cispo_multiplies_the_ratios_up_to_each_token(seed: int, ratio_low: float, ratio_high: float) -> None:
+    logprobs_BT, old_BT, credits_B, mask_BT = random_rows(seed)
+    logprobs_BT.requires_grad_()
+    terms = CISPO(ratio_low, ratio_high, ratio="prefix")(logprobs_BT, old_BT, credits_B, mask_BT)
+    (gradient_BT,) = torch.autograd.grad(terms.loss_BT.sum(), logprobs_BT)
+    assert (gradient_BT[~mask_BT] == 0).all()
+    assert not terms.is_clipped_BT[~mask_BT].any()
+    for row, is_token_T in enumerate(mask_BT):
+        total, ratios, bounded = 0.0, [], []
+        for value in (logprobs_BT[row] - old_BT[row])[is_token_T].tolist():
+            total += value
+            ratios.append(math.exp(min(max(total, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT)))
+            bounded.append(min(max(ratios[-1], ratio_low), ratio_high))
+        credit = credits_B[row].item()
+        torch.testing.assert_close(-gradient_BT[row, is_token_T], float64([credit * value for value in bounded]))
+        expected = [a != b for a, b in zip(ratios, bounded, strict=True)]
+        assert terms.is_clipped_BT[row, is_token_T].tolist() == expected
+
+
+def test_unbounded_prefix_ratios_weight_prefixes_exactly() -> None:
+    """Enumerated: E_mu of the gradient for the logits of token t is that under pi up to t and mu behind."""
+    generator = torch.Generator().manual_seed(5)
+    logits_TV = torch.randn(3, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    mu_TV = torch.randn(3, 3, dtype=torch.float64, generator=generator).log_softmax(-1)
+    rewards_B = torch.rand(27, dtype=torch.float64, generator=generator)  # no structure: every token counts
+    symbols_BT = torch.cartesian_prod(*[torch.arange(3)] * 3)
+    pi_BT = logits_TV.log_softmax(-1)[torch.arange(3), symbols_BT]
+    mu_BT = mu_TV[torch.arange(3), symbols_BT]
+    loss = CISPO(ratio_high=math.inf, ratio="prefix")
+    credits_B = mu_BT.sum(-1).exp() * rewards_B
+    loss_BT = loss(pi_BT, mu_BT, credits_B, torch.ones(27, 3, dtype=torch.bool)).loss_BT
+    (estimate_TV,) = torch.autograd.grad(-loss_BT.sum(), logits_TV, retain_graph=True)
+    for t in range(3):
+        mixed_BT = torch.cat([pi_BT[:, : t + 1], mu_BT[:, t + 1 :]], dim=1)
+        (exact_TV,) = torch.autograd.grad((mixed_BT.sum(-1).exp() * rewards_B).sum(), logits_TV, retain_graph=True)
+        torch.testing.assert_close(estimate_TV[t], exact_TV[t])
+
+
+@pytest.mark.parametrize("policy_loss", LOSSES, ids=repr)
+def test_the_loss_of_a_completion_does_not_depend_on_its_micro_batch(policy_loss: PolicyLoss) -> None:
+    logprobs_BT, old_BT, credits_B, mask_BT = random_rows(1)
+    whole = policy_loss(logprobs_BT, old_BT, credits_B, mask_BT)
+    for rows in ([0], [4, 2], [9, 7, 8]):  # shorter rows are padded less
+        length = int((mask_BT[rows] * torch.arange(1, 305)).max())  # 0 for the empty row
+        part = policy_loss(logprobs_BT[rows, :length], old_BT[rows, :length], credits_B[rows], mask_BT[rows, :length])
+        torch.testing.assert_close(part.loss_BT, whole.loss_BT[rows, :length], rtol=0.0, atol=0.0)
+        assert part.is_clipped_BT.equal(whole.is_clipped_BT[rows, :length])
 
 
 def test_score_function_is_minus_credit_times_log_prob() -> None:
@@ -302,6 +437,9 @@ def test_credits_that_contain_the_ratio_only_go_with_the_score_function() -> Non
         (lambda: ClippedSurrogate(dual_clip=1.1), "`dual_clip` is 1.1, must be above 1 \\+ clip_high = 1.2"),
         (lambda: SequenceClippedSurrogate(clip_high=0.0), "`clip_high` is 0.0"),
         (lambda: CISPO(ratio_low=1.0), "`ratio_low` is 1.0"),
+        (lambda: CISPO(ratio="sequence"), "`ratio` is 'sequence', must be one of token, prefix"),  # type: ignore[arg-type]
+        (lambda: M2PO(second_moment=0.0), "`second_moment` is 0.0, must be positive"),
+        (lambda: M2PO(second_moment=math.nan), "`second_moment` is nan"),
         (lambda: TruncatedWeights(cap=0.5), "`cap` is 0.5"),
         (lambda: MaskedWeights(low=2.0), "`low` is 2.0"),
         (lambda: token_weights("mean"), "`normalisation` is 'mean', must be one of sequence, token, constant"),  # type: ignore[arg-type]

@@ -125,6 +125,7 @@ def test_weights_of_losses_are_what_their_definitions_say() -> None:
         "score function": credits_B1.expand_as(ratios_BT),
         "CISPO 1.5": ratios_BT.clamp(max=1.5) * credits_B1,
         "CISPO 2": truncated_importance_weights(new_BT, old_BT, cap=2.0) * credits_B1,  # token TIS is CISPO
+        "CISPO of prefixes, 5": ratios_BT.cumprod(-1).clamp(max=5.0) * credits_B1,
         "clip .2": torch.where(
             torch.where(credits_B1 > 0, ratios_BT > 1.2, ratios_BT < 0.8), 0, ratios_BT * credits_B1
         ),

@@ -135,6 +135,8 @@ class RolloutCallback(Callback):
         """Begin afresh, after `check`."""
         self.check(trainer, pl_module, stage)
         self.sampler.reset()
+        if stage == "fit" and self.allocation is not None and _datamodule(trainer).refill:
+            raise ValueError("rollout.allocation and data.refill exclude each other")
         if stage == "fit" and self.replay is not None:
             data = _datamodule(trainer)
             self.replay.num_groups(data.prompts_per_rollout)  # refuses a share that is too small
@@ -156,8 +158,6 @@ class RolloutCallback(Callback):
             check_group_size(module.objective, self.sampling.num_completions)
             if self.allocation is not None:
                 self.allocation.check(self.sampling, module.objective)
-                if _datamodule(trainer).refill:
-                    raise ValueError("rollout.allocation and data.refill exclude each other")
             check_monitors(
                 trainer, module, self.eval_sampling.num_completions, self.eval_reward, selects=self.selector is not None
             )

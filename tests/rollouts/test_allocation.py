@@ -102,3 +102,8 @@ def test_groups_differ_and_micro_batches_do_not_change_the_run(
         weights = fit(random_policy, tmp_path, epochs=1, rollout=callback, module={**options, **cut}).weights
         for name, weight in whole.weights.items():
             torch.testing.assert_close(weights[name], weight, atol=1e-6, rtol=1e-4)  # float32 sums in another order
+
+
+def test_refill_and_allocation_exclude_each_other(random_policy: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rollout\.allocation and data\.refill exclude each other"):
+        fit(random_policy, tmp_path, rollout=_callback(random_policy), data={"refill": 1})

@@ -1,7 +1,8 @@
 """Something with the routes of a vLLM server that samples: a script, `sampling_server.py PORT`; prints its port.
 
 Its completions are functions of the seed and of the weights that it has read from files, so that old weights show. It
-does what `/plan` tells it: `die_after` so many completions, `hold` completions until told otherwise, `refuse` weights.
+does what `/plan` tells it: `die_after` so many completions, `hold` them until told otherwise, `refuse` weights, or
+`stop`: as vLLM does when it is told to end, it closes its port, and leaves open what it is asked meanwhile.
 `/asked` tells how many completions it was asked for, and how many of them it holds.
 """
 
@@ -47,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
             with State.changed:
                 State.plan = body
                 State.changed.notify_all()
+            if State.plan.get("stop"):
+                threading.Thread(target=self.server.shutdown).start()
         elif self.path == "/collective_rpc":
             if State.plan.get("refuse"):
                 self._answer(State.plan["refuse"], {})
@@ -97,6 +100,8 @@ def main(port: int) -> None:
     server = Threads(("127.0.0.1", port), Handler)
     print(server.server_address[1], flush=True)
     server.serve_forever()
+    server.socket.close()
+    threading.Event().wait()
 
 
 if __name__ == "__main__":

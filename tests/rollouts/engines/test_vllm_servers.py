@@ -195,6 +195,25 @@ def test_a_server_that_never_answers_is_left_out(pair: tuple[Served, Served], ma
     assert pair[0].asked() == NUM_ALL
 
 
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_a_server_that_stops_and_leaves_requests_open_is_not_waited_for(
+    pair: tuple[Served, Served], make: Make, num_servers: int
+) -> None:
+    expected = _expected(make)
+    engine = make(*pair[:num_servers], timeout_s=3600.0)
+    pair[0].plan(hold=True)
+    stopping = threading.Thread(
+        target=lambda: (_wait_until(lambda: pair[0].asked("held") == 4), pair[0].plan(hold=True, stop=True))
+    )
+    stopping.start()
+    if num_servers == 1:
+        with pytest.raises(EngineError):
+            engine.generate(PROMPTS, SAMPLING)
+    else:
+        assert engine.generate(PROMPTS, SAMPLING) == expected
+    stopping.join()
+
+
 @pytest.mark.parametrize("status", [400, 500])
 def test_a_server_that_takes_no_weights_is_not_asked(
     pair: tuple[Served, Served], make: Make, status: int, caplog: pytest.LogCaptureFixture

@@ -21,7 +21,7 @@ from maxk_lightning.rollouts.engines.vllm.agreement import of_all_ranks, raise_t
 from maxk_lightning.rollouts.engines.vllm.arguments import ADMITTED_UTILIZATION, HeadDtype
 from maxk_lightning.rollouts.engines.vllm.errors import finish_reason
 from maxk_lightning.rollouts.engines.vllm.fan_out import fan_out
-from maxk_lightning.rollouts.engines.vllm.fleet import Fleet, at_once, tell_left_out
+from maxk_lightning.rollouts.engines.vllm.fleet import Fleet, at_once, tell_left_out, watched
 from maxk_lightning.rollouts.engines.vllm.gpus import check_gpus, own_gpu
 from maxk_lightning.rollouts.engines.vllm.launch import (
     REQUIRED_ARGS,
@@ -197,8 +197,9 @@ class VLLMServerEngine:
                 pool.submit(fleet.ask, partial(self._sample, prompts[index], sample, sampling)): (index, sample)
                 for index, sample in jobs
             }
-            for future in as_completed(places):
-                yield *places[future], future.result()
+            with fleet.watched():
+                for future in as_completed(places):
+                    yield *places[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -358,7 +359,8 @@ class VLLMServerEngine:
         if self.transfer == "file":
             with TemporaryDirectory(prefix="weights-", dir=self.transfer_dir) as directory:
                 save_shards(((name, tensor.to(self.wire_dtype)) for name, tensor in weights), Path(directory))
-                failures = at_once(lambda link: link.read(directory, mark), links)
+                with watched(links):
+                    failures = at_once(lambda link: link.read(directory, mark), links)
         else:
             receivers = [partial(link.send, mark=mark, open_sender=self._open) for link in links]
             failures = fan_out(weights, self.wire_dtype, receivers)

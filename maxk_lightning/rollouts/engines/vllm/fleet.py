@@ -129,7 +129,7 @@ def watched(links: Sequence[Link], tell: Callable[[Link, EngineError], None] | N
                 if failure is not None and link not in gone:
                     gone.add(link)
                     if tell is not None:
-                        tell(link, EngineError(f"{failure} ({link.server.url})"))
+                        tell(link, EngineError(failure))
             for link in gone:  # again and again: a request may have been about to begin
                 link.server.abort()
 

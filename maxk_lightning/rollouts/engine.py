@@ -55,6 +55,27 @@ class StreamingEngine(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one part of an engine has sampled."""
+
+    name: str
+    "Of the part, for messages."
+    prompts: Sequence[Prompt]
+    "Those that it was given."
+    groups: Sequence[Sequence[Completion]]
+    "Its completions, by prompt."
+
+
+@runtime_checkable
+class ComposedEngine(Protocol):
+    """An engine of parts with weights of their own, each of which must prove that it has the policy's."""
+
+    def sample_each(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Part]:
+        """Sample by every part that answers one completion for each of some of the prompts, at least one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoad:
     """What the rollouts of one rank ask of its engine."""
 

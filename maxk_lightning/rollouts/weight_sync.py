@@ -1,5 +1,6 @@
 """Keep the engine's weights those of the policy, and prove it after every push."""
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from maxk_lightning.policy import Policy
 from maxk_lightning.policy.packing import pack
-from maxk_lightning.rollouts.engine import EngineError, ManagedEngine, RolloutEngine
+from maxk_lightning.rollouts.engine import ComposedEngine, EngineError, ManagedEngine, Part, RolloutEngine
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.types import Completion, Prompt, Sampling
 
@@ -68,7 +69,8 @@ class WeightSync:
         """Give the engine the current weights unless it has them; False when the engine of any rank failed.
 
         The proof samples with top_p 1 whatever `sampling` says: log-probs of a truncated distribution are not those of
-        the policy, and the next rollout, which may not be truncated, relies on the proof too.
+        the policy, and the next rollout, which may not be truncated, relies on the proof too. Of an engine with several
+        parts each is tested, and the worst counts.
 
         Raises:
             RuntimeError: the engine's log-probs are not the trainer's.
@@ -80,13 +82,13 @@ class WeightSync:
         tested = list(prompts[:NUM_TEST_PROMPTS]) or [Prompt(problem_id="", token_ids=(0,), seed=0)]
         num_tokens = min(NUM_TEST_TOKENS, sampling.max_new_tokens)
         short = replace(sampling, num_completions=1, max_new_tokens=num_tokens, top_p=1.0)
-        samples = ranks.together(lambda: self._push(weights, tested, short))
-        if not ranks.all_true(samples is not None):
+        parts = ranks.together(lambda: self._push(weights, tested, short))
+        if not ranks.all_true(parts is not None):
             return False
-        assert samples is not None
+        assert parts is not None
         with weights.forward_context():
-            gap = logprob_gap(weights.policy, tested, samples, sampling.temperature)
-        self._judge(gap, ranks)
+            gaps = logprob_gaps(weights.policy, parts, sampling.temperature)
+        self._judge(gaps, parts, ranks)
         self.version = weights.step
         self.seconds = time.perf_counter() - started
         return True
@@ -102,11 +104,14 @@ class WeightSync:
         if isinstance(self.engine, ManagedEngine) and self.engine.sleep():
             self.version = None
 
-    def _push(self, weights: Weights, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]] | None:
+    def _push(self, weights: Weights, prompts: Sequence[Prompt], sampling: Sampling) -> list[Part] | None:
         named_tensors = weights.named_tensors()
         try:
             self.engine.load_weights(named_tensors, weights.step)
-            return self.engine.generate(prompts, sampling)
+            if isinstance(self.engine, ComposedEngine):
+                return self.engine.sample_each(prompts, sampling)
+            groups = self.engine.generate(prompts, sampling)
+            return [Part(name=type(self.engine).__name__, prompts=prompts, groups=groups)]
         except EngineError as error:
             logger.warning("%s", error)
             return None
@@ -114,9 +119,12 @@ class WeightSync:
             for _ in named_tensors:  # gathering a sharded weight takes all ranks, also those whose engine failed
                 pass
 
-    def _judge(self, gap: Gap, ranks: Ranks) -> None:
-        numbers = torch.tensor(gap, dtype=torch.float64).nan_to_num(nan=torch.inf)  # a maximum may lose NaN
-        self.gap = Gap(*ranks.largest(numbers.tolist()))
+    def _judge(self, gaps: Sequence[Gap], parts: Sequence[Part], ranks: Ranks) -> None:
+        for part, gap in zip(parts, gaps, strict=True):
+            if len(parts) > 1 and not gap.mean <= self.max_logprob_gap:
+                logger.warning("%s: log-probs differ by %.2g nats per token on average", part.name, gap.mean)
+        numbers = torch.tensor(gaps, dtype=torch.float64).nan_to_num(nan=torch.inf)  # a maximum may lose NaN
+        self.gap = Gap(*ranks.largest(numbers.amax(0).tolist()))
         if not self.gap.mean <= self.max_logprob_gap:
             raise RuntimeError(
                 f"the rollout engine's log-probs differ from the trainer's by {self.gap.mean:.2g} nats per token on "
@@ -129,11 +137,25 @@ def logprob_gap(
     policy: Policy, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]], temperature: float
 ) -> Gap:
     """Compare the log-probs that an engine reported with the policy's."""
+    return logprob_gaps(policy, [Part(name="", prompts=prompts, groups=completions)], temperature)[0]
+
+
+def logprob_gaps(policy: Policy, parts: Sequence[Part], temperature: float) -> list[Gap]:
+    """Likewise of each part of an engine. The policy is called once: ranks, which may differ in parts, meet there."""
     device = next(policy.parameters()).device
-    rows = pack([prompt.token_ids for prompt in prompts], [[c.token_ids for c in group] for group in completions])
+    prompts = [prompt.token_ids for part in parts for prompt in part.prompts]
+    rows = pack(prompts, [[c.token_ids for c in group] for part in parts for group in part.groups])
     with torch.no_grad():
         own_BT = policy(rows.to(device), temperature).logprobs_BT.cpu()
-    told = [completion.logprobs for group in completions for completion in group]
-    gaps_M = torch.tensor([logprob for logprobs in told for logprob in logprobs]) - own_BT[rows.mask_BT]
-    of_sums_B = torch.stack([part.double().sum().abs() for part in gaps_M.split([len(logprobs) for logprobs in told])])
+    told = [[c.logprobs for group in part.groups for c in group] for part in parts]
+    sizes = [len(logprobs) for of_part in told for logprobs in of_part]
+    told_M = torch.tensor([logprob for of_part in told for logprobs in of_part for logprob in logprobs])
+    gaps = iter((told_M - own_BT[rows.mask_BT]).split(sizes))
+    return [_gap_of(list(itertools.islice(gaps, len(of_part)))) for of_part in told]
+
+
+def _gap_of(gaps: Sequence[Tensor]) -> Gap:
+    """Sum up signed gaps per token, a tensor per completion."""
+    gaps_M = torch.cat(list(gaps))
+    of_sums_B = torch.stack([gap_T.double().sum().abs() for gap_T in gaps])
     return Gap(float(gaps_M.abs().mean()), float(gaps_M.abs().max()), float(of_sums_B.mean()))

@@ -58,11 +58,12 @@ class Handler(BaseHTTPRequestHandler):
 
 def _take(listener: socket.socket) -> None:
     peer, _ = listener.accept()
-    for _ in range(NUM_TAKEN):
-        peer.recv(1)
+    num_taken = 0
+    while peer.recv(1):
+        if Handler.plan == "dies" and num_taken == NUM_TAKEN:
+            os.kill(os.getpid(), signal.SIGKILL)
         peer.sendall(b"k")
-    peer.recv(1)
-    os.kill(os.getpid(), signal.SIGKILL)
+        num_taken += 1
 
 
 def main(plan: str) -> None:

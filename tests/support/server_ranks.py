@@ -1,8 +1,8 @@
-"""A rank of a trainer that pushes weights to a failing server: a script, `server_ranks.py RANK STORE PLAN URL PEER`.
+"""A rank of a trainer that pushes weights to failing servers: a script, `server_ranks.py RANK STORE PLAN URL PEER ...`.
 
-Prints what the push ended with. `dies`: the weights go one by one to a peer of the server over a socket, and as with
-NCCL a send to a peer that is gone neither fails nor returns until the group is destroyed. `refuses`: the server refuses
-the request that only rank 0 makes.
+Prints what the push ended with: the error, or the servers that have the weights. `dies`: the weights go one by one to a
+peer of the server over a socket, and as with NCCL a send to a peer that is gone neither fails nor returns until the
+group is destroyed. `refuses`: the server refuses the request that only rank 0 makes.
 """
 
 import socket
@@ -46,16 +46,15 @@ class Group:
 class Engine:
     """The trainer's side of a transfer, as vLLM drives it."""
 
-    def __init__(self, source: Any, group: Group | None) -> None:
+    def __init__(self, source: Any, group: Group) -> None:
         self.source = source
         self.model_update_group = group
 
     def send_weights(self) -> None:
-        """Iterate on every rank; send on the first."""
+        """Send all of the source."""
         assert len(self.source.metadata()) > 3
         for _, tensor in self.source:
-            if self.model_update_group is not None:
-                self.model_update_group.broadcast(tensor)
+            self.model_update_group.broadcast(tensor)
 
     def shutdown(self) -> None:
         """Leave."""
@@ -68,19 +67,23 @@ def _weights() -> Iterator[tuple[str, Tensor]]:
         yield name, tensor
 
 
-def main(rank: int, store: str, plan: str, url: str, peer: str) -> None:
+def main(rank: int, store: str, plan: str, *places: str) -> None:
     """Push once, and tell how it ended."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    urls, peers = list(places[::2]), places[1::2]
     if plan == "dies":
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         def trainer_init(info: Any, *, client: Any, source: Any) -> Engine:
-            return Engine(source, Group(("127.0.0.1", int(peer))) if info.rank == 0 else None)
+            assert info.rank == rank == 0
+            return Engine(source, Group(("127.0.0.1", int(peers[urls.index(client.base_url)]))))
 
         WeightTransferTrainerFactory.trainer_init = trainer_init
-    engine = VLLMServerEngine(url=url, transfer="nccl" if plan == "dies" else "file")
+    engine = VLLMServerEngine(urls=urls, transfer="nccl" if plan == "dies" else "file")
     try:
         engine.load_weights(_weights(), 1)
+        assert engine._fleet is not None
+        print("taken by", *(link.server.url for link in engine._fleet.links))
     except (EngineError, ValueError) as error:
         print(f"{type(error).__name__}: {error}")
     engine.close()

@@ -18,6 +18,7 @@ from maxk_lightning.rollouts import EngineError, VLLMServerEngine
 from maxk_lightning.rollouts.engines.vllm.gpus import RankGpu, check_gpus
 from maxk_lightning.rollouts.engines.vllm.http import Server
 from maxk_lightning.rollouts.engines.vllm.launch import free_port
+from maxk_lightning.rollouts.engines.vllm.link import Link
 from maxk_lightning.rollouts.engines.vllm.watchdog import Pulse, aborted_without, given_up_without
 from tests.support.paths import ROOT
 from tests.support.rank_processes import run_ranks
@@ -85,6 +86,17 @@ def test_no_rank_waits_when_a_push_fails(
     for end in run_ranks("server_ranks.py", tmp_path / "store", (plan, url, peer), timeout_s=400):
         assert end.returncode == 0, end.err[-3000:]
         assert end.out.splitlines()[-1].startswith(expected)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_that_dies_amid_a_push_is_left_out_on_every_rank(
+    failing_server: Callable[[str], tuple[str, str]], tmp_path: Path
+) -> None:
+    dying, living = failing_server("dies"), failing_server("none")
+    for end in run_ranks("server_ranks.py", tmp_path / "store", ("dies", *dying, *living), timeout_s=400):
+        assert end.returncode == 0, end.err[-3000:]
+        assert end.out.splitlines()[-1] == f"taken by {living[0]}"
 
 
 def test_a_wait_ends_when_the_server_is_gone_or_time_is_up() -> None:
@@ -165,7 +177,9 @@ def test_files_hold_weights_in_the_type_of_the_server(
 ) -> None:
     engine = VLLMServerEngine(transfer="file", transfer_dir=str(tmp_path), **options)
     receiving = Receiving()
-    engine._server = receiving  # type: ignore[assignment]
+    link = Link("http://127.0.0.1:1", 1.0)
+    link.server = receiving  # type: ignore[assignment]
+    engine._links = [link]
     weights = load_model("builtin").state_dict()
     engine.load_weights(weights.items(), 1)
     assert receiving.dtypes == {expected}
@@ -177,8 +191,10 @@ def test_closing_leaves_the_transfer_group_before_the_server_ends() -> None:
     """Its buffers are on the trainer's GPU, and a restart opens another one."""
     engine = VLLMServerEngine(gpus="7")
     order: list[str] = []
-    engine._sender = SimpleNamespace(shutdown=lambda: order.append("group"))  # type: ignore[assignment]
-    engine._process = SimpleNamespace(close=lambda: order.append("server"))  # type: ignore[assignment]
+    link = Link("http://127.0.0.1:1", 1.0)
+    link.sender = SimpleNamespace(shutdown=lambda: order.append("group"))  # type: ignore[assignment]
+    link.process = SimpleNamespace(close=lambda: order.append("server"))  # type: ignore[assignment]
+    engine._links = [link]
     engine.close()
     assert order == ["group", "server"]
 
@@ -194,5 +210,14 @@ def test_options_that_cannot_work_are_refused() -> None:
         VLLMServerEngine(transfer="ipc")
     with pytest.raises(ValueError, match="no effect with transfer: ipc"):
         VLLMServerEngine(transfer="ipc", master_port=51217, server_args={"kv-cache-memory-bytes": 1 << 30})
+    with pytest.raises(ValueError, match="give url or urls, not both"):
+        VLLMServerEngine(url="http://localhost:8000", urls=["http://localhost:8001"])
+    for urls in ([], ["http://localhost:8000"] * 2):
+        with pytest.raises(ValueError, match=r"urls is \[.*\], must be one URL or more, each of another server"):
+            VLLMServerEngine(urls=urls)
+    with pytest.raises(ValueError, match="for a server started here, but urls is given"):
+        VLLMServerEngine(urls=["http://localhost:8000"], gpus="1")
+    with pytest.raises(ValueError, match=r"where the server at http://203\.0\.113\.5:8000 would look"):
+        VLLMServerEngine(urls=["http://localhost:8000", "http://203.0.113.5:8000"])
     with pytest.raises(ValueError, match="transfer is tcp"):
         VLLMServerEngine(transfer="tcp")  # type: ignore[arg-type]

@@ -3,7 +3,9 @@
 import http.client
 import json
 import queue
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ class Server:
         self.timeout_s = timeout_s
         self._parts = parts
         self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue()
+        self._busy: set[http.client.HTTPConnection] = set()
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request.
@@ -49,6 +52,14 @@ class Server:
             return False
         finally:
             connection.close()
+
+    def abort(self) -> None:
+        """Make the requests that wait for an answer fail."""
+        for connection in list(self._busy):
+            waiting = connection.sock
+            if waiting is not None:
+                with suppress(OSError):  # it has just ended by itself
+                    waiting.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connections that nobody uses."""
@@ -82,6 +93,7 @@ class Server:
     def _over(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
     ) -> tuple[int, bytes]:
+        self._busy.add(connection)
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -89,6 +101,8 @@ class Server:
         except BaseException:
             connection.close()
             raise
+        finally:
+            self._busy.discard(connection)
         self._idle.put(connection)
         return response.status, answer
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,18 +79,19 @@ class Process:
         self._process.wait()
 
 
-def wait_until_ready(server: Server, process: Process | None, timeout_s: float) -> None:
-    """Wait until a server answers.
+def wait_until_ready(servers: Sequence[Server], process: Process | None, timeout_s: float) -> None:
+    """Wait until one of them answers.
 
     Raises:
-        EngineError: it ended, or did not answer in time.
+        EngineError: it ended, or none did in time.
     """
     deadline = time.monotonic() + timeout_s
-    while not server.is_healthy():
+    while not any(server.is_healthy() for server in servers):
         if process is not None and not process.is_alive():
             raise EngineError("the vLLM server ended while starting; see its messages above")
         if time.monotonic() > deadline:
-            raise EngineError(f"no vLLM server at {server.url} has answered for {timeout_s:g} s")
+            urls = ", ".join(server.url for server in servers)
+            raise EngineError(f"no vLLM server at {urls} has answered for {timeout_s:g} s")
         time.sleep(0.5)
 
 

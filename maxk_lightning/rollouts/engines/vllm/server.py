@@ -1,35 +1,46 @@
 """Rollouts from a vLLM server: on GPUs of its own or on another machine, with the interface of the colocated engine."""
 
 import math
-import shutil
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
 from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
 from maxk_lightning.policy.memory import EngineMemory
-from maxk_lightning.rollouts.engine import EngineError, EngineLoad, in_groups
+from maxk_lightning.rollouts.engine import EngineError, EngineLoad, Part, in_groups
 from maxk_lightning.rollouts.engines.text import answer_text
 from maxk_lightning.rollouts.engines.vllm.agreement import of_all_ranks, raise_together, rank, told_by_first_rank
 from maxk_lightning.rollouts.engines.vllm.arguments import ADMITTED_UTILIZATION, HeadDtype
 from maxk_lightning.rollouts.engines.vllm.errors import finish_reason
+from maxk_lightning.rollouts.engines.vllm.fan_out import fan_out
+from maxk_lightning.rollouts.engines.vllm.fleet import Fleet, at_once, tell_left_out, watched
 from maxk_lightning.rollouts.engines.vllm.gpus import check_gpus, own_gpu
-from maxk_lightning.rollouts.engines.vllm.http import Server
 from maxk_lightning.rollouts.engines.vllm.launch import (
     REQUIRED_ARGS,
     Launch,
     Process,
     as_json,
     free_port,
-    is_this_machine,
     wait_until_ready,
+)
+from maxk_lightning.rollouts.engines.vllm.link import Link
+from maxk_lightning.rollouts.engines.vllm.server_options import (
+    CACHE_BYTES,
+    LOOPBACK,
+    Transfer,
+    WireDtype,
+    check_address,
+    check_shared,
+    urls_of,
+    wire_dtype_of,
 )
 from maxk_lightning.rollouts.engines.vllm.transfer import Sender, Source, ipc_info, nccl_info
 from maxk_lightning.rollouts.engines.weights import checked, save_shards
@@ -39,10 +50,7 @@ from maxk_lightning.types import Completion, Prompt, Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Transfer = Literal["nccl", "ipc", "file"]
-WireDtype = Literal["bfloat16", "float16", "float32"]
-LOOPBACK = "127.0.0.1"
-CACHE_BYTES, UTILIZATION = "kv-cache-memory-bytes", "gpu-memory-utilization"
+UTILIZATION = "gpu-memory-utilization"
 PARALLEL_SIZES = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 
 
@@ -53,13 +61,21 @@ class VLLMServerEngine:
     processed_logprobs --generation-config vllm --weight-transfer-config '{"backend": "nccl"}'`, in bfloat16 also
     `--hf-overrides '{"head_dtype": "float32"}'`. Without, rank 0 starts one on this machine and ends it with itself,
     however it ends. All ranks share the server. Seeds are those of `VLLMEngine`.
+
+    With `urls` every push goes to all servers at once, and a completion is sampled by the one with the fewest
+    unfinished; which one that is changes no random numbers. A server that fails is left out with a warning, and what
+    it owed is sampled by the others, until it answers again at a later push.
     """
+
+    runs_apart = True
+    "Samples on processors of its own: training need not wait for it."
 
     def __init__(
         self,
         policy: str = "builtin",
         *,
         url: str | None = None,
+        urls: list[str] | None = None,
         gpus: str | None = None,
         server_args: Mapping[str, str | int | float | bool] | None = None,
         head_dtype: HeadDtype = "float32",
@@ -76,7 +92,9 @@ class VLLMServerEngine:
 
         Args:
             policy: Directory, hub name or `builtin`; training fills in `model.policy`.
-            url: Of a running server, e.g. http://10.0.0.2:8000; None: start one here.
+            url: Of a running server, e.g. http://10.0.0.2:8000. With neither this nor `urls` one is started here.
+            urls: Of several, e.g. [http://10.0.0.2:8000, http://10.0.0.3:8000], in the place of `url`. They have the
+                same arguments; it begins as soon as one of them answers.
             gpus: CUDA_VISIBLE_DEVICES of the server started here, e.g. "6,7": GPUs that no rank trains on.
             server_args: Further arguments of the server started here, e.g. {tensor-parallel-size: 2}.
             head_dtype: As in `VLLMEngine`, of a server started here.
@@ -86,17 +104,22 @@ class VLLMServerEngine:
             transfer_dir: Of `file`; memory or a fast disk, with room for the weights.
             wire_dtype: Type in which weights travel. None: the dtype in server_args, else bfloat16.
             master_address: Of `nccl`: this machine as the server reaches it.
-            master_port: Of `nccl`: a free port of this machine; None: one is looked for.
-            max_connections: Requests in flight at the same time, per rank.
-            timeout_s: A request, or a push of weights, that takes longer counts as a failed engine.
+            master_port: Of `nccl`: a free port of this machine, with `urls` the first of as many; None: looked for.
+            max_connections: Requests in flight at the same time, per rank and server.
+            timeout_s: A server that takes longer for a request, or a push of weights, has failed; the engine has
+                when none is left.
             start_timeout_s: Likewise a start.
 
         Raises:
             ValueError: options that have no effect together, or out of range.
         """
         server_args = dict(server_args or {})
-        if url is not None and (gpus is not None or server_args):
-            raise ValueError("rollout.engine: gpus and server_args are for a server started here, but url is given")
+        self.urls = urls_of(url, urls)
+        if self.urls and (gpus is not None or server_args):
+            given = "url" if urls is None else "urls"
+            raise ValueError(
+                f"rollout.engine: gpus and server_args are for a server started here, but {given} is given"
+            )
         if transfer not in get_args(Transfer):
             raise ValueError(f"rollout.engine.transfer is {transfer}, must be one of {get_args(Transfer)}")
         if transfer != "nccl" and (master_address, master_port) != (LOOPBACK, None):
@@ -107,12 +130,12 @@ class VLLMServerEngine:
                 raise ValueError(f"rollout.engine.{name} is {value}, must be positive")
         if transfer == "file" and not Path(transfer_dir).is_dir():
             raise ValueError(f"rollout.engine.transfer_dir: {transfer_dir} is not a directory")
-        if transfer == "nccl" and url is not None:
-            _check_address(url, master_address)
+        if transfer == "nccl":
+            for each in self.urls:
+                check_address(each, master_address)
         if transfer == "ipc":
-            _check_shared(url, gpus, server_args)
+            check_shared(self.urls, gpus, server_args)
         self.policy = policy
-        self.url = url
         self.gpus = gpus
         self.server_args = server_args
         self.head_dtype = head_dtype
@@ -125,9 +148,8 @@ class VLLMServerEngine:
         self.timeout_s = timeout_s
         self.start_timeout_s = start_timeout_s
         self.version: int | None = None
-        self._server: Server | None = None
-        self._process: Process | None = None
-        self._sender: Sender | None = None
+        self._links: list[Link] = []  # to all servers; empty: none was looked for
+        self._fleet: Fleet | None = None  # those of them that have the weights of `version`
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._stop_tokens: list[int] = []
 
@@ -138,18 +160,22 @@ class VLLMServerEngine:
             ValueError: a weight is unknown, missing, or not finite.
             EngineError: the server failed.
         """
-        self.version = None
+        self.version = self._fleet = None
         self._connect("auto" if self.transfer == "file" else "dummy")  # vLLM reads no files over dummy weights
         weights = checked(named_tensors, weight_shapes(self.policy))
+        taken: list[Link] = []
         failure: EngineError | ValueError | None = None
         try:
-            self._push(weights)
+            taken = self._push(weights, mark=f"{version}-{uuid.uuid4().hex}")
         except (EngineError, ValueError) as error:
             failure = error
             with suppress(ValueError):  # that a weight is wrong, which every rank sees
-                for _ in weights:  # gathering a sharded weight takes all ranks
-                    pass
+                _drain(weights)
         raise_together(failure)
+        marks = told_by_first_rank({self._links.index(link): link.mark for link in taken})
+        for index, mark in marks.items():
+            self._links[index].mark = mark
+        self._fleet = Fleet([self._links[index] for index in marks])
         self.version = version
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
@@ -163,32 +189,37 @@ class VLLMServerEngine:
             ValueError: the server refuses a request.
             EngineError: the server failed or took too long.
         """
-        if self.url is not None and self.version is None:
-            raise ValueError("rollout.engine.url: nobody knows the weights of that server; they must be loaded first")
-        server = self._connect("auto")
-        tokenizer, stop_tokens = self._load_tokenizer()
-
-        def sample_one(prompt: Prompt, sample: int) -> Completion:
-            choice = server.post("v1/completions", self._request(prompt, sample, sampling, stop_tokens))["choices"][0]
-            return Completion(
-                token_ids=tuple(choice["token_ids"]),
-                logprobs=tuple(choice["logprobs"]["token_logprobs"]),
-                entropies=None,
-                text=answer_text(tokenizer, prompt, choice["token_ids"]),
-                finish_reason=finish_reason(choice["finish_reason"]),
-            )
-
-        pool = ThreadPoolExecutor(self.max_connections, thread_name_prefix="vllm")
+        fleet = self._usable_fleet()
+        jobs = [(index, sample) for index in range(len(prompts)) for sample in range(sampling.num_completions)]
+        pool = ThreadPoolExecutor(self.max_connections * len(fleet.links), thread_name_prefix="vllm")
         try:
             places = {
-                pool.submit(sample_one, prompt, sample): (index, sample)
-                for index, prompt in enumerate(prompts)
-                for sample in range(sampling.num_completions)
+                pool.submit(fleet.ask, partial(self._sample, prompts[index], sample, sampling)): (index, sample)
+                for index, sample in jobs
             }
-            for future in as_completed(places):
-                yield *places[future], future.result()
+            with fleet.watched():
+                for future in as_completed(places):
+                    yield *places[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def sample_each(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Part]:
+        """Sample by every server a share of the prompts, at least one; the first completion of each.
+
+        Raises:
+            ValueError: a server refuses a request.
+            EngineError: all servers failed.
+        """
+        fleet = self._usable_fleet()
+        links = fleet.links
+        shares = {link: prompts[place :: len(links)] or prompts[:1] for place, link in enumerate(links)}
+
+        def sample(link: Link) -> Part:
+            with ThreadPoolExecutor(len(shares[link])) as pool:
+                completions = list(pool.map(lambda prompt: self._sample(prompt, 0, sampling, link), shares[link]))
+            return Part(name=link.server.url, prompts=shares[link], groups=[[each] for each in completions])
+
+        return fleet.ask_each(sample)
 
     def memory(self, load: EngineLoad) -> EngineMemory | None:
         """Tell what a server on the same GPU holds; None: it has GPUs of its own."""
@@ -201,14 +232,38 @@ class VLLMServerEngine:
         return False
 
     def close(self) -> None:
-        """Leave the transfer group, and end the server if it was started here."""
-        if self._sender is not None:  # also when the other side is gone: its buffers are on this GPU
-            self._sender.shutdown()
-        if self._process is not None:
-            self._process.close()
-        if self._server is not None:
-            self._server.close()
-        self._process = self._sender = self._server = self.version = None
+        """Leave the transfer groups, and end the server if it was started here."""
+        for link in self._links:
+            link.close()
+        self._links = []
+        self._fleet = self.version = None
+
+    def _usable_fleet(self) -> Fleet:
+        """The servers to sample by, after a look whether each has the weights that it was given.
+
+        Raises:
+            ValueError: nobody has given it any, and it is not ours.
+            EngineError: none is left.
+        """
+        if self.urls and self.version is None:
+            raise ValueError("rollout.engine.url: nobody knows the weights of that server; they must be loaded first")
+        self._connect("auto")
+        self._load_tokenizer()
+        fleet = self._fleet = self._fleet or Fleet(self._links)
+        fleet.ask_each(Link.check)
+        return fleet
+
+    def _sample(self, prompt: Prompt, sample: int, sampling: Sampling, link: Link) -> Completion:
+        tokenizer, stop_tokens = self._load_tokenizer()
+        request = self._request(prompt, sample, sampling, stop_tokens)
+        choice = link.server.post("v1/completions", request)["choices"][0]
+        return Completion(
+            token_ids=tuple(choice["token_ids"]),
+            logprobs=tuple(choice["logprobs"]["token_logprobs"]),
+            entropies=None,
+            text=answer_text(tokenizer, prompt, choice["token_ids"]),
+            finish_reason=finish_reason(choice["finish_reason"]),
+        )
 
     def _load_tokenizer(self) -> "tuple[PreTrainedTokenizerBase, list[int]]":
         """The policy's tokenizer and its stop tokens, read from disk once."""
@@ -231,29 +286,30 @@ class VLLMServerEngine:
             "return_token_ids": True,
         }
 
-    def _connect(self, load_format: Literal["auto", "dummy"]) -> Server:
-        """Find the server, or start it; every rank learns where it is."""
-        if self._server is not None:
-            return self._server
+    def _connect(self, load_format: Literal["auto", "dummy"]) -> None:
+        """Find the servers, or start one; every rank learns where it is."""
+        if self._links:
+            return
         gpus = of_all_ranks(own_gpu())
-        if self.url is None and self.transfer != "ipc":
+        if not self.urls and self.transfer != "ipc":
             check_gpus(self.gpus, self._num_gpus(), gpus)
         if self.transfer == "ipc" and len(gpus) > 1:
             raise ValueError("rollout.engine.transfer: ipc serves a single rank; with several take nccl and gpus")
         port = told_by_first_rank(free_port(LOOPBACK))
-        server = Server(self.url or f"http://{LOOPBACK}:{port}", self.timeout_s)
+        self._links = [Link(url, self.timeout_s) for url in self.urls or [f"http://{LOOPBACK}:{port}"]]
         failure = None
         try:
-            if self.url is None and rank() == 0:
-                self._process = Process(self._launch(load_format, port))
-            if self.url is not None or rank() == 0:
-                wait_until_ready(server, self._process, self.start_timeout_s)
+            if not self.urls and rank() == 0:
+                self._links[0].process = Process(self._launch(load_format, port))
+            if self.urls or rank() == 0:
+                wait_until_ready([link.server for link in self._links], self._links[0].process, self.start_timeout_s)
         except EngineError as error:
             failure = error
+        try:
+            raise_together(failure)
+        except (EngineError, ValueError):
             self.close()
-        raise_together(failure)
-        self._server = server
-        return server
+            raise
 
     def _launch(self, load_format: str, port: int) -> Launch:
         arguments = {
@@ -288,71 +344,65 @@ class VLLMServerEngine:
     def _num_gpus(self) -> int:
         return math.prod(int(self.server_args.get(name, 1)) for name in PARALLEL_SIZES)
 
-    def _push(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        assert self._server is not None
-        if self.transfer == "file":
-            self._push_by_file(self._server, weights)
-        else:
-            if self._sender is None:
-                self._sender = self._open(self._server)
-            self._sender.send(weights)
-        if rank() == 0 and not self._server.post("reset_prefix_cache", {}).get("success", True):
-            raise EngineError("the vLLM server could not reset its prefix cache")
+    def _push(self, weights: Iterator[tuple[str, Tensor]], mark: str) -> list[Link]:
+        """Give weights to all servers that answer; those that have taken them. Only rank 0 has anything to do.
 
-    def _push_by_file(self, server: Server, weights: Iterator[tuple[str, Tensor]]) -> None:
+        Raises:
+            ValueError: a weight is not what it should be, or every server refuses.
+            EngineError: every server failed.
+        """
         if rank() != 0:
-            for _ in weights:  # gathering a sharded weight takes all ranks
-                pass
-            return
-        directory = tempfile.mkdtemp(prefix="weights-", dir=self.transfer_dir)
-        try:
-            save_shards(((name, tensor.to(self.wire_dtype)) for name, tensor in weights), Path(directory))
-            server.post("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": directory}})
-        finally:
-            shutil.rmtree(directory)
+            _drain(weights)
+            return []
+        links = self._answering()
+        failures: Sequence[EngineError | ValueError | None]
+        if self.transfer == "file":
+            with TemporaryDirectory(prefix="weights-", dir=self.transfer_dir) as directory:
+                save_shards(((name, tensor.to(self.wire_dtype)) for name, tensor in weights), Path(directory))
+                with watched(links):
+                    failures = at_once(lambda link: link.read(directory, mark), links)
+        else:
+            receivers = [partial(link.send, mark=mark, open_sender=self._open) for link in links]
+            failures = fan_out(weights, self.wire_dtype, receivers)
+        failed = {link: failure for link, failure in zip(links, failures, strict=True) if failure is not None}
+        for link in failed:
+            link.forget()
+        if len(failed) == len(links):
+            raise failed[links[0]]
+        for link, failure in failed.items():
+            tell_left_out(link, failure)
+        return [link for link in links if link not in failed]
 
-    def _open(self, server: Server) -> Sender:
+    def _answering(self) -> list[Link]:
+        """The servers to push to; where there are several, those that answer soon that they are well."""
+        if len(self._links) == 1:
+            return self._links
+        answers = dict(zip(self._links, at_once(Link.is_alive, self._links), strict=True))
+        links = [link for link, is_alive in answers.items() if is_alive]
+        if not links:
+            raise EngineError(f"none of the vLLM servers at {', '.join(self.urls)} answers")
+        for link in self._links:
+            if link not in links:
+                tell_left_out(link, "it does not answer")
+                link.forget()
+        return links
+
+    def _open(self, link: Link) -> Sender:
         source = Source(weight_shapes(self.policy), self.wire_dtype)
         if self.transfer == "ipc":
             info = ipc_info(source)
         else:
             info = nccl_info(
-                rank=rank(),
                 address=self.master_address,
-                port=self.master_port or free_port(),
-                num_workers=server.get("get_world_size")["world_size"],
+                port=self.master_port + self._links.index(link) if self.master_port else free_port(),
+                num_workers=link.server.get("get_world_size")["world_size"],
             )
-        return Sender(server=server, is_alive=self._is_alive, source=source, init_info=info, is_sender=rank() == 0)
-
-    def _is_alive(self) -> bool:
-        has_process = self._process is None or self._process.is_alive()
-        return has_process and self._server is not None and self._server.is_healthy()
+        return Sender(server=link.server, is_alive=link.is_alive, source=source, init_info=info)
 
 
-def wire_dtype_of(chosen: WireDtype | None, server_args: Mapping[str, Any]) -> torch.dtype:
-    """The type in which weights travel: the chosen one, else the server's, which may also be called half or float."""
-    named = {"half": "float16", "float": "float32", **{name: name for name in get_args(WireDtype)}}
-    dtype: torch.dtype = getattr(torch, chosen or named.get(str(server_args.get("dtype")), "bfloat16"))
-    return dtype
-
-
-def _check_address(url: str, master_address: str) -> None:
-    """Refuse to tell a server on another machine that the trainer is on its own."""
-    host = urlsplit(url).hostname or ""
-    if is_this_machine(host) or master_address not in (LOOPBACK, "localhost", "::1"):
-        return
-    raise ValueError(
-        f"rollout.engine.master_address is {master_address}, where the server at {url} would look for itself; give "
-        "the address by which it reaches this machine"
-    )
-
-
-def _check_shared(url: str | None, gpus: str | None, server_args: Mapping[str, Any]) -> None:
-    """Refuse what cannot share a GPU."""
-    if url is not None or gpus is not None:
-        raise ValueError("rollout.engine.transfer: ipc is for a server started here, on the GPU of this process")
-    if CACHE_BYTES not in server_args:
-        raise ValueError(
-            f"rollout.engine.server_args: with transfer: ipc give {CACHE_BYTES}, e.g. {4 << 30}: without, vLLM takes "
-            "92 % of the GPU that the policy is on"
-        )
+def _drain(weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Gather weights for nobody: gathering a sharded weight takes all ranks."""
+    for _ in weights:
+        pass
+    if torch.cuda.is_available():  # rank 0 sends what is gathered from this one's shards, which training changes
+        torch.cuda.current_stream().synchronize()

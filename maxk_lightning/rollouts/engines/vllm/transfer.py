@@ -35,14 +35,12 @@ class Source:
 
 
 class Sender:
-    """Pushes weights to a server. All ranks of the trainer hold one and call it together; rank 0 sends.
+    """Pushes weights to a server, from rank 0 of the trainer.
 
     A server that dies while it is sent to is noticed (`watchdog`); the sender is of no use then, but for `shutdown`.
     """
 
-    def __init__(
-        self, *, server: Server, is_alive: Callable[[], bool], source: Source, init_info: Any, is_sender: bool
-    ) -> None:
+    def __init__(self, *, server: Server, is_alive: Callable[[], bool], source: Source, init_info: Any) -> None:
         try:
             from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
             from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
@@ -51,7 +49,6 @@ class Sender:
         self._server = server
         self._is_alive = is_alive
         self._source = source
-        self._is_sender = is_sender
         client = HTTPVLLMWeightSyncClient(server.url, timeout=server.timeout_s)
 
         vllm_source = _as_vllms(source)
@@ -59,8 +56,7 @@ class Sender:
         def open_group() -> Any:
             return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=vllm_source)
 
-        pulse, doing = self._pulse(), "opening the transfer of weights"
-        self._engine = given_up_without(pulse, open_group, doing) if is_sender else open_group()
+        self._engine = given_up_without(self._pulse(), open_group, "opening the transfer of weights")
 
     def send(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Push all weights, in the order of the source's shapes.
@@ -70,12 +66,8 @@ class Sender:
             EngineError: the server failed, died, or took too long.
         """
         self._source.weights = weights
-        with as_engine_error("sending weights"):
-            if self._is_sender:
-                with aborted_without(self._pulse(), self._abort):
-                    self._engine.send_weights()
-            else:
-                self._engine.send_weights()
+        with as_engine_error("sending weights"), aborted_without(self._pulse(), self._abort):
+            self._engine.send_weights()
 
     def shutdown(self) -> None:
         """Leave the group and give its memory back, also when the other side is gone."""
@@ -92,13 +84,13 @@ class Sender:
             group.destroy()
 
 
-def nccl_info(*, rank: int, address: str, port: int, num_workers: int) -> Any:
+def nccl_info(*, address: str, port: int, num_workers: int) -> Any:
     """How rank 0 and the workers of a server meet."""
     try:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
     except ImportError as error:
         raise ValueError(f"{TOO_OLD} ({error})") from error
-    return NCCLTrainerInitInfo(rank=rank, master_address=address, master_port=port, world_size=1 + num_workers)
+    return NCCLTrainerInitInfo(rank=0, master_address=address, master_port=port, world_size=1 + num_workers)
 
 
 def ipc_info(source: Source) -> Any:

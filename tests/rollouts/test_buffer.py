@@ -72,7 +72,8 @@ def test_a_resumed_buffer_leaves_out_what_was_served() -> None:
     assert [resumed[index].groups for index in range(4)] == [whole[index].groups for index in range(5, 9)]
 
 
-def test_rewards_of_lost_samples_are_nan() -> None:
-    samples = Samples(groups=[_group(0, None, 0.5)], sampling=Sampling())
-    expected = torch.tensor([[torch.nan, 0.5]], dtype=torch.float64)
+def test_rewards_of_lost_samples_are_nan_and_those_that_smaller_groups_lack() -> None:
+    groups = [_group(0, None, 0.5), _group(1, 1.0)]
+    expected = torch.tensor([[torch.nan, 0.5, torch.nan], [1.0, torch.nan, torch.nan]], dtype=torch.float64)
+    samples = Samples(groups=groups, sampling=Sampling(num_completions=3))
     torch.testing.assert_close(samples.rewards_PN, expected, equal_nan=True)

@@ -24,9 +24,9 @@ from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
 from maxk_lightning.rewards.configured import as_reward, configured_reward
 from maxk_lightning.rollouts import Allocation, EngineError, Replay, RolloutEngine, TransformersEngine
-from maxk_lightning.rollouts.allocation import Allocator, group_sizes, pilot_of
+from maxk_lightning.rollouts.allocation import Allocator, pilot_of
 from maxk_lightning.rollouts.ranks import RankError, ranks_of
-from maxk_lightning.rollouts.refill import Refill, has_credit
+from maxk_lightning.rollouts.refill import Further, has_credit
 from maxk_lightning.rollouts.replay import ReplayBuffer
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
@@ -139,8 +139,7 @@ class RolloutCallback(Callback):
             raise ValueError("rollout.allocation and data.refill exclude each other")
         if stage == "fit" and self.replay is not None:
             data = _datamodule(trainer)
-            self.replay.num_groups(data.prompts_per_rollout)  # refuses a share that is too small
-            self.replayed = ReplayBuffer(self.replay, data.seed)
+            self.replayed = ReplayBuffer(self.replay, data.prompts_per_rollout, data.seed)
         self._logged_epoch = None
 
     def check(self, trainer: Trainer, module: PolicyModule, stage: str) -> None:
@@ -201,8 +200,7 @@ class RolloutCallback(Callback):
         if rollout is None:
             rollout = self._sample(trainer, pl_module, self._order(data, index), self._further(data, pl_module, index))
         if self.replayed is not None:
-            objective = pl_module.objective_of(index)
-            self.replayed.draw(index, trainer.global_step, objective, data.prompts_per_rollout)
+            self.replayed.draw(index, trainer.global_step, pl_module.objective_of(index))
         self._serve(trainer, pl_module, rollout, index)
         pl_module.note_old(data.buffers["fit"].steps)
         self._log_once(trainer, pl_module)
@@ -319,7 +317,7 @@ class RolloutCallback(Callback):
     def _order(self, data: PromptDataModule, index: int) -> Order:
         return data.order(index, pilot_of(self.sampling, self.allocation))
 
-    def _further(self, data: PromptDataModule, module: PolicyModule, index: int) -> Refill | Allocator | None:
+    def _further(self, data: PromptDataModule, module: PolicyModule, index: int) -> Further | None:
         """What is sampled of a rollout after its order."""
         objective = module.objective_of(index)
         if self.allocation is not None:
@@ -343,7 +341,7 @@ class RolloutCallback(Callback):
         trainer: Trainer,
         pl_module: PolicyModule,
         order: Order,
-        further: Refill | Allocator | None = None,
+        further: Further | None = None,
         reward: Reward | None = None,
     ) -> Rollout:
         """A rollout of the current weights.
@@ -379,13 +377,14 @@ class RolloutCallback(Callback):
         log_parts(pl_module, "train", self.reward, rollout.samples, ranks_of(trainer))
         credited = has_credit(pl_module.objective_of(trainer.current_epoch), rollout.samples.groups)
         num_prompts, num_credited = ranks_of(trainer).total([len(credited), sum(credited)])
-        sizes = group_sizes(rollout.samples.groups) or [self.sampling.num_completions]
+        sizes = [len(group.completions) for group in rollout.samples.groups] or [self.sampling.num_completions]
+        smallest, largest = ranks_of(trainer).largest([-min(sizes), max(sizes)])
         values = {
             "rollout/num_prompts": num_prompts,
             "rollout/credit_fraction": num_credited / num_prompts,
             "rollout/age": float(self._age),
-            "rollout/completions_min": -ranks_of(trainer).largest([-min(sizes)])[0],
-            "rollout/completions_max": ranks_of(trainer).largest([max(sizes)])[0],
+            "rollout/completions_min": -smallest,
+            "rollout/completions_max": largest,
             "rollout/replayed": float(len(self._replayed_ages)),
             "rollout/replayed_age": sum(self._replayed_ages) / max(1, len(self._replayed_ages)),
             "rollout/logprob_gap": rollout.logprob_gap,

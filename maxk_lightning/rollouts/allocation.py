@@ -5,7 +5,6 @@ Legend: P prompts, M completions of the pilot, L levels of reward.
 
 import heapq
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from maxk_lightning.objectives import Objective, largest_k
 from maxk_lightning.rollouts.ranks import Ranks
-from maxk_lightning.rollouts.rollout import Group, Order, Rollout
+from maxk_lightning.rollouts.rollout import Group, Order, Rollout, extended
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Sampling
 
@@ -57,8 +56,11 @@ class Allocator:
     objective: Objective
     "In force for this rollout."
 
-    def further(self, pilot: Rollout, ranks: Ranks) -> Order:
-        """What this rank is to sample after its pilot: single completions; all ranks must come here together."""
+    def proceed(self, rollout: Rollout, num_parts: int, ranks: Ranks) -> tuple[Rollout, Order | None]:
+        """The pilot and single completions to sample after it, or the whole rollout; see `refill.Further`."""
+        return rollout, self._after(rollout, ranks) if num_parts == 0 else None
+
+    def _after(self, pilot: Rollout, ranks: Ranks) -> Order:
         groups = pilot.samples.groups
         rewards = ranks.gather([group.rewards for group in groups])
         num_further = len(rewards) * (self.sampling.num_completions - self.allocation.pilot)
@@ -77,12 +79,11 @@ class Allocator:
             sampling=replace(self.sampling, num_completions=1),
         )
 
-    def joined(self, pilot: Rollout, further: Rollout) -> Rollout:
+    def joined(self, rollout: Rollout, part: Rollout) -> Rollout:
         """Whole groups of the pilot and what was sampled after it."""
-        assert pilot.version == further.version, "the engine was given other weights before the rollout was complete"
-        singles = {single.prompt.seed: single for single in further.samples.groups}
+        singles = {single.prompt.seed: single for single in part.samples.groups}
         groups = []
-        for group in pilot.samples.groups:
+        for group in rollout.samples.groups:
             seeds = (_seed(group, number) for number in itertools.count())
             more = [singles[seed] for seed in itertools.takewhile(singles.__contains__, seeds)]
             groups.append(
@@ -93,12 +94,7 @@ class Allocator:
                 )
             )
         sampling = replace(self.sampling, num_completions=self.allocation.max_completions)
-        return replace(
-            pilot,
-            samples=replace(pilot.samples, groups=groups, sampling=sampling),
-            generate_s=pilot.generate_s + further.generate_s,
-            score_s=pilot.score_s + further.score_s,
-        )
+        return extended(rollout, part, replace(rollout.samples, groups=groups, sampling=sampling))
 
 
 def allocate(rewards_PM: Tensor, k: int, num_further: int, max_each: int) -> list[int]:
@@ -165,8 +161,3 @@ def pilot_of(sampling: Sampling, allocation: Allocation | None) -> Sampling:
 def _seed(group: Group, number: int) -> int:
     """Seed of a group's further completion: no sample of a run shares random numbers with another."""
     return derive_seed(group.prompt.seed, "further", number)
-
-
-def group_sizes(groups: Sequence[Group]) -> list[int]:
-    """Completions of every group."""
-    return [len(group.completions) for group in groups]

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Rollout, Samples
-from maxk_lightning.rollouts.shares import exchange
+from maxk_lightning.rollouts.shares import dealt, exchange
 from maxk_lightning.seeds import derive_seed
 
 
@@ -105,4 +105,5 @@ class RolloutBuffer(Dataset[Samples]):
         if self.seed is not None and self.ranks.world_size > 1:
             return exchange(groups, self.groups_per_step, self.ranks, idle, chosen, replayed)
         trained_on = groups if chosen is None else [groups[place] for place in chosen]
-        return [[*trained_on[step], *replayed[number :: len(self._steps)]] for number, step in enumerate(self._steps)]
+        further = dealt(replayed, len(self._steps))
+        return [[*trained_on[step], *more] for step, more in zip(self._steps, further, strict=True)]

@@ -6,11 +6,11 @@ decision is a function of which places have credit, so it is the same on any num
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from maxk_lightning.objectives import Objective, is_idle
-from maxk_lightning.rollouts.allocation import Allocator
 from maxk_lightning.rollouts.ranks import Ranks
-from maxk_lightning.rollouts.rollout import Group, Order, Rollout, rewards_of
+from maxk_lightning.rollouts.rollout import Group, Order, Rollout, extended, rewards_of
 
 Orders = Callable[[range], Order]
 "Places of a rollout -> what this rank is to sample of them."
@@ -31,6 +31,18 @@ class Refill:
     orders: Orders
     "Further prompts by their places."
 
+    def joined(self, rollout: Rollout, part: Rollout) -> Rollout:
+        """One rollout of the groups of both."""
+        samples = rollout.samples
+        return extended(rollout, part, replace(samples, groups=[*samples.groups, *part.samples.groups]))
+
+    def proceed(self, rollout: Rollout, num_parts: int, ranks: Ranks) -> tuple[Rollout, Order | None]:
+        """The rollout and the next batch, or the rollout with the groups that steps are made of."""
+        credited = ranks.gather(has_credit(self.objective, rollout.samples.groups))
+        if places := self.next_places(credited, num_parts):
+            return rollout, self.orders(places)
+        return replace(rollout, chosen=choose(credited, self.num_wanted)), None
+
     def next_places(self, has_credit: Sequence[bool], num_batches: int) -> range:
         """Places to sample next, empty: none.
 
@@ -49,10 +61,28 @@ class Refill:
         return range(num_drawn, min(num_drawn + size, self.num_places))
 
 
-class Draw:
-    """A rollout in the making: the ordered prompts, then batch after batch of further ones, or of further samples."""
+class Further(Protocol):
+    """What else is sampled of a rollout, by the rewards of what has been; all ranks come here together."""
 
-    def __init__(self, order: Order, further: Refill | Allocator | None) -> None:
+    def joined(self, rollout: Rollout, part: Rollout) -> Rollout:
+        """One rollout of what this rank had sampled before, and of the part that was due."""
+        ...
+
+    def proceed(self, rollout: Rollout, num_parts: int, ranks: Ranks) -> tuple[Rollout, Order | None]:
+        """The rollout, and what this rank is to sample next; None: the rollout is complete.
+
+        Args:
+            rollout: What this rank has sampled.
+            num_parts: Parts before the last one.
+            ranks: All of them.
+        """
+        ...
+
+
+class Draw:
+    """A rollout in the making: the ordered prompts, then part after part of what is due because of the rewards."""
+
+    def __init__(self, order: Order, further: Further | None) -> None:
         """Begin with an order, after which what is due depends on the rewards; None: nothing."""
         self.index = order.index
         self.due: Order | None = order
@@ -60,7 +90,7 @@ class Draw:
         self.rollout: Rollout | None = None
         "What has been sampled; None once the engine of any rank has failed."
         self._further = further
-        self._num_batches = 0
+        self._num_parts = 0
 
     def add(self, part: Rollout | None, ranks: Ranks) -> None:
         """Add what this rank sampled of the order that was due, None: its engine failed; all ranks come together."""
@@ -69,22 +99,12 @@ class Draw:
             self.rollout = None
             return
         assert part is not None
-        further = self._further
-        if isinstance(further, Allocator):
-            self.due = further.further(part, ranks) if self.rollout is None else None
-            self.rollout = part if self.rollout is None else further.joined(self.rollout, part)
+        if self._further is None:
+            self.rollout = part
             return
-        self.rollout = part if self.rollout is None else joined(self.rollout, part)
-        if further is not None:
-            self._decide(further, self.rollout, ranks)
-
-    def _decide(self, refill: Refill, rollout: Rollout, ranks: Ranks) -> None:
-        credited = ranks.gather(has_credit(refill.objective, rollout.samples.groups))
-        if places := refill.next_places(credited, self._num_batches):
-            self.due = refill.orders(places)
-            self._num_batches += 1
-        else:
-            self.rollout = replace(rollout, chosen=choose(credited, refill.num_wanted))
+        whole = part if self.rollout is None else self._further.joined(self.rollout, part)
+        self.rollout, self.due = self._further.proceed(whole, self._num_parts, ranks)
+        self._num_parts += 1
 
 
 def has_credit(objective: Objective, groups: Sequence[Group]) -> list[bool]:
@@ -104,15 +124,3 @@ def choose(has_credit: Sequence[bool], number: int) -> list[int]:
     """
     credited_first = sorted(range(len(has_credit)), key=lambda place: not has_credit[place])  # stable
     return sorted(credited_first[:number])
-
-
-def joined(first: Rollout, more: Rollout) -> Rollout:
-    """One rollout of both, which the same weights sampled."""
-    assert first.version == more.version, "the engine was given other weights before the rollout was complete"
-    groups = [*first.samples.groups, *more.samples.groups]
-    return replace(
-        first,
-        samples=replace(first.samples, groups=groups),
-        generate_s=first.generate_s + more.generate_s,
-        score_s=first.score_s + more.score_s,
-    )

@@ -69,14 +69,19 @@ class Kept:
 class ReplayBuffer:
     """The groups that are kept, and those that are mixed into the current rollout."""
 
-    def __init__(self, replay: Replay, seed: int) -> None:
+    def __init__(self, replay: Replay, num_fresh: int, seed: int) -> None:
         """Begin empty.
 
         Args:
             replay: What to keep and to draw.
+            num_fresh: Groups that are sampled for a rollout and trained on, over all ranks.
             seed: Of the run.
+
+        Raises:
+            ValueError: the share is less than half a group.
         """
         self.replay = replay
+        self._num_drawn = replay.num_groups(num_fresh)
         self.drawn: list[Kept] = []
         "Mixed into the current rollout."
         self._seed = seed
@@ -92,14 +97,13 @@ class ReplayBuffer:
             least = set(sorted(range(len(self._kept)), key=lambda place: credits_M[place])[:excess])  # stable
             self._kept = [kept for place, kept in enumerate(self._kept) if place not in least]
 
-    def draw(self, index: int, step: int, objective: Objective, num_fresh: int) -> None:
+    def draw(self, index: int, step: int, objective: Objective) -> None:
         """Choose at random what is mixed into a rollout; as many as there are, where they are too few.
 
         Args:
             index: Number of the rollout.
             step: Optimizer steps made so far.
             objective: In force for this rollout: what gets no credit by it is dropped.
-            num_fresh: Groups that were sampled for this rollout and are trained on, over all ranks.
         """
         young = [
             kept
@@ -108,7 +112,7 @@ class ReplayBuffer:
         ]
         credited = has_credit(objective, [kept.group for kept in young])
         self._kept = [kept for kept, has in zip(young, credited, strict=True) if has]
-        number = min(self.replay.num_groups(num_fresh), len(self._kept))
+        number = min(self._num_drawn, len(self._kept))
         places = Random(derive_seed(self._seed, "replay", index)).sample(range(len(self._kept)), number)
         self.drawn = [self._kept[place] for place in sorted(places)]
         for kept in self.drawn:

@@ -127,6 +127,17 @@ class Rollout:
     "Places of the groups to train on, in the order of all ranks' groups in the prompt stream; None: all."
 
 
+def extended(first: Rollout, more: Rollout, samples: Samples) -> Rollout:
+    """A rollout of the samples that were made of both, which the same weights sampled."""
+    assert first.version == more.version, "the engine was given other weights before the rollout was complete"
+    return replace(
+        first,
+        samples=samples,
+        generate_s=first.generate_s + more.generate_s,
+        score_s=first.score_s + more.score_s,
+    )
+
+
 def lean(group: Group) -> Group:
     """A group without tests and columns: they can be large, and nothing asks for them once rewards are known."""
     return replace(group, problem=replace(group.problem, tests=(), columns={}))

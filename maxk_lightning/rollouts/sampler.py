@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from maxk_lightning.rewards import Reward
-from maxk_lightning.rollouts.allocation import Allocator
 from maxk_lightning.rollouts.collect import Watcher, collect
 from maxk_lightning.rollouts.engine import EngineError, RolloutEngine
 from maxk_lightning.rollouts.ranks import Ranks
-from maxk_lightning.rollouts.refill import Draw, Orders, Refill
+from maxk_lightning.rollouts.refill import Draw, Further, Orders
 from maxk_lightning.rollouts.rollout import Order, Rollout
 from maxk_lightning.rollouts.stored import Record, from_state, to_state
 from maxk_lightning.rollouts.weight_sync import Weights, WeightSync
@@ -61,7 +60,7 @@ class Sampler:
         order: Order,
         weights: Weights,
         ranks: Ranks,
-        further: Refill | Allocator | None = None,
+        further: Further | None = None,
         reward: Reward | None = None,
     ) -> Rollout:
         """Sample with the current weights; once more with fresh engines when the engine of any rank fails.
@@ -102,7 +101,7 @@ class Sampler:
         """Whether nothing is under way, the same on all ranks."""
         return self._part is None
 
-    def begin(self, order: Order, weights: Weights, ranks: Ranks, further: Refill | Allocator | None = None) -> bool:
+    def begin(self, order: Order, weights: Weights, ranks: Ranks, further: Further | None = None) -> bool:
         """Begin to sample with the weights as they are, while training goes on; first wait for what is under way.
 
         Returns:

@@ -30,6 +30,11 @@ def training_tokens(group: Group) -> int:
     return len(group.prompt.token_ids) + sum(len(completion.token_ids) for completion in group.completions)
 
 
+def dealt(replayed: Sequence[Group], num_steps: int) -> list[Sequence[Group]]:
+    """The replayed groups of every optimizer step: one to each in turn."""
+    return [replayed[step::num_steps] for step in range(num_steps)]
+
+
 def share_out(
     groups: Sequence[Group],
     groups_per_step: int,
@@ -40,15 +45,14 @@ def share_out(
     """For each rank its groups of every optimizer step, given the whole rollout in the order of the prompt stream.
 
     The groups of a step are the same on any number of ranks; who has which is decided by their tokens. Idle groups cost
-    nothing. Replayed groups are dealt to the steps, one to each in turn.
+    nothing. Replayed groups are `dealt` to the steps.
     """
     starts = range(0, len(groups), groups_per_step)
     tokens = [training_tokens(group) for group in groups]
     loads = [0 if rests else load for load, rests in zip(tokens, idle or [False] * len(groups), strict=True)]
     shares: list[list[list[Group]]] = [[] for _ in range(num_ranks)]
-    for number, start in enumerate(starts):
+    for start, further in zip(starts, dealt(replayed, len(starts)), strict=True):
         step = slice(start, start + groups_per_step)
-        further = replayed[number :: len(starts)]
         members = [*groups[step], *further]
         loads_of_step = [*loads[step], *(training_tokens(group) for group in further)]
         for rank, indices in enumerate(assign(loads_of_step, num_ranks)):

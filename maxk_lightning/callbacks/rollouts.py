@@ -1,13 +1,10 @@
 """The generation callback: before every epoch it refreshes the rollout that the epoch is about."""
 
-import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +14,16 @@ from lightning import Callback, Trainer
 from maxk_lightning.callbacks.checks import check_attention, check_overlap, check_trainer
 from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
 from maxk_lightning.callbacks.realised import log_realised
+from maxk_lightning.callbacks.rescue import saved, stop
 from maxk_lightning.callbacks.reward_parts import log_parts
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
 from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
 from maxk_lightning.rewards.configured import as_reward, configured_reward
-from maxk_lightning.rollouts import Allocation, EngineError, Replay, RolloutEngine, TransformersEngine
+from maxk_lightning.rollouts import Allocation, Replay, RolloutEngine, TransformersEngine
 from maxk_lightning.rollouts.allocation import Allocator, pilot_of
-from maxk_lightning.rollouts.ranks import RankError, ranks_of
+from maxk_lightning.rollouts.ranks import ranks_of
 from maxk_lightning.rollouts.refill import Further, has_credit
 from maxk_lightning.rollouts.replay import ReplayBuffer
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
@@ -34,8 +32,6 @@ from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.selection import parse_selector
 from maxk_lightning.types import Sampling
-
-logger = logging.getLogger(__name__)
 
 
 class RolloutCallback(Callback):
@@ -195,7 +191,7 @@ class RolloutCallback(Callback):
         data, ranks = _datamodule(trainer), ranks_of(trainer)
         index = trainer.current_epoch
         _seed_global_generators(derive_seed(data.seed, "rollout", index, ranks.rank))
-        with _saved(trainer):
+        with saved(trainer):
             rollout = self.sampler.take(index, partial(data.order, index, self.sampling), ranks)
         if rollout is None:
             rollout = self._sample(trainer, pl_module, self._order(data, index), self._further(data, pl_module, index))
@@ -225,7 +221,7 @@ class RolloutCallback(Callback):
         self._training_until = time.perf_counter()
         self.sampler.advance(ranks_of(trainer))
         if pl_module.guard.is_exhausted and not trainer.is_last_batch:  # see `RolloutCheckpoint`
-            _stop(trainer, pl_module)
+            stop(trainer, pl_module)
         self._sample_ahead(trainer, pl_module, num_done=_num_done(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
@@ -239,7 +235,7 @@ class RolloutCallback(Callback):
             self.replayed.keep(self.sampler.current, objective, ranks_of(trainer))
         pl_module.guard.end_rollout()
         if pl_module.guard.is_exhausted:
-            _stop(trainer, pl_module)
+            stop(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
         """Sample and score the validation problems."""
@@ -350,7 +346,7 @@ class RolloutCallback(Callback):
             EngineError: the engine failed twice; in `fit` a checkpoint has been saved.
             RankError: the reward or the engine of a rank raised something else; likewise.
         """
-        with _saved(trainer):
+        with saved(trainer):
             return self.sampler.sample(order, _weights(trainer, pl_module), ranks_of(trainer), further, reward)
 
     def _serve(self, trainer: Trainer, module: PolicyModule, rollout: Rollout, index: int, num_done: int = 0) -> None:
@@ -424,40 +420,6 @@ def _datamodule(trainer: Trainer) -> PromptDataModule:
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(datamodule, PromptDataModule), "RolloutCallback needs a PromptDataModule"
     return datamodule
-
-
-def _stop(trainer: Trainer, module: PolicyModule) -> None:
-    """End a run whose steps are no longer finite; its weights are those from before."""
-    raise RuntimeError(
-        f"the loss or the gradient of {module.guard.num_skipped} optimizer steps in a row was not finite: training has "
-        f"diverged (see train/log_ratio_std and train/credit_max); {_save_checkpoint(trainer)}, with a smaller "
-        "model.optimizer.lr"
-    )
-
-
-@contextmanager
-def _saved(trainer: Trainer) -> Iterator[None]:
-    """Save a checkpoint when the rollout of a new epoch fails, on all ranks; says so in the error."""
-    try:
-        yield
-    except (EngineError, RankError) as error:
-        raise type(error)(f"{error}; {_save_checkpoint(trainer, is_epoch_new=True)}") from error
-    except Exception as error:
-        if trainer.world_size == 1:  # of several ranks the others may be elsewhere
-            error.add_note(_save_checkpoint(trainer, is_epoch_new=True))
-        raise
-
-
-def _save_checkpoint(trainer: Trainer, *, is_epoch_new: bool = False) -> str:
-    """Save the run where `--ckpt_path last` finds it; says so, or why not."""
-    directory = getattr(trainer.checkpoint_callback, "dirpath", None)
-    if not trainer.training or directory is None:
-        return "no checkpoint was saved"
-    path = Path(directory) / "last.ckpt"
-    if is_epoch_new:  # its counters are still those of the epoch before
-        trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
-    trainer.save_checkpoint(path)
-    return f"the run can be continued from {path}"
 
 
 def _seed_global_generators(seed: int) -> None:

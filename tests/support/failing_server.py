@@ -4,22 +4,22 @@
 weights is answered with 400. Each connection is counted, and `/connections` tells the number.
 """
 
-import json
 import os
 import signal
 import socket
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from json_handler import JsonHandler
 
 NUM_TAKEN = 3
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """Answers everything with JSON."""
 
-    protocol_version = "HTTP/1.1"
     plan = ""
     num_connections = 0
     lock = threading.Lock()
@@ -33,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Health, number of workers, number of connections."""
         answers: dict[str, Any] = {"get_world_size": {"world_size": 1}, "connections": {"number": self.num_connections}}
-        self._answer(200, answers.get(self.path.strip("/"), {}))
+        self.answer(200, answers.get(self.path.strip("/"), {}))
 
     def do_POST(self) -> None:
         """Refuse weights, or go along."""
@@ -41,19 +41,9 @@ class Handler(BaseHTTPRequestHandler):
         status = (
             400 if self.plan == "refuses" and self.path == "/collective_rpc" else 500 if "broken" in self.path else 200
         )
-        self._answer(status, {"success": True})
+        self.answer(status, {"success": True})
         if self.path == "/hang_up":  # as servers do with connections that were idle for some seconds
             self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
 
 def _take(listener: socket.socket) -> None:

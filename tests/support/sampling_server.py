@@ -13,9 +13,11 @@ import signal
 import sys
 import threading
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from json_handler import JsonHandler
 
 
 class State:
@@ -28,10 +30,8 @@ class State:
     changed = threading.Condition()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """Answers with JSON."""
-
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         """Health, the name of the weights, completions."""
@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
             "/weight_info": {"weight_version": State.version},
             "/asked": {"total": State.num_asked, "held": State.num_held},
         }
-        self._answer(200, answers.get(self.path, {}))
+        self.answer(200, answers.get(self.path, {}))
 
     def do_POST(self) -> None:
         """Take a plan, weights or a request."""
@@ -52,21 +52,18 @@ class Handler(BaseHTTPRequestHandler):
                 threading.Thread(target=self.server.shutdown).start()
         elif self.path == "/collective_rpc":
             if State.plan.get("refuse"):
-                self._answer(State.plan["refuse"], {})
+                self.answer(State.plan["refuse"], {})
                 return
             files = sorted(Path(body["kwargs"]["weights_path"]).iterdir())
             State.weights = zlib.crc32(b"".join(file.read_bytes() for file in files))
         elif self.path == "/update_weight_version":
             State.version = body["new_version"]
-            self._answer(200, {"success": True, "new_version": State.version})
+            self.answer(200, {"success": True, "new_version": State.version})
             return
         elif self.path == "/v1/completions":
-            self._answer(200, self._sample(body))
+            self.answer(200, self._sample(body))
             return
-        self._answer(200, {"success": True})
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        self.answer(200, {"success": True})
 
     def _sample(self, body: dict[str, Any]) -> dict[str, Any]:
         with State.changed:
@@ -80,13 +77,6 @@ class Handler(BaseHTTPRequestHandler):
         tokens = [generator.randrange(10, 90) for _ in range(4)]
         logprobs = {"token_logprobs": [-generator.random() for _ in tokens]}
         return {"choices": [{"token_ids": tokens, "logprobs": logprobs, "finish_reason": "stop"}]}
-
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
 
 class Threads(ThreadingHTTPServer):

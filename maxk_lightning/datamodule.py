@@ -1,7 +1,7 @@
 """The LightningDataModule: orders rollouts of the prompt stream, and serves rollouts to the training loop."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,14 +10,15 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from maxk_lightning.data import Builtin, LoadReport, ProblemSource, PromptStream, PromptTemplate
+from maxk_lightning.data import Builtin, Curriculum, LoadReport, ProblemSource, PromptStream, PromptTemplate
+from maxk_lightning.data.curriculum import CurriculumStream
 from maxk_lightning.data.report import report_of
 from maxk_lightning.objectives import Objective
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.rollouts.buffer import RolloutBuffer
 from maxk_lightning.rollouts.ranks import Ranks, ranks_of
 from maxk_lightning.rollouts.refill import Refill
-from maxk_lightning.rollouts.rollout import Order, Samples
+from maxk_lightning.rollouts.rollout import Group, Order, Samples
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import LARGEST, Problem, Prompt, Sampling
 
@@ -45,6 +46,7 @@ class PromptDataModule(LightningDataModule):
         prompts_per_step: int | None = None,
         num_ppo_iterations: int = 3,
         refill: int = 0,
+        curriculum: Curriculum | None = None,
         max_prompt_tokens: int = 512,
         seed: int = 42,
     ) -> None:
@@ -67,6 +69,8 @@ class PromptDataModule(LightningDataModule):
                 by 1 / `rollout/credit_fraction`; a KL penalty sees these groups alone. `train/reward` and its like are
                 of all samples; where sampling stops when it has found enough, the mean of a single rollout leans
                 to rollouts that found it early. Further problems are drawn from all that the rollout does not have.
+            curriculum: Pass over problems whose groups would probably have no credit, by their earlier rewards;
+                None: every problem has its turn in every pass. `rollout/passed_over` counts them.
             max_prompt_tokens: Longer prompts are left out, and counted in the log (the paper: 512).
             seed: Of all orders and samples; training fills in `seed_everything`.
 
@@ -87,6 +91,7 @@ class PromptDataModule(LightningDataModule):
         self.prompts_per_step = prompts_per_step or prompts_per_rollout
         self.num_ppo_iterations = num_ppo_iterations
         self.refill = refill
+        self.curriculum = curriculum
         self.max_prompt_tokens = max_prompt_tokens
         self.seed = seed
         for name in ("prompts_per_rollout", "prompts_per_step", "num_ppo_iterations", "max_prompt_tokens"):
@@ -104,6 +109,8 @@ class PromptDataModule(LightningDataModule):
         self.reports: dict[str, LoadReport] = {}
         self.buffers: dict[str, RolloutBuffer] = {}
         "Stage -> the rollout that its dataloader reads."
+        self.drawn: CurriculumStream | None = None
+        "What the curriculum knows and has chosen; None: without `curriculum`."
 
     def setup(self, stage: str) -> None:
         """Read the problems that a stage needs, unless they have been read, and make its empty buffers.
@@ -116,6 +123,8 @@ class PromptDataModule(LightningDataModule):
                 source = self.sources[name]
                 self.problems[name] = [] if source is None else self.read(source, name)
             self.buffers[name] = self._empty_buffer(name)
+        if stage == "fit" and self.curriculum is not None:
+            self.drawn = CurriculumStream(self.curriculum, self._stream)
         if stage == "fit" and self.refill and len(self.problems["fit"]) <= self.prompts_per_rollout:
             raise ValueError(
                 f"data.refill has no effect: a rollout of {self.prompts_per_rollout} prompts has all "
@@ -160,9 +169,9 @@ class PromptDataModule(LightningDataModule):
         Raises:
             ValueError: there are no problems for so many places.
         """
-        stream = PromptStream(num_problems=len(self.problems["fit"]), seed=self.seed)
+        stream = self._stream
         places = range(self.prompts_per_rollout) if places is None else places
-        positions = self._positions(index)
+        positions = self._positions(index, sampling)
         further = stream.others(positions) if places.stop > len(positions) else []
         if places.stop > len(positions) + len(further):
             raise ValueError(
@@ -181,11 +190,10 @@ class PromptDataModule(LightningDataModule):
         """How far a training rollout may be refilled, by the credits of this objective; None: not at all."""
         if not self.refill:
             return None
-        stream = PromptStream(num_problems=len(self.problems["fit"]), seed=self.seed)
         return Refill(
             max_batches=self.refill,
             num_wanted=self.prompts_per_rollout,
-            num_places=self.prompts_per_rollout + len(stream.others(self._positions(index))),
+            num_places=self.prompts_per_rollout + len(self._stream.others(self._positions(index, sampling))),
             objective=objective,
             orders=partial(self.order, index, sampling),
         )
@@ -222,9 +230,36 @@ class PromptDataModule(LightningDataModule):
         """Leave samples on the host: `training_step` moves one micro-batch at a time."""
         return batch
 
-    def _positions(self, index: int) -> range:
+    def note(self, index: int, groups: Sequence[Group]) -> None:
+        """Let the curriculum learn from a rollout, once; all ranks come here together."""
+        if self.drawn is None:
+            return
+        rewards = dict(self._ranks.gather([(group.problem.id, group.rewards) for group in groups]))
+        numbers = {problem.id: number for number, problem in enumerate(self.problems["fit"]) if problem.id in rewards}
+        self.drawn.note(index, {numbers[name]: values for name, values in rewards.items()})
+
+    def num_passed_over(self, index: int) -> int:
+        """Problems that the curriculum passed over on the way to a rollout."""
+        return 0 if self.drawn is None else self.drawn.num_passed_over[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the curriculum knows, for a checkpoint."""
+        return {} if self.drawn is None else {"curriculum": self.drawn.state()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on with what the curriculum knew."""
+        if self.drawn is not None and "curriculum" in state_dict:
+            self.drawn.load_state(state_dict["curriculum"])
+
+    def _positions(self, index: int, sampling: Sampling) -> Sequence[int]:
         """Where the prompts that a rollout begins with stand in the stream."""
+        if self.drawn is not None:
+            return self.drawn.positions(index, self.prompts_per_rollout, sampling.num_completions)
         return range(index * self.prompts_per_rollout, (index + 1) * self.prompts_per_rollout)
+
+    @property
+    def _stream(self) -> PromptStream:
+        return PromptStream(num_problems=len(self.problems["fit"]), seed=self.seed)
 
     @property
     def _ranks(self) -> Ranks:

@@ -197,6 +197,7 @@ class RolloutCallback(Callback):
             rollout = self._sample(trainer, pl_module, self._order(data, index), self._further(data, pl_module, index))
         if self.replayed is not None:
             self.replayed.draw(index, trainer.global_step, pl_module.objective_of(index))
+        data.note(index, rollout.samples.groups)
         self._serve(trainer, pl_module, rollout, index)
         pl_module.note_old(data.buffers["fit"].steps)
         self._log_once(trainer, pl_module)
@@ -378,6 +379,7 @@ class RolloutCallback(Callback):
         values = {
             "rollout/num_prompts": num_prompts,
             "rollout/credit_fraction": num_credited / num_prompts,
+            "rollout/passed_over": float(_datamodule(trainer).num_passed_over(trainer.current_epoch)),
             "rollout/age": float(self._age),
             "rollout/completions_min": -smallest,
             "rollout/completions_max": largest,

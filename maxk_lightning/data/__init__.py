@@ -4,6 +4,7 @@ from maxk_lightning.data.arithmetic import Arithmetic
 from maxk_lightning.data.code_contests import CodeContests
 from maxk_lightning.data.codeforces import Codeforces
 from maxk_lightning.data.cure import Cure
+from maxk_lightning.data.curriculum import Curriculum
 from maxk_lightning.data.evalplus import EvalPlus
 from maxk_lightning.data.hub_dataset import HubDataset
 from maxk_lightning.data.instructions import Instruction
@@ -26,6 +27,7 @@ __all__ = [
     "CodeContests",
     "Codeforces",
     "Cure",
+    "Curriculum",
     "EvalPlus",
     "Example",
     "HubDataset",

@@ -184,11 +184,11 @@ class PromptStream:
         data_pass, offset = divmod(position, self.num_problems)
         return _permutation(self.num_problems, derive_seed(self.seed, "pass", data_pass))[offset]
 
-    def others(self, positions: range) -> list[int]:
-        """Indices of the problems that stand at none of these positions, in an order that their start decides."""
+    def others(self, positions: Sequence[int]) -> list[int]:
+        """Indices of the problems that stand at none of these positions, in an order that the first one decides."""
         here = {self.index(position) for position in positions}
         others = [index for index in range(self.num_problems) if index not in here]
-        Random(derive_seed(self.seed, "others", positions.start)).shuffle(others)
+        Random(derive_seed(self.seed, "others", positions[0])).shuffle(others)
         return others
 
 

@@ -12,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from maxk_lightning.callbacks import RolloutCallback
-from maxk_lightning.data import Builtin, PromptStream
+from maxk_lightning.data import Builtin, Curriculum, PromptStream
 from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.objectives import MaxAtK, Objective, Staged
@@ -170,12 +170,20 @@ def test_the_objective_in_force_decides(random_policy: str, tmp_path: Path, ahea
     assert [len(groups) for groups in record.sampled] == [4, 4, 12, 12]
 
 
-@pytest.mark.parametrize("ahead", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_run_resumes_amid_a_refilled_rollout_and_behind_it(random_policy: str, tmp_path: Path, ahead: int) -> None:
-    whole, record = _fit(random_policy, tmp_path, SparseReward(), ahead=ahead)
+@pytest.mark.parametrize(
+    ("ahead", "curriculum"),
+    [pytest.param(0, None, marks=pytest.mark.slow), (1, None), (1, Curriculum(floor=0.2))],
+)
+def test_a_run_resumes_amid_a_refilled_rollout_and_behind_it(
+    random_policy: str, tmp_path: Path, ahead: int, curriculum: Curriculum | None
+) -> None:
+    limit = NUM_PROBLEMS if curriculum is None else 6
+    data = {"curriculum": curriculum, "train": Builtin("train", limit=limit)}
+    whole, record = _fit(random_policy, tmp_path, SparseReward(), ahead=ahead, **data)
+    assert any(logs["rollout/passed_over"] > 0 for logs in record.logs) == (curriculum is not None)
     for name in ("amid", "end"):
         again, later = _fit(
-            random_policy, tmp_path / name, SparseReward(), ahead=ahead, ckpt_path=tmp_path / f"{name}.ckpt"
+            random_policy, tmp_path / name, SparseReward(), ahead=ahead, ckpt_path=tmp_path / f"{name}.ckpt", **data
         )
         assert_same(again.weights, whole.weights, name)
         num_left = len(later.sampled)
@@ -238,6 +246,7 @@ AHEAD = {
     "now": "0",
     "ahead": "1",
     "far": "4 --rollout.max_age 6 --rollout.replay.share 0.5",
+    "curriculum": "1 --data.train.limit 6 --data.curriculum.floor 0.2",
     "allocated": "2 --data.refill 0 --rollout.allocation.pilot 5 --rollout.allocation.max_completions 12",
 }
 
@@ -254,6 +263,7 @@ def one(options: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
         assert max(scalars(run.root)["rollout/completions_max"].values()) > 8
     else:
         assert max(scalars(run.root)["rollout/num_prompts"].values()) > 4
+    assert (AHEAD["curriculum"] in options) == any(scalars(run.root)["rollout/passed_over"].values())
     return run
 
 

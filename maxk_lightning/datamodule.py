@@ -23,6 +23,8 @@ from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import LARGEST, Problem, Prompt, Sampling
 
 logger = logging.getLogger(__name__)
+LONGEST_TOLD_K = 128
+"Number of tries with which the lengths of prompts are measured."
 EvalStage = Literal["validate", "test", "predict"]
 
 
@@ -47,6 +49,7 @@ class PromptDataModule(LightningDataModule):
         num_ppo_iterations: int = 3,
         refill: int = 0,
         curriculum: Curriculum | None = None,
+        told_k: int | None = None,
         max_prompt_tokens: int = 512,
         seed: int = 42,
     ) -> None:
@@ -71,6 +74,8 @@ class PromptDataModule(LightningDataModule):
                 to rollouts that found it early. Further problems are drawn from all that the rollout does not have.
             curriculum: Pass over problems whose groups would probably have no credit, by their earlier rewards;
                 None: every problem has its turn in every pass. `rollout/passed_over` counts them.
+            told_k: Number of tries for `{k}` in the template where `objectives.ToldK` draws none: in evaluations, in
+                `best`, and with other objectives. None: the number of completions.
             max_prompt_tokens: Longer prompts are left out, and counted in the log (the paper: 512).
             seed: Of all orders and samples; training fills in `seed_everything`.
 
@@ -92,10 +97,13 @@ class PromptDataModule(LightningDataModule):
         self.num_ppo_iterations = num_ppo_iterations
         self.refill = refill
         self.curriculum = curriculum
+        self.told_k = told_k
+        self.told_ks: Sequence[int] = ()
+        "Numbers of tries that training prompts tell; empty: they all tell the same. Training fills it in."
         self.max_prompt_tokens = max_prompt_tokens
         self.seed = seed
-        for name in ("prompts_per_rollout", "prompts_per_step", "num_ppo_iterations", "max_prompt_tokens"):
-            if not 1 <= getattr(self, name) <= LARGEST:
+        for name in ("prompts_per_rollout", "prompts_per_step", "num_ppo_iterations", "max_prompt_tokens", "told_k"):
+            if getattr(self, name) is not None and not 1 <= getattr(self, name) <= LARGEST:
                 raise ValueError(f"data.{name} is {getattr(self, name)}, must be at least 1 and at most {LARGEST}")
         if refill < 0:
             raise ValueError(f"data.refill is {refill}, must be at least 0")
@@ -140,7 +148,8 @@ class PromptDataModule(LightningDataModule):
         self.tokenizer = self.tokenizer or load_tokenizer(self.policy_name)
         self.template.check(self.tokenizer)
         problems = source.load()
-        lengths = [len(prompt.token_ids) for prompt in self.render(problems, [0] * len(problems))]
+        told_k = max(self.told_ks, default=self.told_k or LONGEST_TOLD_K)
+        lengths = [len(prompt.token_ids) for prompt in self.render(problems, [0] * len(problems), told_k)]
         kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= self.max_prompt_tokens]
         report = self.reports[name] = report_of(source, problems, type(source).__name__)
         too_long = {problem.id for problem in problems} - {problem.id for problem in kept}
@@ -151,11 +160,18 @@ class PromptDataModule(LightningDataModule):
             raise ValueError(f"data ({name}): no problem has a prompt of at most {self.max_prompt_tokens} tokens")
         return kept
 
-    def render(self, problems: Sequence[Problem], seeds: Sequence[int]) -> list[Prompt]:
-        """Prompts as the policy reads them, with the seeds of their groups."""
+    def render(self, problems: Sequence[Problem], seeds: Sequence[int], told_k: int) -> list[Prompt]:
+        """Prompts as the policy reads them, with the seeds of their groups; those that tell a k tell this one."""
         return [
-            self.template.render(problem, self.tokenizer, seed) for problem, seed in zip(problems, seeds, strict=True)
+            self.template.render(problem, self.tokenizer, seed, told_k)
+            for problem, seed in zip(problems, seeds, strict=True)
         ]
+
+    def told_k_of(self, seed: int, sampling: Sampling) -> int:
+        """Number of tries that a training prompt tells, by the seed of its group."""
+        if self.told_ks:
+            return self.told_ks[derive_seed(seed, "told k") % len(self.told_ks)]
+        return self.told_k or sampling.num_completions
 
     def order(self, index: int, sampling: Sampling, places: range | None = None) -> Order:
         """Order what this rank samples for a training rollout.
@@ -184,7 +200,11 @@ class PromptDataModule(LightningDataModule):
             problems.append(self.problems["fit"][number])
             names = ("refill", index, place) if is_further else ("fit", positions[place])
             seeds.append(derive_seed(self.seed, *names))
-        return Order(index=index, problems=problems, prompts=self.render(problems, seeds), sampling=sampling)
+        prompts = [
+            self.template.render(problem, self.tokenizer, seed, self.told_k_of(seed, sampling))
+            for problem, seed in zip(problems, seeds, strict=True)
+        ]
+        return Order(index=index, problems=problems, prompts=prompts, sampling=sampling)
 
     def refill_of(self, index: int, sampling: Sampling, objective: Objective) -> Refill | None:
         """How far a training rollout may be refilled, by the credits of this objective; None: not at all."""
@@ -202,7 +222,8 @@ class PromptDataModule(LightningDataModule):
         """Order what this rank samples for an evaluation; seeds do not change, so evaluations are paired."""
         problems = self._ranks.own(list(self.problems[stage]))
         seeds = [derive_seed(self.seed, stage, problem.id) for problem in problems]
-        return Order(index=0, problems=problems, prompts=self.render(problems, seeds), sampling=sampling)
+        prompts = self.render(problems, seeds, self.told_k or sampling.num_completions)
+        return Order(index=0, problems=problems, prompts=prompts, sampling=sampling)
 
     @property
     def schedule(self) -> dict[str, int]:

@@ -101,6 +101,8 @@ class Prompt:
     "Text at the end of the tokens that the answer begins with: `Completion.text` starts with it."
     answer_after: str | None = None
     "Text that ends the reasoning: rewards see what follows its last occurrence; None: they see all."
+    told_k: int | None = None
+    "How many tries the prompt says there will be; None: it does not say."
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads the `vars` of an instance that stands as a default

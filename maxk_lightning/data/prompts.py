@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from random import Random
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Problem, Prompt
 
+TOLD_K = "{k}"
+"Stands in a template for the number of tries."
 OWN_KWARGS = ("messages", "conversation", "add_generation_prompt", "continue_final_message", "tokenize")
 "Arguments of `apply_chat_template` that rendering decides."
 
@@ -35,7 +37,8 @@ class PromptTemplate:
     system: str | None = None
     "System message; None: whatever the chat template puts there by itself."
     user: str = "{prompt}"
-    "User message; `{prompt}` stands for the statement."
+    """User message; `{prompt}` stands for the statement. `{k}`, here or in `system`, is how many tries there will be:
+    what `objectives.ToldK` drew for the group, or else `data.told_k`."""
     examples: tuple[Example, ...] = ()
     "Solved problems before the one that is asked: turns of the chat, or text with an empty line behind each answer."
     prefill: str = ""
@@ -67,12 +70,29 @@ class PromptTemplate:
         if taken:
             raise ValueError(f"data.template.kwargs must not hold `{taken[0]}`, which is fixed")
 
-    def render(self, problem: Problem, tokenizer: Any, seed: int) -> Prompt:
+    @property
+    def tells_k(self) -> bool:
+        """Whether prompts say how many tries there will be."""
+        return TOLD_K in self.user or (self.system is not None and TOLD_K in self.system)
+
+    def render(self, problem: Problem, tokenizer: Any, seed: int, told_k: int | None = None) -> Prompt:
         """Render with a transformers tokenizer, generation prompt and prefill included.
 
+        Args:
+            problem: What is asked.
+            tokenizer: Of the policy.
+            seed: Of the group.
+            told_k: Number of tries that the prompt says there will be; needed where the template has a place for it.
+
         Raises:
-            ValueError: there is no chat template, or nothing to fill a word of the prefill with.
+            ValueError: there is no chat template, or nothing to fill a word of the prefill or `{k}` with.
         """
+        if self.tells_k:
+            if told_k is None:
+                raise ValueError("data.template: there is no number of tries for `{k}`")
+            words = {name: getattr(self, name) for name in ("user", "system")}
+            told = {name: word and word.replace(TOLD_K, str(told_k)) for name, word in words.items()}
+            return replace(replace(self, **told).render(problem, tokenizer, seed), told_k=told_k)
         prefill = self._prefill_of(problem) if self.prefill else ""
         text = self._chat_text(problem, tokenizer) if self.chat else self._plain_text(problem)
         # A chat template writes special tokens itself; a plain text begins as the tokenizer begins texts.

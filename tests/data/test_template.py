@@ -1,13 +1,15 @@
 """Chats, arguments of the chat template, and what of a completion is its answer."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from maxk_lightning.data import Example, PromptTemplate
+from maxk_lightning.data import Builtin, Example, PromptTemplate
+from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.policy import load_tokenizer
 from maxk_lightning.rollouts.scoring import UNFINISHED, score_groups, submit
-from maxk_lightning.types import Completion, Problem, Prompt
+from maxk_lightning.types import Completion, Problem, Prompt, Sampling
 from tests.support.fakes import LengthReward
 
 THINKING = (
@@ -26,6 +28,8 @@ CHAT = Problem(
         {"role": "user", "content": "And 3?"},
     ),
 )
+
+SINGLE = Problem(id="s", prompt="And 3?")
 
 
 @pytest.fixture
@@ -115,3 +119,44 @@ def test_rewards_see_the_answer_alone_and_are_not_asked_where_there_is_none() ->
     assert [score is UNFINISHED for score in scores[0]] == [False, True, False]
     future = submit(reward, problems[0], prompts[0], completion("endless"))  # type: ignore[arg-type]
     assert future.result().verdicts == ("unfinished_reasoning",)
+
+
+@pytest.mark.parametrize("place", ["user", "system"])
+def test_a_template_says_how_many_tries_there_will_be(place: str, tokenizer: Any) -> None:
+    words = {"user": "{prompt}", place: "{prompt} You have {k} tries." if place == "user" else "{k} tries."}
+    template = PromptTemplate(**words)
+    prompts = [template.render(SINGLE, tokenizer, 3, told_k) for told_k in (1, 16)]
+    assert [prompt.told_k for prompt in prompts] == [1, 16]
+    said = PromptTemplate(**{name: word.replace("{k}", "16") for name, word in words.items()})
+    assert prompts[1].token_ids == said.render(SINGLE, tokenizer, 3).token_ids
+    assert said.render(SINGLE, tokenizer, 3, told_k=16).told_k is None
+    with pytest.raises(ValueError, match=r"data\.template: there is no number of tries"):
+        template.render(SINGLE, tokenizer, 3)
+
+
+def test_training_prompts_tell_the_ks_in_equal_shares_and_others_the_number_of_completions(random_policy: str) -> None:
+    template = PromptTemplate(user="{prompt} Tries: {k}.")
+    data = PromptDataModule(
+        Builtin("train"),
+        Builtin("validation", limit=2),
+        template=template,
+        policy=random_policy,
+        prompts_per_rollout=64,
+    )
+    data.setup("fit")
+    sampling = Sampling(num_completions=8)
+    assert {prompt.told_k for prompt in data.order(0, sampling).prompts} == {8}
+    data.told_ks = [1, 2, 4]
+    prompts = [prompt for index in range(4) for prompt in data.order(index, sampling).prompts]
+    counts = Counter(prompt.told_k for prompt in prompts)
+    assert set(counts) == {1, 2, 4}
+    assert min(counts.values()) > 60  # of 256
+    assert data.order(3, sampling).prompts == prompts[-64:]
+    assert {prompt.told_k for prompt in data.eval_order("validate", sampling).prompts} == {8}
+    data.told_k = 4
+    assert {prompt.told_k for prompt in data.eval_order("validate", sampling).prompts} == {4}
+
+
+def test_a_number_of_tries_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.told_k is 0"):
+        PromptDataModule(told_k=0)

@@ -135,7 +135,7 @@ class Searcher:
         left = list(range(len(problems)))
         for round_, count in enumerate(_rounds(num_samples, self.search.stop_when_sure is not None)):
             asked = [problems[place] for place in left]
-            prompts = self._render(asked, round_)
+            prompts = self._render(asked, round_, num_samples)
             sampling = replace(self.settings.sampling, num_completions=count)
             with arrivals(self.settings.engine, prompts, sampling) as arriving:
                 candidates = _candidates(arriving, prompts)
@@ -150,9 +150,10 @@ class Searcher:
                 break
         return [found[place] for place in range(len(problems))]
 
-    def _render(self, problems: Sequence[Problem], round_: int) -> list[Prompt]:
+    def _render(self, problems: Sequence[Problem], round_: int, num_samples: int) -> list[Prompt]:
         data = self.settings.data
-        return data.render(problems, [derive_seed(data.seed, "best", round_, problem.id) for problem in problems])
+        seeds = [derive_seed(data.seed, "best", round_, problem.id) for problem in problems]
+        return data.render(problems, seeds, data.told_k or num_samples)
 
     def _choose(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list[Found]:
         found = []

@@ -7,7 +7,7 @@ from itertools import islice
 
 from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import PromptStream
-from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.datamodule import LONGEST_TOLD_K, PromptDataModule
 from maxk_lightning.types import Problem
 
 STAGES = {"train": "fit", "validation": "validate", "test": "test"}
@@ -49,7 +49,7 @@ def _in_order(datamodule: PromptDataModule, stage: str) -> Iterator[Problem]:
 
 def describe(problem: Problem, datamodule: PromptDataModule, num_tests: int, reward: object = None) -> str:
     """A problem's prompt with the chat template's tokens, how it is judged, and its first tests."""
-    prompt = datamodule.template.render(problem, datamodule.tokenizer, seed=0)
+    prompt = datamodule.render([problem], [0], datamodule.told_k or LONGEST_TOLD_K)[0]
     limits = ", ".join(
         f"{getattr(problem, key) or getattr(reward, key, 'default')} {unit}"
         for key, unit in (("time_limit_s", "s"), ("memory_limit_mb", "MiB"))

@@ -63,7 +63,7 @@ def evaluate_policy(
             check_problems(settings.reward, problems)
             # Seeds depend on run seed and problem alone, so policies, and temperatures, are compared in pairs.
             seeds = [derive_seed(settings.data.seed, "evaluate", problem.id) for problem in problems]
-            prompts = settings.data.render(problems, seeds)
+            prompts = settings.data.render(problems, seeds, settings.data.told_k or num_samples)
             for temperature in temperatures or (None,):
                 directory, title = _place(out, name, temperature)
                 directory = directory / benchmark if benchmarks else directory

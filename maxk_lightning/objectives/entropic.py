@@ -19,8 +19,16 @@ from maxk_lightning.objectives.objective import Objective
 
 LARGEST_BETA = 1e6
 "In units of one over the range of the rewards; rewards nearer to each other than the 1e-6th part of it count as tied."
-NUM_HALVINGS = 64
-"beta is found to 1e6 / 2^64 = 5e-14 of these units."
+SMALLEST_BETA = 1e-6
+"Where the search for beta begins; the KL there is at most 1e-12 / 8."
+NUM_HALVINGS = 18
+"beta is found to the 1e-4th part of it, which Newton's method squares with each step."
+NUM_NEWTON_STEPS = 3
+"Three leave nothing but rounding."
+NEAR = 1.001
+"Newton's method stays within this factor of what the search found."
+MISSING = -1e30
+"Height of a missing sample: its weight is 0 at any beta, and so is its weight times its height."
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Entropic(Objective):
     its rewards the objective looks, not a k. Biased: beta depends on the samples that it weights.
 
     If the best m of n samples are tied, q cannot be farther from uniform than log(n / m). Where that is below `kl`,
-    beta is at its bound, `LARGEST_BETA`: advantages are (n - m) / (m - 1) for the best, -1 for the others. (The
+    beta is large, near `LARGEST_BETA`, and advantages are (n - m) / (m - 1) for the best, -1 for the others. (The
     authors' bound, 1e6, is on beta itself; and they penalise the KL to the base policy inside the advantage, for which
     there is `kl_coef` here.) Equal rewards give 0. So do groups that lost samples until e^kl or fewer are left, where
     the advantage of a single best sample would have no bound.
@@ -56,9 +64,9 @@ class Entropic(Objective):
             "the KL to the uniform distribution over n samples is at most log n",
         )
         rewards_PN, is_present_PN = present_rewards(rewards_PN)
+        num_samples_P1 = is_present_PN.sum(-1, keepdim=True, dtype=rewards_PN.dtype)
         heights_PN, has_spread_P1 = heights(rewards_PN, is_present_PN)
-        num_samples_P1 = is_present_PN.sum(-1, keepdim=True)
-        weights_PN = (solved_beta(heights_PN, is_present_PN, self.kl) * heights_PN).exp() * is_present_PN
+        weights_PN = (solved_beta(heights_PN, num_samples_P1, self.kl) * heights_PN).exp()
         others_PN = (weights_PN.sum(-1, keepdim=True) - weights_PN) / (num_samples_P1 - 1).clamp(min=1)
         is_used_PN = has_spread_P1 & (num_samples_P1 >= self.smallest_group) & is_present_PN
         advantages_PN = torch.where(is_used_PN, weights_PN / torch.where(is_used_PN, others_PN, 1.0) - 1.0, 0.0)
@@ -71,34 +79,42 @@ class Entropic(Objective):
 
 
 def heights(rewards_PN: Tensor, is_present_PN: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards from -1 (the smallest of the group) to 0 (the largest, and missing ones); [P, 1], whether they differ."""
+    """Rewards from -1 (the smallest of the group) to 0 (the largest), `MISSING`; and whether they differ, [P, 1]."""
     below_best_PN = torch.where(is_present_PN, rewards_PN - largest(rewards_PN, is_present_PN), 0.0)
     range_P1 = -below_best_PN.amin(-1, keepdim=True)
     has_spread_P1 = range_P1 > EQUAL_REWARDS_TOLERANCE * rewards_PN.abs().amax(-1, keepdim=True)
-    return below_best_PN / torch.where(has_spread_P1, range_P1, 1.0), has_spread_P1
+    return torch.where(is_present_PN, below_best_PN / torch.where(has_spread_P1, range_P1, 1.0), MISSING), has_spread_P1
 
 
-def solved_beta(heights_PN: Tensor, is_present_PN: Tensor, kl: float) -> Tensor:
-    """beta in [0, LARGEST_BETA] at which q, proportional to e^{beta height}, is `kl` from uniform: [P, 1].
+def solved_beta(heights_PN: Tensor, num_samples_P1: Tensor, kl: float) -> Tensor:
+    """beta up to LARGEST_BETA at which q, proportional to e^{beta height}, is `kl` from uniform: [P, 1].
 
     The bound where it stays nearer. KL rises with beta: its derivative is beta times the variance of the heights.
     """
-    low_P1 = torch.zeros_like(heights_PN[:, :1])
-    return bisected(
-        lambda beta_P1: divergence(beta_P1 * heights_PN, is_present_PN) <= kl,
-        low_P1,
-        low_P1 + LARGEST_BETA,
+    start_P1 = torch.zeros_like(heights_PN[:, :1])
+    found_P1 = bisected(
+        lambda log_beta_P1: tilted(log_beta_P1.exp() * heights_PN, num_samples_P1)[1] <= kl,
+        start_P1 + math.log(SMALLEST_BETA),
+        start_P1 + math.log(LARGEST_BETA),
         NUM_HALVINGS,
-    )
+    ).exp()
+    beta_P1 = found_P1
+    for _ in range(NUM_NEWTON_STEPS):
+        q_PN, divergence_P1 = tilted(beta_P1 * heights_PN, num_samples_P1)
+        mean_P1 = (q_PN * heights_PN).sum(-1, keepdim=True)
+        slope_P1 = beta_P1 * (q_PN * (heights_PN - mean_P1).square()).sum(-1, keepdim=True)
+        # without a slope all of q is on tied samples; where log(n / m) is `kl`, what is left of both is rounding
+        steps_P1 = torch.where(slope_P1 > 0, (kl - divergence_P1) / torch.where(slope_P1 > 0, slope_P1, 1.0), 0.0)
+        beta_P1 = torch.minimum(torch.maximum(beta_P1 + steps_P1, found_P1 / NEAR), found_P1 * NEAR)
+    return beta_P1
 
 
-def divergence(logits_PN: Tensor, is_present_PN: Tensor) -> Tensor:
-    """KL between the softmax of the logits and the uniform distribution over the samples of each group: [P, 1].
+def tilted(logits_PN: Tensor, num_samples_P1: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax of the logits, and its KL to the uniform distribution over the samples of each group, [P, 1].
 
-    >>> divergence(torch.tensor([[0.0, 0.0, -1e9, -1e9]]), torch.ones(1, 4).bool()).exp()
+    >>> tilted(torch.tensor([[0.0, 0.0, -1e9, -1e9]]), torch.tensor([[4.0]]))[1].exp()
     tensor([[2.]])
     """
-    logits_PN = logits_PN.masked_fill(is_present_PN.logical_not(), -torch.inf)
-    log_q_PN = torch.where(is_present_PN, logits_PN - logits_PN.logsumexp(-1, keepdim=True), 0.0)
-    q_PN = log_q_PN.exp() * is_present_PN
-    return (q_PN * log_q_PN).sum(-1, keepdim=True) + is_present_PN.sum(-1, keepdim=True, dtype=q_PN.dtype).log()
+    log_q_PN = logits_PN.log_softmax(-1)
+    q_PN = log_q_PN.exp()
+    return q_PN, (q_PN * log_q_PN).sum(-1, keepdim=True) + num_samples_P1.log()

@@ -316,6 +316,14 @@ def test_entropic_credits_have_a_closed_form_where_too_many_are_tied_for_any_bet
     assert_credits(credits_of(Entropic(), rewards), [best, -0.2, best, -0.2, best])
 
 
+@pytest.mark.parametrize("n", [4, 6, 8, 10, 64])
+def test_entropic_credits_of_a_group_half_of_which_is_tied_for_the_best(n: int) -> None:
+    # log(n / m) is ln 2 itself: all of q is on the best, up to the rounding of the KL
+    best = (n - 1) / (n / 2 - 1) - 1
+    expected = [(best if i % 2 else -1.0) / n for i in range(n)]
+    assert_credits(credits_of(Entropic(), [float(i % 2) for i in range(n)]), expected)
+
+
 def test_entropic_rewards_nearer_than_rounding_count_as_tied() -> None:
     nearly = [0.1 + 0.2, 0.3, 0.0]  # apart by 6e-17: any credit that tells them apart is noise
     torch.testing.assert_close(credits_of(Entropic(), nearly), credits_of(Entropic(), [0.3, 0.3, 0.0]), **EXACT)

@@ -24,17 +24,21 @@ from torch import Tensor
 
 from maxk_lightning.objectives import (
     GRPO,
+    NSR,
     RLOO,
     RSGRPO,
     BonMaxMean,
     BonMaxSecond,
     DrGRPO,
+    Entropic,
     ExactMaxAtK,
     MaxAtK,
     MaxRL,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    PlugInMaxAtK,
+    WReinforce,
     group_diagnostics,
 )
 
@@ -49,8 +53,10 @@ Row = dict[str, Any]
 def objectives(k: int) -> dict[str, Credits]:
     """Every objective, by the name it is printed under, and the diagnostics that training logs beside them."""
     chosen: list[Objective] = [GRPO(), DrGRPO(), RLOO(), BonMaxMean(), BonMaxSecond(), MaxRL(), RSGRPO()]
+    chosen += [NSR(), WReinforce(), Entropic()]
     named: dict[str, Credits] = {type(objective).__name__: objective for objective in chosen}
     named["PassKTraining"] = PassKTraining(k)
+    named |= {"PlugInMaxAtK replacement": PlugInMaxAtK(k), "PlugInMaxAtK urn": PlugInMaxAtK(k, "urn")}
     named |= {f"MaxAtK {b}": MaxAtK(k, b) for b in ("none", "loo1", "centred", "zscore")}
     named |= {f"OffPolicyMaxAtK {b}": OffPolicyMaxAtK(k, b) for b in ("none", "loo1", "mean", "zscore")}
     named |= {f"ExactMaxAtK {b}": ExactMaxAtK(k, b) for b in ("none", "loo1", "centred")}

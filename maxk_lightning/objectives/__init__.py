@@ -64,33 +64,53 @@ four kinds of drift; `python scripts/sequence_study.py --out docs` has all pairs
 also pushes away from the behaviour policy. `group_diagnostics` says how far the drift of a group has gone.
 
 **Comparing with published methods?** `GRPO`, `DrGRPO`, `RLOO`, `BonMaxMean`, `BonMaxSecond`, `PassKTraining`, `MaxRL`
-(binary rewards only) and `RSGRPO` are here under their names. They see no ratio, only rewards.
+(binary rewards only), `RSGRPO`, `NSR` and `WReinforce` (what is not wholly correct is wrong), and `Entropic`
+(TTT-Discover) are here under their names. They see no ratio, only rewards. DAPO's clip-higher is a loss,
+`losses.ClippedSurrogate(clip_high=.28)`, an entropy bonus is `model.entropy_coef`; `configs/study_rivals` has all of
+them as arms of one study. Uniqueness weighting (arXiv:2601.08763) and UCPO (arXiv:2605.00365) are not: they need to
+know which samples are alike, or how likely each is, and equal rewards say neither.
+
+**A k above n?** `PlugInMaxAtK(k)` makes its draws from the group, and has a bias that its docstring sizes: with
+replacement little credit is left at a k far above n, with `draws: urn` more. A larger group with `MaxAtK` is the better
+use of samples where it can be afforded.
 
 Credits follow one scale (see `Objective`). Those with `includes_ratio` go with `losses.ScoreFunction`, the others with
 `losses.CISPO` or another loss that has the ratio.
 """
 
 from maxk_lightning.objectives.diagnostics import GroupDiagnostics, group_diagnostics
+from maxk_lightning.objectives.entropic import Entropic
 from maxk_lightning.objectives.exact import ExactMaxAtK
 from maxk_lightning.objectives.first_order import OffPolicyMaxAtK
 from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
 from maxk_lightning.objectives.group_size import check_group_size
 from maxk_lightning.objectives.idle import ZERO_CREDIT, is_idle
+from maxk_lightning.objectives.negative import NSR, WReinforce
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
+from maxk_lightning.objectives.plug_in import PlugInMaxAtK
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
-from maxk_lightning.objectives.schedule import Mixture, Staged, WeightedObjectives, largest_k, objective_at
+from maxk_lightning.objectives.schedule import (
+    Mixture,
+    Staged,
+    WeightedObjectives,
+    largest_k,
+    largest_subset,
+    objective_at,
+)
 from maxk_lightning.objectives.set_advantage import SetAdvantage, tempering
 
 __all__ = [
     "GRPO",
     "LOG_RATIO_LIMIT",
+    "NSR",
     "RLOO",
     "RSGRPO",
     "ZERO_CREDIT",
     "BonMaxMean",
     "BonMaxSecond",
     "DrGRPO",
+    "Entropic",
     "ExactMaxAtK",
     "GroupDiagnostics",
     "MaxAtK",
@@ -99,13 +119,16 @@ __all__ = [
     "Objective",
     "OffPolicyMaxAtK",
     "PassKTraining",
+    "PlugInMaxAtK",
     "SetAdvantage",
     "Staged",
+    "WReinforce",
     "WeightedObjectives",
     "check_group_size",
     "group_diagnostics",
     "is_idle",
     "largest_k",
+    "largest_subset",
     "objective_at",
     "tempering",
 ]

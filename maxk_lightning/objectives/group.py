@@ -3,6 +3,7 @@
 Shapes: P prompts, N completions per prompt; a group has n <= N samples, the others are NaN.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -113,3 +114,16 @@ def per_sample(advantages_PN: Tensor, is_present_PN: Tensor) -> Tensor:
     """Credits of a method whose loss averages over the group: its advantages over n; 0 where missing."""
     n_P1 = is_present_PN.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(is_present_PN, advantages_PN, 0.0) / n_P1
+
+
+def bisected(is_low: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, num_halvings: int) -> Tensor:
+    """The end of where `is_low` holds, for each element, from `low` on: too small by (high - low) / 2^num_halvings.
+
+    >>> bisected(lambda x: x <= 0.7, torch.zeros(1), torch.ones(1), num_halvings=3)
+    tensor([0.6250])
+    """
+    for _ in range(num_halvings):
+        middle = (low + high) / 2
+        holds = is_low(middle)
+        low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
+    return low

@@ -98,11 +98,17 @@ def centred_credits(groups: SortedGroups, k: int) -> Tensor:
     A_i = E[max | i in I] - E[max | i not in I] with max over I = r_(n) - sum_t gap_t [no member of I above rank t].
     """
     n_P1 = groups.num_samples_P.unsqueeze(-1)
-    weighted_gaps_PN = groups.gaps_PN * top_rank_weights(groups.num_samples_P, groups.rewards_PN.shape[1], k)
+    weights_PN = top_rank_weights(groups.num_samples_P, groups.rewards_PN.shape[1], k)
+    # with n <= k no gap has weight, and n - k only must not be 0
+    return gains_minus_losses(groups, weights_PN) / (n_P1 - k).clamp(min=1)
+
+
+def gains_minus_losses(groups: SortedGroups, weights_PN: Tensor) -> Tensor:
+    """sum_{t<i} gap_t t w_t - sum_{t>=i} gap_t (n - t) w_t in rank order; sums to 0 over the group."""
+    weighted_gaps_PN = groups.gaps_PN * weights_PN
     gain_PN = sum_below(weighted_gaps_PN * groups.ranks_PN)
-    loss_per_rank_PN = weighted_gaps_PN * (n_P1 - groups.ranks_PN)
-    loss_PN = sum_above(loss_per_rank_PN) + loss_per_rank_PN
-    return (gain_PN - loss_PN) / (n_P1 - k).clamp(min=1)  # with n <= k no gap has weight, and n - k only must not be 0
+    loss_per_rank_PN = weighted_gaps_PN * (groups.num_samples_P.unsqueeze(-1) - groups.ranks_PN)
+    return gain_PN - (sum_above(loss_per_rank_PN) + loss_per_rank_PN)
 
 
 def z_scored_credits(groups: SortedGroups, k: int) -> Tensor:
@@ -123,9 +129,9 @@ def sum_below(values_PN: Tensor) -> Tensor:
     return torch.nn.functional.pad(values_PN.cumsum(-1)[:, :-1], (1, 0))
 
 
-def check_k(k: int) -> None:
+def check_k(k: float) -> None:
     """Refuse k < 1."""
-    if k < 1:
+    if not k >= 1:
         raise ValueError(f"`k` is {k}, must be at least 1")
 
 
@@ -140,7 +146,10 @@ def check_loo1(k: int, baseline: str) -> None:
 def check_k_of_n(k: int, rewards_PN: Tensor, what: str) -> None:
     """Refuse k above the group size."""
     if k > rewards_PN.shape[-1]:
-        raise ValueError(f"`objective.k` is {k}, but `num_completions` is {rewards_PN.shape[-1]}: {what} needs k <= n")
+        raise ValueError(
+            f"`objective.k` is {k}, but `num_completions` is {rewards_PN.shape[-1]}: {what} needs k <= n; "
+            "PlugInMaxAtK takes a larger k, with bias"
+        )
 
 
 def check_k_below_n(k: int, rewards_PN: Tensor, what: str) -> None:

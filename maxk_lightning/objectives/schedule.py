@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.objectives.objective import Objective
+from maxk_lightning.objectives.plug_in import PlugInMaxAtK
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,11 @@ def objective_at(objective: Objective, progress: float) -> Objective:
 def largest_k(objective: Objective) -> int:
     """The largest k among the parts of an objective; 1 where none has a k."""
     return max(int(getattr(part, "k", 1)) for part in parts_of(objective))
+
+
+def largest_subset(objective: Objective) -> int:
+    """The most samples a part needs in a group: its k, but 1 for `PlugInMaxAtK`, which draws with replacement."""
+    return max((largest_k(part) for part in parts_of(objective) if not isinstance(part, PlugInMaxAtK)), default=1)
 
 
 def parts_of(objective: Objective) -> list[Objective]:

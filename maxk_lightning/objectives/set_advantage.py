@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.objectives.exact import sorted_log_ratios
-from maxk_lightning.objectives.group import SortedGroups, sort_groups
+from maxk_lightning.objectives.group import SortedGroups, bisected, sort_groups
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import check_k, check_k_below_n, check_k_of_n
 from maxk_lightning.objectives.schedule import parts_of
@@ -104,12 +104,12 @@ def largest_alpha(log_ratios_PN: Tensor, num_samples_P: Tensor, k: int, min_effe
     if not is_spread_P.any():
         return alpha_P
     log_ratios_PN, num_samples_P = log_ratios_PN[is_spread_P], num_samples_P[is_spread_P]
-    low_P, high_P = torch.zeros_like(num_samples_P), torch.ones_like(num_samples_P)
-    for _ in range(NUM_HALVINGS):
-        middle_P = (low_P + high_P) / 2
-        is_enough_P = log_effective_fraction(tempered(log_ratios_PN, middle_P), num_samples_P, k) >= least
-        low_P, high_P = torch.where(is_enough_P, middle_P, low_P), torch.where(is_enough_P, high_P, middle_P)
-    alpha_P[is_spread_P] = low_P
+    alpha_P[is_spread_P] = bisected(
+        lambda alpha_P: log_effective_fraction(tempered(log_ratios_PN, alpha_P), num_samples_P, k) >= least,
+        torch.zeros_like(num_samples_P),
+        torch.ones_like(num_samples_P),
+        NUM_HALVINGS,
+    )
     return alpha_P
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives import Objective, largest_k
+from maxk_lightning.objectives import Objective, largest_k, largest_subset
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Order, Rollout, extended
 from maxk_lightning.seeds import derive_seed
@@ -35,7 +35,7 @@ class Allocation:
         Raises:
             ValueError: naming them.
         """
-        mean, k = sampling.num_completions, largest_k(objective)
+        mean, k = sampling.num_completions, largest_subset(objective)
         if not k < self.pilot < mean < self.max_completions:
             raise ValueError(
                 "rollout.allocation: must be k < pilot < rollout.sampling.num_completions < max_completions, are "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.losses import EngineCorrection, PolicyLoss, StepCounts, kl_k3
-from maxk_lightning.objectives import ZERO_CREDIT, Objective, group_diagnostics, largest_k, tempering
+from maxk_lightning.objectives import ZERO_CREDIT, Objective, group_diagnostics, largest_subset, tempering
 from maxk_lightning.policy import Policy, TokenStats
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Samples, rewards_of
@@ -153,7 +153,7 @@ class StepLoss:
     def _credits(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> tuple[Tensor, Sums]:
         """Credits of whole groups, and sums over groups for the log."""
         credits_PN = self.objective(rewards_PN, log_ratios_PN) if len(rewards_PN) > 0 else rewards_PN
-        diagnostics = group_diagnostics(rewards_PN, log_ratios_PN, largest_k(self.objective))
+        diagnostics = group_diagnostics(rewards_PN, log_ratios_PN, largest_subset(self.objective))
         sums: Sums = {}
         if (alpha_P := tempering(self.objective, rewards_PN, log_ratios_PN)) is not None:
             sums["group/tempering"] = alpha_P.nansum()
@@ -172,7 +172,7 @@ class StepLoss:
         num_present_P = rewards_of(samples.idle).isnan().logical_not().sum(1)
         return {
             "any_group/zero_credit_fraction": torch.tensor(len(samples.idle)),
-            "any_group/too_small_fraction": (num_present_P < largest_k(self.objective)).sum(),
+            "any_group/too_small_fraction": (num_present_P < largest_subset(self.objective)).sum(),
         }
 
     def _credits_of_parts(self, cut: MicroBatches, num_passes: int, ranks: Ranks) -> tuple[list[Tensor], Sums]:

@@ -1,27 +1,34 @@
 """Every objective against its definition: brute force over all subsets, or the published formula sample by sample."""
 
-from itertools import combinations
-from math import comb, exp, nan, prod
+from collections.abc import Callable
+from itertools import combinations, product
+from math import comb, exp, inf, log, nan, prod
 from statistics import fmean, pstdev, stdev
+from typing import Literal
 
 import pytest
 import torch
+from scipy.optimize import brentq
 
 from maxk_lightning.estimators import max_at_k
 from maxk_lightning.objectives import (
     GRPO,
+    NSR,
     RLOO,
     RSGRPO,
     BonMaxMean,
     BonMaxSecond,
     DrGRPO,
+    Entropic,
     ExactMaxAtK,
     MaxAtK,
     MaxRL,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    PlugInMaxAtK,
     SetAdvantage,
+    WReinforce,
     group_diagnostics,
 )
 from maxk_lightning.objectives.group import sort_groups
@@ -257,6 +264,175 @@ def test_max_rl_is_its_published_formula_over_n() -> None:
     assert_credits(credits_of(MaxRL(), [1.0, 1.0]), [0.0, 0.0])
 
 
+@pytest.mark.parametrize(
+    ("rewards", "threshold", "is_correct"),
+    [
+        ([1.0, 0.0, 0.99, 1.0], 1.0, [True, False, False, True]),
+        ([0.5, 0.49, -1.0], 0.5, [True, False, False]),
+        ([0.0, 0.0, 0.0], 1.0, [False] * 3),
+        ([1.0, 1.0], 1.0, [True] * 2),
+        ([1.0], 1.0, [True]),
+        ([0.0], 1.0, [False]),
+    ],
+)
+def test_negative_reinforcement_gives_every_sample_the_weight_of_its_sign(
+    rewards: list[float], threshold: float, is_correct: list[bool]
+) -> None:
+    n = len(rewards)
+    assert_credits(credits_of(NSR(threshold), rewards), [0.0 if right else -1 / n for right in is_correct])
+    weighted = [0.25 / n if right else -1 / n for right in is_correct]
+    assert_credits(credits_of(WReinforce(0.25, threshold), rewards), weighted)
+    assert_credits(credits_of(WReinforce(0.0, threshold), rewards), credits_of(NSR(threshold), rewards).tolist())
+
+
+def brute_entropic(rewards: list[float], kl: float) -> list[float]:
+    """Advantages with beta by a root finder, sample by sample."""
+    n, best = len(rewards), max(rewards)
+
+    def excess(beta: float) -> float:
+        weights = [exp(beta * (r - best)) for r in rewards]
+        q = [w / sum(weights) for w in weights]
+        return sum(p * log(n * p) for p in q if p > 0.0) - kl
+
+    beta = brentq(excess, 0.0, 1e3, xtol=1e-14, rtol=1e-14)
+    weights = [exp(beta * (r - best)) for r in rewards]
+    return [w / fmean(weights[:i] + weights[i + 1 :]) - 1 for i, w in enumerate(weights)]
+
+
+@pytest.mark.parametrize("rewards", [rewards for rewards, _ in GROUPS if len(set(rewards)) > 1])
+@pytest.mark.parametrize("kl", [0.01, 0.3, log(2), 0.9])
+def test_entropic_advantages_are_their_definition_over_n(rewards: list[float], kl: float) -> None:
+    n, num_best = len(rewards), rewards.count(max(rewards))
+    if log(n / num_best) <= kl:
+        pytest.skip("no beta reaches this KL, see the next tests")
+    assert_credits(credits_of(Entropic(kl), rewards), [a / n for a in brute_entropic(rewards, kl)])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e9])
+def test_entropic_credits_have_a_closed_form_where_too_many_are_tied_for_any_beta(scale: float) -> None:
+    # 3 of 5 are the best: KL(q || uniform) stays below log(5/3) < ln 2, so q is all on these
+    rewards = [2.0 * scale, -scale, 2.0 * scale, 0.0, 2.0 * scale]
+    best = (5 - 3) / (3 - 1) / 5
+    assert_credits(credits_of(Entropic(), rewards), [best, -0.2, best, -0.2, best])
+
+
+@pytest.mark.parametrize("n", [4, 6, 8, 10, 64])
+def test_entropic_credits_of_a_group_half_of_which_is_tied_for_the_best(n: int) -> None:
+    # log(n / m) is ln 2 itself: all of q is on the best, up to the rounding of the KL
+    best = (n - 1) / (n / 2 - 1) - 1
+    expected = [(best if i % 2 else -1.0) / n for i in range(n)]
+    assert_credits(credits_of(Entropic(), [float(i % 2) for i in range(n)]), expected)
+
+
+def test_entropic_rewards_nearer_than_rounding_count_as_tied() -> None:
+    nearly = [0.1 + 0.2, 0.3, 0.0]  # apart by 6e-17: any credit that tells them apart is noise
+    torch.testing.assert_close(credits_of(Entropic(), nearly), credits_of(Entropic(), [0.3, 0.3, 0.0]), **EXACT)
+    assert (credits_of(Entropic(), [0.1 + 0.2, 0.3, 0.3]) == 0).all()
+
+
+def test_entropic_advantages_solve_hand_worked_numbers() -> None:
+    # one success among n: q of it solves q ln(n q) + (1 - q) ln(n (1 - q) / (n - 1)) = ln 2
+    for n in (3, 8, 1024):
+        q = brentq(lambda q, n=n: q * log(n * q) + (1 - q) * log(n * (1 - q) / (n - 1)) - log(2), 1 / n, 1 - 1e-15)
+        others = (1 - q) / (n - 1)
+        wrong = others / ((q + (n - 2) * others) / (n - 1)) - 1
+        expected = [(q / others - 1) / n] + [wrong / n] * (n - 1)
+        assert_credits(credits_of(Entropic(), [1.0] + [0.0] * (n - 1)), expected)
+
+
+def test_entropic_groups_that_shrank_until_no_beta_is_finite_get_zeros() -> None:
+    rewards_PN = torch.tensor([[1.0, 0.0, nan, nan], [1.0, 0.0, 0.0, nan]])
+    credits_PN = Entropic()(rewards_PN, torch.zeros_like(rewards_PN))
+    assert (credits_PN[0] == 0).all()
+    assert credits_PN[1].any()
+
+
+def brute_plug_in(rewards: list[float], k: int) -> list[float]:
+    """Cov(how often i is drawn, the best draw) over all n^k tuples."""
+    n = len(rewards)
+    draws = list(product(range(n), repeat=k))
+    mean = fmean(max(rewards[i] for i in draw) for draw in draws)
+    return [fmean(draw.count(i) * max(rewards[j] for j in draw) for draw in draws) - k / n * mean for i in range(n)]
+
+
+def brute_urn(rewards: list[float], k: int) -> list[float]:
+    """(k/n) (E[max(r_i, best of k - 1 draws)] - mean) over all draws from an urn that gets a copy of each."""
+    n = len(rewards)
+    values = [0.0] * n
+    for draw in product(range(n), repeat=k - 1):
+        probability = prod((1 + draw[:m].count(i)) / (n + m) for m, i in enumerate(draw))
+        best = max((rewards[i] for i in draw), default=-inf)
+        values = [value + probability * max(r, best) for value, r in zip(values, rewards, strict=True)]
+    return [k / n * (value - fmean(values)) for value in values]
+
+
+@pytest.mark.parametrize("rewards", [[0.2, -1.5], [0.4] * 4, [1.0, 0.0, 1.0, 0.0], [-3.0, 2.0, 0.25, 2.0]])
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize(("draws", "brute"), [("replacement", brute_plug_in), ("urn", brute_urn)])
+def test_plug_in_credits_are_their_means_over_all_draws_from_the_group(
+    rewards: list[float], k: int, draws: Literal["replacement", "urn"], brute: Callable[[list[float], int], list[float]]
+) -> None:
+    expected = brute(rewards, k)
+    assert_credits(credits_of(PlugInMaxAtK(k, draws), rewards), expected)
+    with_missing = credits_of(PlugInMaxAtK(k, draws), [nan, *rewards, nan])
+    assert_credits(with_missing, [0.0, *expected, 0.0])
+
+
+def test_draws_from_the_urn_are_draws_from_the_policies_of_the_bayesian_bootstrap() -> None:
+    # weights of the samples: Dirichlet(1, ..., 1); mean of the derivative by them, 200000 policies
+    rewards_N, k, num_policies = torch.tensor([0.0, 0.3, 0.5, 1.0], dtype=torch.float64), 6.5, 200_000
+    exponential_RN = -torch.rand(num_policies, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log()
+    at_most_RN = (exponential_RN / exponential_RN.sum(1, keepdim=True)).cumsum(1)[:, :-1]
+    losses_N = (rewards_N.diff() * k * (at_most_RN ** (k - 1)).mean(0)).flip(0).cumsum(0).flip(0)
+    slopes_N = torch.cat([-losses_N, torch.zeros(1, dtype=torch.float64)])
+    expected_N = (slopes_N - slopes_N.mean()) / 4
+    credits_N = credits_of(PlugInMaxAtK(k, "urn"), rewards_N.tolist())
+    torch.testing.assert_close(credits_N, expected_N, rtol=0.0, atol=0.0025)  # five standard errors of the largest
+
+
+@pytest.mark.parametrize("k", [1.0, 1.5, 7.25, 128.0])
+def test_plug_in_credits_are_the_derivative_of_the_estimate_by_the_weights(k: float) -> None:
+    rewards = sorted(GROUPS[-1][0])
+    n = len(rewards)
+    weights_N = torch.full((n,), 1 / n, dtype=torch.float64, requires_grad=True)
+    laws_N = torch.cat([torch.zeros(1, dtype=torch.float64), weights_N.cumsum(0) ** k])
+    (slopes_N,) = torch.autograd.grad((laws_N.diff() * torch.tensor(rewards, dtype=torch.float64)).sum(), weights_N)
+    # distinct rewards only: among tied ones autograd takes the order for a fact
+    distinct = [i for i, r in enumerate(rewards) if rewards.count(r) == 1]
+    credits_N = credits_of(PlugInMaxAtK(k), rewards)
+    differences = credits_N[distinct].diff()
+    torch.testing.assert_close(differences, slopes_N[distinct].diff() / n, **EXACT)
+    assert abs(credits_N.sum().item()) < 1e-12
+
+
+@pytest.mark.parametrize("draws", ["replacement", "urn"])
+def test_plug_in_credits_reach_the_unbiased_ones_as_one_over_n(draws: Literal["replacement", "urn"]) -> None:
+    def error(n: int) -> float:
+        rewards_PN = torch.linspace(0.0, 1.0, n, dtype=torch.float64).unsqueeze(0)
+        plug_in_PN = PlugInMaxAtK(4, draws)(rewards_PN, torch.zeros_like(rewards_PN))
+        return float(n * (plug_in_PN - MaxAtK(4)(rewards_PN, torch.zeros_like(rewards_PN))).abs().max())
+
+    assert error(40) > 0.02
+    assert error(40) / error(4000) == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.parametrize("draws", ["replacement", "urn"])
+def test_plug_in_at_k_one_is_dr_grpo(draws: Literal["replacement", "urn"]) -> None:
+    rewards = GROUPS[-1][0]
+    assert_credits(credits_of(PlugInMaxAtK(1, draws), rewards), credits_of(DrGRPO(), rewards).tolist())
+
+
+def test_plug_in_credits_survive_a_k_and_a_group_of_any_size() -> None:
+    rewards_PN = torch.tensor([[1.0, 0.0] + [nan] * 1022, [0.0] * 1023 + [1.0], [1.0] + [nan] * 1023])
+    share = 1e3 * 1023 / 1024**2
+    at_most = {"replacement": (1023 / 1024) ** 999, "urn": 1023 / (1023 + 999)}
+    for draws in ("replacement", "urn"):
+        credits_PN = PlugInMaxAtK(1e3, draws)(rewards_PN, torch.zeros_like(rewards_PN))  # type: ignore[arg-type]
+        assert credits_PN.isfinite().all()
+        assert credits_PN[1, -1].item() == pytest.approx(share * at_most[draws], rel=1e-10)
+        assert (credits_PN[2] == 0).all()
+
+
 def test_bon_max_second_is_loo1_at_k_n_over_n_without_ties() -> None:
     rewards = [0.3, -1.0, 0.9, 0.5]
     torch.testing.assert_close(credits_of(BonMaxSecond(), rewards), credits_of(MaxAtK(4, "loo1"), rewards) / 4)
@@ -291,6 +467,12 @@ EVERY_OBJECTIVE: list[Objective] = [
     BonMaxSecond(),
     MaxRL(),
     RSGRPO(),
+    NSR(),
+    WReinforce(),
+    Entropic(0.2),
+    PlugInMaxAtK(2),
+    PlugInMaxAtK(9.5),
+    PlugInMaxAtK(9.5, "urn"),
     PassKTraining(2),
     *(MaxAtK(2, baseline) for baseline in ("centred", "loo1", "zscore", "none")),
     *(OffPolicyMaxAtK(2, baseline, clamp=None) for baseline in ("none", "loo1", "mean", "zscore")),
@@ -314,7 +496,7 @@ def test_missing_samples_get_zero_and_leave_the_others_as_in_a_smaller_group(obj
     torch.testing.assert_close(credits_PN[is_present_PN].view(2, 4), smaller_PN, **EXACT)
 
 
-@pytest.mark.parametrize("objective", EVERY_OBJECTIVE, ids=repr)
+@pytest.mark.parametrize("objective", [o for o in EVERY_OBJECTIVE if not isinstance(o, WReinforce)], ids=repr)
 def test_groups_that_lost_too_many_samples_get_zeros_beside_whole_ones(objective: Objective) -> None:
     rewards_PN = torch.tensor([[nan, nan, nan, nan], [nan, nan, 1.0, nan], [1.0, 0.0, 1.0, 0.0]])
     credits_PN = objective(rewards_PN, torch.full_like(rewards_PN, 0.1))
@@ -344,7 +526,11 @@ def test_a_group_that_shrank_to_k_gets_zeros_where_a_baseline_needs_more(objecti
 
 @pytest.mark.parametrize(
     "objective",
-    [o for o in EVERY_OBJECTIVE if not isinstance(o, OffPolicyMaxAtK | MaxRL) and getattr(o, "baseline", "") != "none"]
+    [
+        o
+        for o in EVERY_OBJECTIVE
+        if not isinstance(o, OffPolicyMaxAtK | MaxRL | NSR | WReinforce) and getattr(o, "baseline", "") != "none"
+    ]
     + [OffPolicyMaxAtK(2, "loo1", clamp=None)],
     ids=repr,
 )
@@ -419,6 +605,22 @@ def test_diagnostics_are_their_definitions() -> None:
         (lambda: credits_of(SetAdvantage(3), [0.0, 1.0]), "`objective.k` is 3, but `num_completions` is 2"),
         (lambda: RSGRPO(beta=0.0), "`beta` is 0.0"),
         (lambda: RSGRPO(beta=float("nan")), "`beta` is nan"),
+        (lambda: NSR(threshold=inf), "`threshold` is inf"),
+        (lambda: WReinforce(threshold=nan), "`threshold` is nan"),
+        (lambda: WReinforce(-0.1), r"`positive_weight` is -0\.1"),
+        (lambda: WReinforce(inf), "`positive_weight` is inf"),
+        (lambda: Entropic(0.0), r"`kl` is 0\.0"),
+        (lambda: Entropic(nan), "`kl` is nan"),
+        (lambda: credits_of(Entropic(), [0.0, 1.0]), "`objective.kl` 0.693147 needs `num_completions` of at least 3"),
+        (lambda: PlugInMaxAtK(0.5), r"`k` is 0\.5"),
+        (lambda: PlugInMaxAtK(nan), "`k` is nan"),
+        (lambda: PlugInMaxAtK(inf), "`k` is inf"),
+        (
+            lambda: credits_of(PlugInMaxAtK(128), [0.0, 1.0]),
+            "`objective.k` is 128 and `num_completions` 2: .* be 0.*urn",
+        ),
+        (lambda: credits_of(PlugInMaxAtK(4), [1.0]), "`num_completions` of at least 2, not 1"),
+        (lambda: credits_of(MaxAtK(5), [0.0, 1.0]), "PlugInMaxAtK takes a larger k, with bias"),
         (lambda: credits_of(MaxAtK(5), [0.0, 1.0]), "`objective.k` is 5, but `num_completions` is 2"),
         (lambda: credits_of(ExactMaxAtK(3, "none"), [0.0, 1.0]), "`objective.k` is 3"),
         (lambda: credits_of(OffPolicyMaxAtK(3), [0.0, 1.0]), "`objective.k` is 3"),

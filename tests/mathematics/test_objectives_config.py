@@ -11,18 +11,24 @@ from maxk_lightning.losses import CISPO, ClippedSurrogate, MaskedWeights, Policy
 from maxk_lightning.losses import EngineCorrection as Correction
 from maxk_lightning.objectives import (
     GRPO,
+    NSR,
     RLOO,
     BonMaxMean,
+    Entropic,
     ExactMaxAtK,
     MaxAtK,
     MaxRL,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    PlugInMaxAtK,
     SetAdvantage,
     Staged,
     WeightedObjectives,
+    WReinforce,
     check_group_size,
+    largest_k,
+    largest_subset,
     objective_at,
 )
 
@@ -131,6 +137,27 @@ def test_a_mixture_is_the_weighted_sum_of_credits() -> None:
     assert WeightedObjectives([*parts], [1.0, 1.0]).includes_ratio
 
 
+@pytest.mark.parametrize(
+    ("words", "objective"),
+    [
+        (["NSR"], NSR()),
+        (["WReinforce", "--model.objective.positive_weight", ".2"], WReinforce(0.2)),
+        (["Entropic", "--model.objective.kl", "1"], Entropic(1.0)),
+        (["PlugInMaxAtK", "--model.objective.k", "128"], PlugInMaxAtK(128)),
+        (["PlugInMaxAtK", "--model.objective.k", "9.5", "--model.objective.draws", "urn"], PlugInMaxAtK(9.5, "urn")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_rivals_are_named_without_their_module(words: list[str], objective: Objective) -> None:
+    assert parse("--model.objective", *words).objective == objective
+
+
+def test_a_plug_in_needs_no_group_of_k_samples() -> None:
+    mixed = WeightedObjectives([PlugInMaxAtK(128), MaxAtK(4)], [1.0, 1.0])
+    assert [largest_k(each) for each in (mixed, PlugInMaxAtK(128), RLOO())] == [128, 128, 1]
+    assert [largest_subset(each) for each in (mixed, PlugInMaxAtK(128), MaxAtK(4), RLOO())] == [4, 1, 4, 1]
+
+
 @pytest.mark.parametrize(("progress", "k"), [(0.0, 8), (0.3, 8), (0.5, 4), (0.79, 4), (0.8, 1), (1.0, 1)])
 def test_stages_take_over_at_their_starts(progress: float, k: int) -> None:
     staged = Staged([MaxAtK(8), MaxAtK(4), MaxAtK(1)], [0.0, 0.5, 0.8])
@@ -178,6 +205,8 @@ def test_bad_combinations_are_refused_at_construction(make, message: str) -> Non
         (MaxAtK(8), 8, "are both 8"),
         (PassKTraining(8), 8, "are both 8"),
         (SetAdvantage(8), 8, "are both 8: SetAdvantage needs k < n"),
+        (Entropic(), 2, "`objective.kl` 0.693147 needs `num_completions` of at least 3, not 2"),
+        (PlugInMaxAtK(1000), 8, "`objective.k` is 1000 and `num_completions` 8"),
         (BonMaxMean(), 1, "BonMaxMean needs `num_completions` of at least 2"),
         (WeightedObjectives([MaxAtK(2), MaxAtK(9)], [1.0, 1.0]), 8, "`objective.k` is 9"),
         (Staged([MaxAtK(2), MaxAtK(9)], [0.0, 0.9]), 8, "`objective.k` is 9"),
@@ -194,7 +223,19 @@ def test_group_sizes_are_refused_before_anything_expensive(
 
 @pytest.mark.parametrize(
     "objective",
-    [MaxAtK(8, "none"), MaxAtK(7), ExactMaxAtK(8, "loo1"), SetAdvantage(7), MaxRL(), Staged([MaxAtK(1)], [0.0])],
+    [
+        MaxAtK(8, "none"),
+        MaxAtK(7),
+        ExactMaxAtK(8, "loo1"),
+        SetAdvantage(7),
+        MaxRL(),
+        NSR(),
+        WReinforce(),
+        Entropic(),
+        PlugInMaxAtK(128),
+        PlugInMaxAtK(10_000, "urn"),
+        Staged([MaxAtK(1)], [0.0]),
+    ],
     ids=repr,
 )
 def test_sizes_that_work_are_accepted(objective: Objective) -> None:

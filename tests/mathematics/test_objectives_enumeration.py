@@ -6,27 +6,32 @@ sum_i credit_i grad log pi(y_i) is compared with autograd's gradient of the exac
 
 from collections.abc import Callable
 from itertools import combinations, product
-from math import comb
+from math import comb, log
 
 import pytest
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from maxk_lightning.objectives import (
     GRPO,
+    NSR,
     RLOO,
     RSGRPO,
     BonMaxMean,
     BonMaxSecond,
     DrGRPO,
+    Entropic,
     ExactMaxAtK,
     MaxAtK,
     MaxRL,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    PlugInMaxAtK,
     SetAdvantage,
     WeightedObjectives,
+    WReinforce,
 )
 
 Rewards = list[float]
@@ -202,6 +207,16 @@ def test_max_rl_ascends_log_p_cut_after_n_minus_1_terms(n: int) -> None:
     torch.testing.assert_close(expected_update(MaxRL(), successes, LOGITS, LOGITS, n), expected_V, **EXACT)
 
 
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
+def test_w_reinforce_ascends_pass_at_1_whatever_its_positive_weight(n: int, weight: float) -> None:
+    rewards, correct = [1.0, 0.5, 0.0], [1.0, 0.0, 0.0]
+    expected_V = (1 + weight) * true_gradient(correct, 1)
+    torch.testing.assert_close(expected_update(WReinforce(weight), rewards, LOGITS, LOGITS, n), expected_V, **EXACT)
+    if weight == 0.0:
+        torch.testing.assert_close(expected_update(NSR(), rewards, LOGITS, LOGITS, n), expected_V, **EXACT)
+
+
 @pytest.mark.parametrize("baseline", ["none", "loo1"])
 def test_first_order_is_exact_for_k_1_and_off_by_second_order_above(baseline: str) -> None:
     rewards, k = REWARDS[0], 3
@@ -277,10 +292,23 @@ PASS_GRADIENT = success_gradient(pass_at_3)
 PASS_STD = ((1 - P) ** 3 * (1 - (1 - P) ** 3)) ** 0.5
 BEST_OF_3_GAIN = (1 - P) ** 2  # E[max of 3 | success] - E[max of 3 | failure]
 
+KL = 0.1
+
+
+def divergence_of_success(q: float) -> float:
+    return q * log(q / P) + (1 - q) * log((1 - q) / (1 - P))
+
+
+TILTED: float = brentq(lambda q: divergence_of_success(q) - KL, P, 1 - 1e-12)
+"Probability of success, tilted by e^{beta r} until it is KL away."
+
 LIMITS: list[tuple[Objective, float]] = [
     (GRPO(), RATE_GRADIENT / (P * (1 - P)) ** 0.5),
     (RSGRPO(beta=2.0), success_gradient(lambda p: (1 - p + p * torch.e**2).log() / 2)),
     (BonMaxMean(), (1 - P) * RATE_GRADIENT),
+    (Entropic(KL), TILTED - P),  # d log E[e^{beta r}] / d logit_1 at the beta of the tilt
+    (PlugInMaxAtK(3), PASS_GRADIENT),
+    (PlugInMaxAtK(3, "urn"), PASS_GRADIENT),
     (PassKTraining(3), PASS_GRADIENT / (3 * PASS_STD)),
     (MaxAtK(3, "zscore"), PASS_GRADIENT / 3 / (BEST_OF_3_GAIN * (P * (1 - P)) ** 0.5)),
 ]

@@ -11,17 +11,21 @@ from torch import Tensor
 
 from maxk_lightning.objectives import (
     GRPO,
+    NSR,
     RLOO,
     RSGRPO,
     BonMaxMean,
     BonMaxSecond,
     DrGRPO,
+    Entropic,
     ExactMaxAtK,
     MaxAtK,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    PlugInMaxAtK,
     SetAdvantage,
+    WReinforce,
     group_diagnostics,
 )
 from tests.support.examples import examples
@@ -51,12 +55,20 @@ EVERY = [
     BonMaxMean(),
     BonMaxSecond(),
     RSGRPO(),
+    NSR(),
+    WReinforce(threshold=0.5),
+    Entropic(),
+    PlugInMaxAtK(16),
+    PlugInMaxAtK(16, "urn"),
     PassKTraining(K),
     SetAdvantage(K),
     SetAdvantage(K, 0.0),
 ]
-SHIFT_INVARIANT = [o for o in EVERY if getattr(o, "baseline", "") not in ("none", "mean")]
-SCALE_FREE = (GRPO, PassKTraining)
+THRESHOLD = (NSR, WReinforce)
+SHIFT_INVARIANT = [
+    o for o in EVERY if getattr(o, "baseline", "") not in ("none", "mean") and not isinstance(o, THRESHOLD)
+]
+SCALE_FREE = (GRPO, PassKTraining, Entropic)
 
 
 def tensors(group: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:
@@ -91,7 +103,7 @@ def test_shifting_all_rewards_changes_nothing_with_a_baseline(
     torch.testing.assert_close(shifted_PN, objective(rewards_PN, log_ratios_PN), **CLOSE)
 
 
-@pytest.mark.parametrize("objective", [o for o in EVERY if not isinstance(o, RSGRPO)], ids=repr)
+@pytest.mark.parametrize("objective", [o for o in EVERY if not isinstance(o, (RSGRPO, *THRESHOLD))], ids=repr)
 @given(group=groups)
 @settings(**RELAXED, max_examples=examples(15))
 def test_scaling_rewards_scales_credits_or_leaves_them(

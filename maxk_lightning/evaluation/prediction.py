@@ -96,7 +96,8 @@ def band_width(rewards: Mapping[str, Sequence[float]], up_to: int) -> float:
     Infinite below two problems, which have no intervals.
     """
     points = [point for point in estimates(rewards, "max_at_k") if point.k <= up_to]
-    points += predicted_curves(rewards, up_to)["max_at_k"]
+    ks = predictable_ks(max(map(len, rewards.values()), default=0), up_to)
+    points += predict(rewards, "max_at_k", ks).curve() if ks and points else ()
     widths = [math.inf if point.low is None or point.high is None else point.high - point.low for point in points]
     return max(widths, default=math.inf)
 
@@ -116,28 +117,51 @@ def predict(
     Raises:
         ValueError: there is no reward.
     """
+    samples = counted(rewards, metric)
+    weights_RP = resample(np.random.default_rng(seed), len(samples.totals_P), num_resamples)
+    parts = [(step, _reach(hits_P, samples.totals_P, weights_RP, ks)) for step, hits_P in samples.steps]
+    lowest_PK, lowest_RK = (np.full((rows, len(ks)), samples.lowest) for rows in weights_RP.shape[::-1])
+    return Prediction(
+        ks=tuple(ks),
+        lowest=samples.lowest,
+        highest=samples.lowest + sum(step for step, _ in samples.steps),
+        values_PK=sum((step * part.values_PK for step, part in parts), start=lowest_PK),
+        spreads_PK=sum((step * part.spreads_PK for step, part in parts), start=np.zeros_like(lowest_PK)),
+        means_RK=sum((step * part.means_RK for step, part in parts), start=lowest_RK),
+        refits_RK=sum((step * part.refits_RK for step, part in parts), start=lowest_RK),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Samples of every problem, as counts of those that reach each level of reward."""
+
+    lowest: float
+    "Lowest reward."
+    totals_P: Floats
+    "Samples of every problem."
+    steps: list[tuple[float, Floats]]
+    "Of every further level: its distance from the one below, and the samples of every problem that reach it."
+
+
+def counted(rewards: Mapping[str, Sequence[float]], metric: Metric) -> Counted:
+    """Count; for pass@k the levels are 0 and 1. Problems without a reward are left out.
+
+    Raises:
+        ValueError: there is no reward.
+    """
     groups = [np.asarray(group, dtype=np.float64) for group in rewards.values() if len(group)]
     if not groups:
         raise ValueError("no reward to predict from")
     if metric == "pass_at_k":
         groups = [(group >= CORRECT_AT).astype(np.float64) for group in groups]
     levels = levels_of(np.concatenate(groups))
-    weights_RP = resample(np.random.default_rng(seed), len(groups), num_resamples)
-    totals_P = np.array([len(group) for group in groups], dtype=np.float64)
-    parts = []
-    for below, level in itertools.pairwise(levels):
-        # Halfway: rewards that were rounded to the level count as it.
-        hits_P = np.array([(group > (below + level) / 2).sum() for group in groups], dtype=np.float64)
-        parts.append((level - below, _reach(hits_P, totals_P, weights_RP, ks)))
-    lowest_PK, lowest_RK = (np.full((rows, len(ks)), levels[0]) for rows in weights_RP.shape[::-1])
-    return Prediction(
-        ks=tuple(ks),
+    # Halfway between levels: rewards that were rounded to a level count as it.
+    pairs = [(float(level - below), (level + below) / 2) for below, level in itertools.pairwise(levels)]
+    return Counted(
         lowest=float(levels[0]),
-        highest=float(levels[-1]),
-        values_PK=sum((step * part.values_PK for step, part in parts), start=lowest_PK),
-        spreads_PK=sum((step * part.spreads_PK for step, part in parts), start=np.zeros_like(lowest_PK)),
-        means_RK=sum((step * part.means_RK for step, part in parts), start=lowest_RK),
-        refits_RK=sum((step * part.refits_RK for step, part in parts), start=lowest_RK),
+        totals_P=np.array([len(group) for group in groups], dtype=np.float64),
+        steps=[(step, np.array([float((group > middle).sum()) for group in groups])) for step, middle in pairs],
     )
 
 

@@ -38,6 +38,8 @@ def collect_until(
     reached = float("inf")
     for part in rounds(task):
         samples = collect_samples(part, engine, reward, out, fixed)
+        if any(sample.sample >= part.indices.stop for sample in samples):
+            continue  # an earlier run has begun the next round: a round that was begun is ended
         reached = band_width(rewards_of(by_problem(samples)), num_samples)
         if reached < width:
             break

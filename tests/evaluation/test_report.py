@@ -146,7 +146,7 @@ def test_predictions_are_drawn_and_said_but_are_in_no_table(tmp_path: Path) -> N
     measured = make_run(tmp_path / "measured", make_samples(rewards))
     compare(str(measured.path), str(predicting.path), out=str(tmp_path / "out"))
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("predicted and not measured") == len(METRICS)
+    assert page.count("predicted and not measured.</figcaption>") == len(METRICS)
     assert "Values above k = 4 are predicted" in page
     assert "k=8" not in page
     compare(str(measured.path), out=str(tmp_path / "alone"))

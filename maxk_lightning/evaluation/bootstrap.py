@@ -69,8 +69,11 @@ def bootstrap(values_PK: Floats, seed: int = 0, num_resamples: int = NUM_RESAMPL
     chunk = max(1, CHUNK_ELEMENTS // max(1, num_problems))
     means = []
     for start in range(0, num_resamples, chunk):
-        counts_RP = rng.multinomial(
-            num_problems, np.full(num_problems, 1 / num_problems), min(chunk, num_resamples - start)
-        )
+        counts_RP = resample(rng, num_problems, min(chunk, num_resamples - start))
         means.append(counts_RP @ values_PK / num_problems)
     return Bootstrap(means_RK=np.concatenate(means), values_PK=values_PK)
+
+
+def resample(rng: np.random.Generator, num_problems: int, num_resamples: int) -> Floats:
+    """How often each problem is in each resample: counts_RP."""
+    return rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), num_resamples).astype(np.float64)

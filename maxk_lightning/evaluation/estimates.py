@@ -14,7 +14,7 @@ from maxk_lightning.evaluation.bootstrap import Floats, bootstrap
 from maxk_lightning.evaluation.samples import Sample
 
 Metric = str
-"`max_at_k`, `pass_at_k`, or `realised:SELECTOR` where `evaluate --select` measured it."
+"`max_at_k`, `pass_at_k`, `realised:SELECTOR` where `evaluate --select` measured it, or `predicted:` and a metric."
 METRICS: tuple[Metric, ...] = ("max_at_k", "pass_at_k")
 CORRECT_AT = 1.0
 "Reward of a fully correct completion: all tests passed."

@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers 
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from maxk_lightning.evaluation.estimates import METRICS, Estimate, Metric
+from maxk_lightning.evaluation.prediction import PREDICTED
 from maxk_lightning.evaluation.realised import PREFIX
 from maxk_lightning.evaluation.samples import ENTROPY_BIN
 
@@ -27,6 +28,8 @@ WHISKER_SHIFT = 0.04
 "Powers of 2 by which the intervals of realised best-of-k stand apart, so that none hides another."
 REALISED_DASHES = ((0, (4, 1.5)), (0, (1.2, 1.2)), (0, (7, 1.5, 1.2, 1.5)), (0, (9, 3)))
 "Of realised best-of-k, selector by selector, in units of the width of the line; again from the first after these."
+PREDICTED_DASH = (0, (2.5, 1.5))
+"Of curves beyond the samples; their bands are hatched."
 GREY = "#555555"
 PANEL = (5.2, 3.9)
 "Width and height in inches of every panel: side by side on a page they have letters of one size."
@@ -79,6 +82,8 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS, selec
         selectors: Names of those whose realised best-of-k is drawn dashed below max@k in the colour of the run, where a
             run has it, with intervals as thin lines beside the points.
 
+    What a run predicts beyond its samples goes on dashed, without markers, in a hatched band.
+
     Raises:
         ValueError: no run is given.
     """
@@ -95,6 +100,7 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS, selec
             draw_curves(axes, {run.name: run.curve(metric) for run in on_it}, label_of(metric), names)
             if metric == "max_at_k":
                 _draw_realised(axes, on_it, names, selectors)
+            _draw_predicted(axes, on_it, names, metric)
             axes.set_ylim(_range(on_it, selectors))
             axes.set_title(benchmark, loc="left", fontsize=12)
     shared_legend(figure, list(grid.flat))
@@ -140,9 +146,34 @@ def _draw_realised(axes: Axes, runs: Sequence[HasCurves], names: Sequence[str], 
             axes.plot([], [], linestyle=dash, color=GREY, linewidth=1.5, label=label_of(metric))
 
 
+def _draw_predicted(axes: Axes, runs: Sequence[HasCurves], names: Sequence[str], metric: Metric) -> None:
+    """Go on from the last measured point of every run that predicts beyond it; the legend says in grey what that is."""
+    predicting = [run for run in runs if run.curve(f"{PREDICTED}{metric}")]
+    for run in predicting:
+        colour, _, _ = look(names.index(run.name))
+        points = run.curve(f"{PREDICTED}{metric}")
+        joined = [*run.curve(metric)[-1:], *points]
+        axes.plot(
+            [point.k for point in joined], [point.value for point in joined],
+            linestyle=PREDICTED_DASH, color=colour, linewidth=WIDTH,
+        )  # fmt: skip
+        banded = [point for point in points if point.low is not None and point.high is not None]
+        lows, highs = [point.low or 0.0 for point in banded], [point.high or 0.0 for point in banded]
+        axes.fill_between(
+            [point.k for point in banded], lows, highs, facecolor="none", edgecolor=colour, hatch="///", alpha=0.3,
+            linewidth=0,
+        )  # fmt: skip
+    if predicting:
+        axes.plot([], [], linestyle=PREDICTED_DASH, color=GREY, linewidth=WIDTH, label="predicted, not measured")
+        _set_ticks(
+            axes, {point.k for run in runs for name in (metric, f"{PREDICTED}{metric}") for point in run.curve(name)}
+        )
+
+
 def _range(runs: Sequence[HasCurves], selectors: Sequence[str]) -> tuple[float, float]:
     """One range for all metrics of a benchmark, so that panels compare by eye."""
-    metrics = [*METRICS, *(f"{PREFIX}{selector}" for selector in selectors)]
+    predicted = [f"{PREDICTED}{metric}" for metric in METRICS]
+    metrics = [*METRICS, *predicted, *(f"{PREFIX}{selector}" for selector in selectors)]
     points = [point for run in runs for metric in metrics for point in run.curve(metric)]
     lows = [point.value if point.low is None else point.low for point in points]
     highs = [point.value if point.high is None else point.high for point in points]
@@ -177,7 +208,7 @@ def draw_curves(axes: Axes, lines: Curves, label: str, names: Sequence[str]) -> 
             lows, highs = [point.low or 0.0 for point in banded], [point.high or 0.0 for point in banded]
             axes.fill_between([point.k for point in banded], lows, highs, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(_ticks(sorted(ks))))
+    _set_ticks(axes, ks)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:g}"))
     dress(axes, "k (samples per problem)", label)
@@ -289,6 +320,10 @@ def dress(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(GREY)
+
+
+def _set_ticks(axes: Axes, ks: Iterable[int]) -> None:
+    axes.xaxis.set_major_locator(FixedLocator(_ticks(sorted(ks))))
 
 
 def _ticks(ks: Sequence[int]) -> list[int]:

@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 from maxk_lightning.evaluation.comparison import Comparison
 from maxk_lightning.evaluation.estimates import METRICS
 from maxk_lightning.evaluation.figures import curves, entropy_densities, label_of, solve_rates, to_svg
+from maxk_lightning.evaluation.prediction import PREDICTED
 from maxk_lightning.evaluation.runs import selectors_of
 
 REALISED_CAPTION = (
     " Dashed, with intervals as thin lines: the reward of the one of k samples that is chosen without the hidden tests."
 )
+PREDICTED_CAPTION = " Dashed, in a hatched band: more samples than there are, predicted and not measured."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,8 @@ def plots_of(comparison: Comparison, suffix: str = "") -> Iterator[Plot]:
         yield Plot(
             name=file_stem(f"{metric}{suffix}"),
             caption=f"{label_of(metric)} over the number of samples k on {benchmark}, with 95% bootstrap bands."
-            f"{REALISED_CAPTION * (metric == 'max_at_k' and bool(selectors))}",
+            f"{REALISED_CAPTION * (metric == 'max_at_k' and bool(selectors))}"
+            f"{PREDICTED_CAPTION * any(run.curve(f'{PREDICTED}{metric}') for run in comparison.runs)}",
             figure=curves(comparison.runs, [metric], selectors),
         )
     counts = {run.name: run.entropy_counts for run in comparison.runs}

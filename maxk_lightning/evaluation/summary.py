@@ -9,6 +9,7 @@ from typing import Any
 
 from maxk_lightning.evaluation.estimates import CORRECT_AT, METRICS, Estimate, estimates, rewards_of
 from maxk_lightning.evaluation.origin import Origin, origin_from
+from maxk_lightning.evaluation.prediction import predicted_curves
 from maxk_lightning.evaluation.samples import Sample, by_problem
 from maxk_lightning.rewards.extraction import extract_code
 
@@ -86,6 +87,10 @@ class Summary:
     "Problems, one by one."
     origin: Origin | None = None
     "Policy, training and seeds; None: not known."
+    predicted_max_at_k: tuple[Estimate, ...] = ()
+    "Beyond n, as a model predicts it; none where it was not asked for."
+    predicted_pass_at_k: tuple[Estimate, ...] = ()
+    "Likewise."
 
     @property
     def notes(self) -> list[str]:
@@ -100,6 +105,11 @@ class Summary:
                 f"Groups are uneven: a problem with fewer than k samples does not count at k. "
                 f"Problems counted, of {self.num_problems}: {parts}."
             )
+        if self.predicted_max_at_k:
+            notes.append(
+                f"Values above k = {self.num_samples} are predicted from how problems differ, not measured "
+                "(docs/prediction.md)."
+            )
         return notes
 
 
@@ -110,8 +120,9 @@ def summarise(
     benchmark: str,
     seconds: Seconds = Seconds(),
     origin: Origin | None = None,
+    predict_up_to: int = 0,
 ) -> Summary:
-    """Summarise scored samples.
+    """Summarise scored samples; values above n are predicted up to k = `predict_up_to`.
 
     Raises:
         ValueError: there is no sample.
@@ -122,7 +133,9 @@ def summarise(
     num_tokens = sum(sample.num_tokens for sample in samples)
     scored = [sample for sample in samples if sample.reward is not None]
     problems = tuple(_summarise_problem(id_, group) for id_, group in groups.items())
-    curves = {metric: estimates(rewards_of(groups), metric) for metric in METRICS}
+    rewards = rewards_of(groups)
+    curves = {metric: estimates(rewards, metric) for metric in METRICS}
+    predicted = predicted_curves(rewards, predict_up_to)
     return Summary(
         name=name,
         benchmark=benchmark,
@@ -139,6 +152,8 @@ def summarise(
         seconds=seconds,
         problems=problems,
         origin=origin,
+        predicted_max_at_k=predicted["max_at_k"],
+        predicted_pass_at_k=predicted["pass_at_k"],
     )
 
 
@@ -170,9 +185,10 @@ def _from_record(record: dict[str, Any]) -> Summary:
     del record["notes"]
     for problem in record["problems"]:
         del problem["solve_rate"]
+    curves = {key: record.get(key, []) for key in ("predicted_max_at_k", "predicted_pass_at_k")}  # older files: none
+    curves |= {metric: record[metric] for metric in METRICS}
     nested = {
-        "max_at_k": tuple(Estimate(**point) for point in record["max_at_k"]),
-        "pass_at_k": tuple(Estimate(**point) for point in record["pass_at_k"]),
+        **{key: tuple(Estimate(**point) for point in points) for key, points in curves.items()},
         "seconds": Seconds(**record["seconds"]),
         "problems": tuple(ProblemSummary(**problem) for problem in record["problems"]),
         "origin": origin_from(record.get("origin")),

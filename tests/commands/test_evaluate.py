@@ -122,6 +122,35 @@ def test_shards_join_to_what_one_process_writes(config: Path, random_policy: str
     assert load(tmp_path / "joined")[0].summary.max_at_k == load(tmp_path / "whole")[0].summary.max_at_k
 
 
+def test_predictions_beyond_the_samples_are_asked_for(
+    config: Path, random_policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config, random_policy, tmp_path / "out", "--predict_up_to", "10")
+    (loaded,) = load(tmp_path / "out")
+    assert [point.k for point in loaded.curve("predicted:max_at_k")] == [4, 8, 10]
+    assert [point.k for point in loaded.curve("max_at_k")] == [1, 2, 3]
+    assert "predicted 10" in capsys.readouterr().out
+
+
+def test_sampling_stops_at_the_width_and_goes_on_for_a_smaller_one(
+    config: Path, random_policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config, random_policy, tmp_path / "out", "--until_width", "1.5", num_samples=8)
+    (loaded,) = load(tmp_path / "out")
+    assert loaded.summary.num_samples == 1  # rewards are within 0 and 1: any interval is narrower
+    assert [point.k for point in loaded.curve("predicted:max_at_k")] == [2, 4, 8]
+    assert "after 5 of 40 samples; 35 (88%) were not needed" in capsys.readouterr().out
+    run(config, random_policy, tmp_path / "out", "--until_width", "1e-9", num_samples=8)
+    samples = read_samples(tmp_path / "out" / "samples.jsonl")
+    assert sorted((sample.id, sample.sample) for sample in samples) == [(id_, i) for id_ in "abcde" for i in range(8)]
+    assert "not reached" in capsys.readouterr().out
+    (loaded,) = load(tmp_path / "out")
+    assert loaded.summary.num_samples == 8
+    assert loaded.curve("predicted:max_at_k") == ()
+    with pytest.raises(ValueError, match="samples_per_round was 1, is None"):
+        run(config, random_policy, tmp_path / "out", num_samples=8)
+
+
 def save_checkpoint(path: Path, policy: str, scale: float) -> None:
     weights = AutoModelForCausalLM.from_pretrained(policy).state_dict()
     state = {f"policy.model.{name}": weight * scale for name, weight in weights.items()}
@@ -154,6 +183,9 @@ BAD = {
     "samples": (["--num_samples", "0"], "--num_samples is 0"),
     "chunk": (["--problems_per_chunk", "0"], "--problems_per_chunk is 0"),
     "shard": (["--shard", "2/2"], "--shard is '2/2'"),
+    "prediction": (["--num_samples", "8", "--predict_up_to", "8"], "--predict_up_to is 8, must be above"),
+    "width": (["--until_width", "0"], "--until_width is 0"),
+    "width of a shard": (["--until_width", ".1", "--shard", "0/2"], "does not go with --shard"),
     "policy": (["--policy", "/nowhere"], "neither a directory"),
     "config": (["--config", "/nowhere.yaml"], "--config: /nowhere.yaml: no such file"),
     "length": (["--data.max_prompt_tokens", "1"], "no problem has a prompt of at most"),

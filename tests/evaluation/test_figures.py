@@ -40,6 +40,26 @@ def test_curves_hold_every_published_point_in_one_panel_per_benchmark_and_metric
                 assert shown[run.name] == [(point.k, point.value) for point in run.curve(metric)]  # type: ignore[arg-type]
 
 
+def test_predictions_go_on_dashed_from_the_last_measured_point() -> None:
+    further = [Estimate(k=4, value=0.5, low=0.3, high=0.8), Estimate(k=8, value=0.6, low=0.35, high=0.9)]
+    with_it = PublishedRun(name="with", benchmark="b", curves={"max_at_k": POINTS, "predicted:max_at_k": further})
+    without = PublishedRun(name="without", benchmark="b", curves={"max_at_k": POINTS})
+    figure = curves([without, with_it], ["max_at_k"])
+    (axes,) = figure.axes
+    (dashed,) = [line for line in axes.lines if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
+    assert [(float(x), float(y)) for x, y in dashed.get_xydata()] == [(2, 0.4), (4, 0.5), (8, 0.6)]  # type: ignore[union-attr]
+    assert dashed.get_linestyle() == "--"
+    measured = next(line for line in axes.lines if line.get_label() == "with")
+    assert (dashed.get_color(), dashed.get_marker()) == (measured.get_color(), "None")
+    assert [float(x) for x in measured.get_xdata()] == [1, 2]  # type: ignore[union-attr]
+    assert [band.get_hatch() for band in axes.collections] == [None, None, "///"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8"]
+    assert axes.get_ylim()[1] > 0.9
+    (legend,) = figure.legends
+    assert "predicted, not measured" in [text.get_text() for text in legend.get_texts()]
+    assert "predicted, not measured" not in lines(curves([without], ["max_at_k"]).axes[0])
+
+
 def test_bands_are_the_intervals_on_a_log2_axis() -> None:
     (axes,) = curve_figure({"a": POINTS, "no band": [Estimate(k=1, value=0.3)]}, "max@k", "title").axes
     (band,) = axes.collections

@@ -8,6 +8,7 @@ import pytest
 
 from maxk_lightning.commands.compare import compare
 from maxk_lightning.evaluation.comparison import compare_benchmarks
+from maxk_lightning.evaluation.estimates import METRICS
 from maxk_lightning.evaluation.markdown import to_markdown
 from maxk_lightning.evaluation.report import chosen_problems, html_report
 from maxk_lightning.evaluation.runs import Run, write_statements
@@ -137,6 +138,19 @@ def test_nothing_is_best_among_runs_on_different_problems(tmp_path: Path) -> Non
     assert "**" not in str(different.tables[0])
     assert "No best is marked" in to_markdown([different])
     assert "No best is marked" in html_report([different], {"bench": []})
+
+
+def test_predictions_are_drawn_and_said_but_are_in_no_table(tmp_path: Path) -> None:
+    rewards = {f"p{i}": [float(i > 5), 0.0, 0.25, 0.0] for i in range(8)}
+    predicting = make_run(tmp_path / "predicting", make_samples(rewards), predict_up_to=1024)
+    measured = make_run(tmp_path / "measured", make_samples(rewards))
+    compare(str(measured.path), str(predicting.path), out=str(tmp_path / "out"))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("predicted and not measured.</figcaption>") == len(METRICS)
+    assert "Values above k = 4 are predicted" in page
+    assert "k=8" not in page
+    compare(str(measured.path), out=str(tmp_path / "alone"))
+    assert "predicted" not in (tmp_path / "alone" / "report.html").read_text()
 
 
 def test_problems_that_tell_most_are_shown_first(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ def test_the_file_holds_the_summary(tmp_path: Path) -> None:
     assert record["notes"] == summary.notes
 
 
+def test_predictions_are_kept_noted_and_absent_from_older_files(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    summary = summarise(SAMPLES, name="run", benchmark="bench", predict_up_to=12)
+    assert [point.k for point in summary.predicted_max_at_k] == [8, 12]
+    assert [point.k for point in summary.predicted_pass_at_k] == [8, 12]
+    assert "above k = 4 are predicted" in summary.notes[-1]
+    write_summary(summary, path)
+    assert read_summary(path) == summary
+    record = json.loads(path.read_text())
+    del record["predicted_max_at_k"], record["predicted_pass_at_k"]
+    path.write_text(json.dumps(record))
+    assert read_summary(path).predicted_max_at_k == ()
+
+
 def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     for text in ("{", "[]", '{"notes": []}', json.dumps({"notes": [], "problems": [], "max_at_k": [{"k": 1}]})):

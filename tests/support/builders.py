@@ -31,10 +31,11 @@ def make_samples(rewards: Mapping[str, Sequence[float | None]]) -> list[Sample]:
     return [make_sample(id_, i, reward) for id_, group in rewards.items() for i, reward in enumerate(group)]
 
 
-def make_run(directory: Path, samples: Sequence[Sample], benchmark: str = "bench") -> Run:
+def make_run(directory: Path, samples: Sequence[Sample], benchmark: str = "bench", predict_up_to: int = 0) -> Run:
     """Write what `evaluate` writes and load it; the name is the directory's."""
     directory.mkdir(parents=True)
     with (directory / "samples.jsonl").open("w") as file:
         append_samples(file, samples)
-    write_summary(summarise(samples, name=directory.name, benchmark=benchmark), directory / "summary.json")
+    summary = summarise(samples, name=directory.name, benchmark=benchmark, predict_up_to=predict_up_to)
+    write_summary(summary, directory / "summary.json")
     return load(directory)[0]

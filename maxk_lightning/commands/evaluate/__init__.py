@@ -19,6 +19,8 @@ def evaluate(
     shard: str | None = None,
     temperatures: str | None = None,
     select: str | None = None,
+    predict_up_to: int | None = None,
+    until_width: float | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
     """Sample a policy on held-out problems, score the samples and summarise them as max@k and pass@k curves.
@@ -42,6 +44,11 @@ def evaluate(
             realised.json: `public` (tests that the statement shows), `agreement` (of outputs on further inputs),
             `codet` (both at once, and inputs that the samples propose), `majority` (of answers), `likelihood`; several
             with commas, and `public+agreement` breaks ties of the first with the second.
+        predict_up_to: Also max@k and pass@k at k above `num_samples`, up to this, as a model of how problems differ
+            predicts them (docs/prediction.md); dashed in the figure.
+        until_width: Stop early, when the 95 % interval of max@k is narrower than this, from end to end, at every k up
+            to `num_samples`; beyond the samples drawn so far it is the predicted one. All problems are sampled alike,
+            in sixteen rounds at most.
         overrides: Keys laid over the YAML.
 
     Raises:
@@ -54,6 +61,12 @@ def evaluate(
     from maxk_lightning.commands.evaluate.policy import evaluate_policy
     from maxk_lightning.commands.evaluate.shards import parse_shard
 
+    if predict_up_to is not None and predict_up_to <= num_samples:
+        raise ValueError(f"--predict_up_to is {predict_up_to}, must be above --num_samples, which is {num_samples}")
+    if until_width is not None and not until_width > 0.0:
+        raise ValueError(f"--until_width is {until_width}, must be above 0")
+    if until_width is not None and shard is not None:
+        raise ValueError("--until_width needs the samples of all problems: it does not go with --shard")
     target = Path(out)
     evaluate_policy(
         config=config,
@@ -66,6 +79,8 @@ def evaluate(
         shard=None if shard is None else parse_shard(shard),
         temperatures=[] if temperatures is None else parse_temperatures(temperatures),
         select=select,
+        predict_up_to=predict_up_to or (0 if until_width is None else num_samples),
+        until_width=until_width,
         overrides=overrides,
     )
 

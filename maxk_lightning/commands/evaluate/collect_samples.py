@@ -37,6 +37,13 @@ class Task:
     "num_completions is the number of samples per problem."
     problems_per_chunk: int
     "Sampled together. Fixed for an output: a chunk that a kill cut is sampled again as a whole, in the same batches."
+    first: int = 0
+    "Index of the first sample of every problem; those below it are another task's."
+
+    @property
+    def indices(self) -> range:
+        """Indices of the samples of every problem."""
+        return range(self.first, self.first + self.sampling.num_completions)
 
     def chunks(self) -> Iterator[slice]:
         """Slices of the problems."""
@@ -80,13 +87,14 @@ def collect_samples(task: Task, engine: RolloutEngine, reward: Reward, out: Path
         console = Console(stderr=True)
         progress = stack.enter_context(make_progress(console))
         bar = SamplingBar(progress, "evaluate", lambda line: print(line, file=sys.stderr, flush=True))
-        bar.begin(len(task.problems) * task.sampling.num_completions, len(done))
+        num_done = sum(index in task.indices for _, index in done)
+        bar.begin(len(task.problems) * task.sampling.num_completions, num_done)
         thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scoring"))
         previous: _Scoring | None = None
         for chunk in task.chunks():
             if _is_done(task, chunk, done):
                 continue
-            current = _sample(task, chunk, engine, reward, thread, bar)
+            current = _sample_chunk(task, chunk, engine, reward, thread, bar)
             writer.finish(previous)
             previous = current
         writer.finish(previous)
@@ -138,7 +146,7 @@ class _Writer:
         self.times.flush()
 
 
-def _sample(
+def _sample_chunk(
     task: Task, chunk: slice, engine: RolloutEngine, reward: Reward, thread: ThreadPoolExecutor, watcher: Watcher
 ) -> _Scoring:
     problems, prompts = task.problems[chunk], task.prompts[chunk]
@@ -152,7 +160,7 @@ def _sample(
         samples = [
             to_sample(problem.id, index, completion, score)
             for problem, group, group_scores in zip(problems, groups, scores, strict=True)
-            for index, (completion, score) in enumerate(zip(group, group_scores, strict=True))
+            for index, completion, score in zip(task.indices, group, group_scores, strict=True)
         ]
         return samples, time.perf_counter() - scoring_from
 
@@ -160,5 +168,4 @@ def _sample(
 
 
 def _is_done(task: Task, chunk: slice, done: set[tuple[str, int]]) -> bool:
-    indices = range(task.sampling.num_completions)
-    return all((problem.id, index) in done for problem in task.problems[chunk] for index in indices)
+    return all((problem.id, index) in done for problem in task.problems[chunk] for index in task.indices)

@@ -10,10 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from maxk_lightning.commands.evaluate.collect_samples import Task, collect_samples, read_seconds
+from maxk_lightning.commands.evaluate.collect_samples import Settings, Task, collect_samples, read_seconds
 from maxk_lightning.commands.evaluate.realised import print_realised, realised_curves
 from maxk_lightning.commands.evaluate.shards import Shard, join_shards
 from maxk_lightning.commands.evaluate.summary_table import print_summary
+from maxk_lightning.commands.evaluate.until_width import collect_until
 from maxk_lightning.commands.export import export
 from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
@@ -44,6 +45,8 @@ def evaluate_policy(
     shard: Shard | None,
     temperatures: Sequence[float],
     select: str | None,
+    predict_up_to: int,
+    until_width: float | None,
     overrides: Sequence[str],
 ) -> None:
     """Evaluate on every benchmark and print a table for each; the arguments are those of the command.
@@ -73,7 +76,8 @@ def evaluate_policy(
                     sampling=_sampling(settings.sampling, num_samples, temperature),
                     problems_per_chunk=problems_per_chunk,
                 )
-                samples = _collect(task, settings, policy, directory, shard, benchmark)
+                fixed = _fixed_settings(task, settings, policy, benchmark)
+                samples = _collect(task, settings, directory, shard, fixed, until_width)
                 if samples is None:
                     console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
                     continue
@@ -84,7 +88,7 @@ def evaluate_policy(
                     temperature=task.sampling.temperature,
                     training=read_training(Path(resolve_policy(policy))),
                 )
-                summary = _summarise(samples, directory, title, benchmark, origin)
+                summary = _summarise(samples, directory, title, benchmark, origin, predict_up_to)
                 print_summary(summary, console)
                 if selectors:
                     realised = realised_curves(problems, prompts, samples, selectors, settings.data.seed)
@@ -144,11 +148,9 @@ def _sampling(sampling: Sampling, num_samples: int, temperature: float | None) -
     return sampling if temperature is None else replace(sampling, temperature=temperature)
 
 
-def _collect(
-    task: Task, settings: RunSettings, policy: str, out: Path, shard: Shard | None, benchmark: str
-) -> list[Sample] | None:
-    """All samples of the task; None while other shards are at work."""
-    fixed = {
+def _fixed_settings(task: Task, settings: RunSettings, policy: str, benchmark: str) -> Settings:
+    """What must stay the same for as long as an output is added to."""
+    return {
         "benchmark": benchmark,
         "policy": policy_digest(policy),
         "prompts": _digest(repr(task.prompts).encode()),
@@ -157,16 +159,33 @@ def _collect(
         "problems_per_chunk": task.problems_per_chunk,
         **asdict(task.sampling),
     }
+
+
+def _collect(
+    task: Task, settings: RunSettings, out: Path, shard: Shard | None, fixed: Settings, until_width: float | None
+) -> list[Sample] | None:
+    """All samples of the task, or as many as `until_width` takes; None while other shards are at work."""
     engine, reward = settings.engine, settings.reward
+    if until_width is not None:
+        return collect_until(until_width, task, engine, reward, out, fixed)
     if shard is None:
         return collect_samples(task, engine, reward, out, fixed)
     collect_samples(shard.share(task), engine, reward, shard.directory(out), fixed)
     return join_shards(task, shard, out)
 
 
-def _summarise(samples: Sequence[Sample], out: Path, name: str, benchmark: str, origin: Origin) -> Summary:
+def _summarise(
+    samples: Sequence[Sample], out: Path, name: str, benchmark: str, origin: Origin, predict_up_to: int
+) -> Summary:
     analysing_from = time.perf_counter()
-    summary = summarise(samples, name=name, benchmark=benchmark, seconds=read_seconds(out), origin=origin)
+    summary = summarise(
+        samples,
+        name=name,
+        benchmark=benchmark,
+        seconds=read_seconds(out),
+        origin=origin,
+        predict_up_to=predict_up_to,
+    )
     _draw(Run(out, summary))
     seconds = replace(summary.seconds, analysing=time.perf_counter() - analysing_from)
     summary = replace(summary, seconds=seconds)

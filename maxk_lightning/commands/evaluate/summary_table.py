@@ -15,7 +15,9 @@ def print_summary(summary: Summary, console: Console) -> None:
     for heading in ("k", "max@k", "95% interval", "pass@k", "95% interval"):
         table.add_column(heading, justify="right")
     for best, passed in zip(summary.max_at_k, summary.pass_at_k, strict=True):
-        table.add_row(str(best.k), f"{best.value:.3f}", _interval(best), f"{passed.value:.3f}", _interval(passed))
+        table.add_row(str(best.k), *_cells(best), *_cells(passed))
+    for best, passed in zip(summary.predicted_max_at_k, summary.predicted_pass_at_k, strict=True):
+        table.add_row(f"predicted {best.k}", *_cells(best), *_cells(passed), style="italic")
     console.print(table)
     entropy = "unknown" if summary.mean_entropy is None else f"{summary.mean_entropy:.3f} nats"
     console.print(
@@ -29,6 +31,10 @@ def print_summary(summary: Summary, console: Console) -> None:
     )
     for note in summary.notes:
         console.print(f"[yellow]note:[/yellow] {note}")
+
+
+def _cells(point: Estimate) -> tuple[str, str]:
+    return f"{point.value:.3f}", _interval(point)
 
 
 def _interval(point: Estimate) -> str:

@@ -346,3 +346,38 @@ def test_the_summary_says_which_policy_was_sampled_and_how_it_was_trained(
     digest = policy_digest(str(tmp_path / "trained" / "policy"))
     (tmp_path / "trained" / "policy" / "maxk_training.json").unlink()
     assert policy_digest(str(tmp_path / "trained" / "policy")) == digest, "settings are not weights"
+
+
+def test_every_k_is_estimated_from_samples_that_were_told_it(
+    config: Path, random_policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = ("--data.template.user", "{prompt} Tries: {k}.")
+    run(config, random_policy, tmp_path / "told", "--told_k", "same", *template, num_samples=4)
+    told = json.loads((tmp_path / "told/told.json").read_text())
+    for metric in ("max_at_k", "pass_at_k"):
+        assert [point["k"] for point in told[metric]] == [1, 2, 4]
+        for point in told[metric]:
+            (alone,) = load(tmp_path / f"told/told-{point['k']}")
+            (same,) = (each for each in alone.curve(metric) if each.k == point["k"])
+            assert point["value"] == same.value
+    texts = [[sample.completion for sample in read_samples(tmp_path / f"told/told-{k}/samples.jsonl")] for k in (1, 4)]
+    assert texts[0] != texts[1]
+    assert "told the k of each row" in capsys.readouterr().out
+    run(config, random_policy, tmp_path / "four", *template, num_samples=4)
+    assert [sample.completion for sample in read_samples(tmp_path / "four/samples.jsonl")] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--told_k", "0,1"], "--told_k is '0,1'"),
+        (["--told_k", "some"], "--told_k is 'some'"),
+        (["--told_k", "2"], r"data\.template has no \{k\}"),
+        (["--told_k", "2", "--temperatures", "1"], "does not go with --temperatures"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(
+    given: list[str], message: str, config: Path, random_policy: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(config, random_policy, tmp_path / "out", *given)

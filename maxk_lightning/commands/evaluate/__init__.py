@@ -18,6 +18,7 @@ def evaluate(
     problems_per_chunk: int = 8,
     shard: str | None = None,
     temperatures: str | None = None,
+    told_k: str | None = None,
     select: str | None = None,
     predict_up_to: int | None = None,
     until_width: float | None = None,
@@ -40,6 +41,9 @@ def evaluate(
             (`CUDA_VISIBLE_DEVICES=1 ... --shard 1/4`). The process that finishes last joins the shares.
         temperatures: Several instead of that of the YAML, such as .6,.8,1,1.2: an output each, in
             `out`/temperature-0.6 and so on, which `compare out` lays side by side.
+        told_k: Numbers of tries for `{k}` in the template, instead of `data.told_k` or `num_samples`:
+            `same` tells the k that is reported (1, 2, 4, ..., with `num_samples` samples of each problem for every one)
+            and joins the points in told.json; 1,8,128 tells these. An output each, in `out`/told-8 and so on.
         select: Also realised best-of-k, the reward of the one of k samples that is chosen without hidden tests, in
             realised.json: `public` (tests that the statement shows), `agreement` (of outputs on further inputs),
             `codet` (both at once, and inputs that the samples propose), `majority` (of answers), `likelihood`; several
@@ -60,11 +64,14 @@ def evaluate(
     # These import torch, which `--help` must not wait for.
     from maxk_lightning.commands.evaluate.policy import evaluate_policy
     from maxk_lightning.commands.evaluate.shards import parse_shard
+    from maxk_lightning.commands.evaluate.told import parse_told_ks
 
     if predict_up_to is not None and predict_up_to <= num_samples:
         raise ValueError(f"--predict_up_to is {predict_up_to}, must be above --num_samples, which is {num_samples}")
     if until_width is not None and not until_width > 0.0:
         raise ValueError(f"--until_width is {until_width}, must be above 0")
+    if told_k is not None and (temperatures is not None or shard is not None):
+        raise ValueError("--told_k does not go with --temperatures or --shard")
     if until_width is not None and shard is not None:
         raise ValueError("--until_width needs the samples of all problems: it does not go with --shard")
     target = Path(out)
@@ -78,6 +85,7 @@ def evaluate(
         problems_per_chunk=problems_per_chunk,
         shard=None if shard is None else parse_shard(shard),
         temperatures=[] if temperatures is None else parse_temperatures(temperatures),
+        told_ks=[] if told_k is None else parse_told_ks(told_k, num_samples),
         select=select,
         predict_up_to=predict_up_to or (0 if until_width is None else num_samples),
         until_width=until_width,

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from maxk_lightning.commands.evaluate.collect_samples import Settings, Task, col
 from maxk_lightning.commands.evaluate.realised import print_realised, realised_curves
 from maxk_lightning.commands.evaluate.shards import Shard, join_shards
 from maxk_lightning.commands.evaluate.summary_table import print_summary
+from maxk_lightning.commands.evaluate.told import write_told
 from maxk_lightning.commands.evaluate.until_width import collect_until
 from maxk_lightning.commands.export import export
 from maxk_lightning.commands.trainer import PartsCLI
@@ -44,6 +46,7 @@ def evaluate_policy(
     problems_per_chunk: int,
     shard: Shard | None,
     temperatures: Sequence[float],
+    told_ks: Sequence[int],
     select: str | None,
     predict_up_to: int,
     until_width: float | None,
@@ -59,6 +62,8 @@ def evaluate_policy(
         policy = exported(policy, (shard.directory(out) if shard else out) / "policy")
     settings = read_run_settings(["--config", config, *overrides], policy)
     console = Console()
+    if told_ks and not settings.data.template.tells_k:
+        raise ValueError("--told_k: data.template has no {k}, so prompts tell no number of tries")
     selectors = [] if select is None else parse_selectors(select, settings.reward)
     try:
         for benchmark, source in (benchmarks or _test_source(settings.data)).items():
@@ -66,10 +71,11 @@ def evaluate_policy(
             check_problems(settings.reward, problems)
             # Seeds depend on run seed and problem alone, so policies, and temperatures, are compared in pairs.
             seeds = [derive_seed(settings.data.seed, "evaluate", problem.id) for problem in problems]
-            prompts = settings.data.render(problems, seeds, settings.data.told_k or num_samples)
-            for temperature in temperatures or (None,):
-                directory, title = _place(out, name, temperature)
+            told: dict[int, Summary] = {}
+            for temperature, told_k in product(temperatures or (None,), told_ks or (None,)):
+                directory, title = _place(out, name, temperature, told_k)
                 directory = directory / benchmark if benchmarks else directory
+                prompts = settings.data.render(problems, seeds, told_k or settings.data.told_k or num_samples)
                 task = Task(
                     problems=problems,
                     prompts=prompts,
@@ -96,6 +102,9 @@ def evaluate_policy(
                     print_realised(realised, summary.max_at_k, console)
                     _draw(Run(directory, summary))
                 console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
+                if told_k is not None:
+                    told[told_k] = summary
+            write_told(told, out / benchmark if benchmarks else out, name, console)
     finally:
         if isinstance(settings.engine, ManagedEngine):
             settings.engine.close()
@@ -136,11 +145,13 @@ def _config_of_reward(rollout: Any) -> str:
     return str(configs["eval_reward"] or configs["rewards"] or configs["reward"])
 
 
-def _place(out: Path, name: str, temperature: float | None) -> tuple[Path, str]:
-    """Directory and name of the samples of a temperature; None: of the YAML's."""
-    if temperature is None:
-        return out, name
-    return out / f"temperature-{temperature:g}", f"{name} T={temperature:g}"
+def _place(out: Path, name: str, temperature: float | None, told_k: int | None) -> tuple[Path, str]:
+    """Directory and name of the samples of a temperature, or of a told k; None: of the YAML's."""
+    if temperature is not None:
+        return out / f"temperature-{temperature:g}", f"{name} T={temperature:g}"
+    if told_k is not None:
+        return out / f"told-{told_k}", f"{name} told {told_k}"
+    return out, name
 
 
 def _sampling(sampling: Sampling, num_samples: int, temperature: float | None) -> Sampling:

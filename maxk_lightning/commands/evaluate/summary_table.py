@@ -1,5 +1,7 @@
 """What `evaluate` prints at its end."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
@@ -11,11 +13,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     """The curves, the state of the completions, and where the time went."""
     size = f"{summary.num_problems} problems x {summary.num_samples} samples"
     console.print(f"{summary.name} on {summary.benchmark}: {size}", markup=False, soft_wrap=True)
-    table = Table()
-    for heading in ("k", "max@k", "95% interval", "pass@k", "95% interval"):
-        table.add_column(heading, justify="right")
-    for best, passed in zip(summary.max_at_k, summary.pass_at_k, strict=True):
-        table.add_row(str(best.k), *_cells(best), *_cells(passed))
+    table = _curve_table(summary.max_at_k, summary.pass_at_k)
     for best, passed in zip(summary.predicted_max_at_k, summary.predicted_pass_at_k, strict=True):
         table.add_row(f"predicted {best.k}", *_cells(best), *_cells(passed), style="italic")
     console.print(table)
@@ -31,6 +29,20 @@ def print_summary(summary: Summary, console: Console) -> None:
     )
     for note in summary.notes:
         console.print(f"[yellow]note:[/yellow] {note}")
+
+
+def print_curves(max_at_k: Sequence[Estimate], pass_at_k: Sequence[Estimate], console: Console) -> None:
+    """Both curves, k by k."""
+    console.print(_curve_table(max_at_k, pass_at_k))
+
+
+def _curve_table(max_at_k: Sequence[Estimate], pass_at_k: Sequence[Estimate]) -> Table:
+    table = Table()
+    for heading in ("k", "max@k", "95% interval", "pass@k", "95% interval"):
+        table.add_column(heading, justify="right")
+    for best, passed in zip(max_at_k, pass_at_k, strict=True):
+        table.add_row(str(best.k), *_cells(best), *_cells(passed))
+    return table
 
 
 def _cells(point: Estimate) -> tuple[str, str]:

@@ -128,9 +128,10 @@ class Sampler:
 
         When the engine of any rank fails, what is under way has failed; `take` says so.
         """
-        if self._part is None or self._order is None:
+        if self._part is None:
             return
         order = self._order
+        assert order is not None
         if self._sync.refresh(weights, order.prompts, order.sampling, ranks, NUM_TEST_TOKENS_IN_FLIGHT):
             self._pushes.append(self._sync.last)
             return

@@ -180,3 +180,5 @@ def test_a_server_that_was_started_anew_has_nobodys_weights(pair: tuple[Served, 
     pair[0].start()
     with pytest.raises(EngineError, match="has other weights than it was given"):
         engine.generate(PROMPTS, SAMPLING)
+    with pytest.raises(EngineError, match="no vLLM server is left that has the last weights"):
+        engine.generate(PROMPTS, SAMPLING)

@@ -88,9 +88,13 @@ class Fleet:
                 raise result
             else:
                 made.append(result)
+        self.check()
+        return made
+
+    def check(self) -> None:
+        """Raise an EngineError when none is left."""
         if not self.links:
             raise self._none_left()
-        return made
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Compare = Literal["tokens", "lines_decimal", "tokens_float", "exact"]
 ValueFormat = Literal["json", "python"]
@@ -136,6 +136,15 @@ class Sampling:
             raise ValueError(f"stop is {list(self.stop)}, must hold no empty string")
 
 
+class Segment(NamedTuple):
+    """Tokens of a completion that one version of the weights drew, up to the next segment or the end."""
+
+    first_token: int
+    "Place of the first of them in the completion, from 0."
+    version: int
+    "Optimizer step of the weights."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """One answer of the behaviour policy."""
@@ -150,6 +159,9 @@ class Completion:
     "Answer as a reward reads it: the prompt's prefill, then the decoded tokens without special tokens."
     finish_reason: FinishReason
     "`stop`: ended by a stop token or stop string; `length`: cut at max_new_tokens."
+    segments: tuple[Segment, ...] = ()
+    """Which weights drew which tokens, in order, where they may have changed amid the rollout; empty: those of its
+    `version` drew all."""
 
     @property
     def mean_logprob(self) -> float | None:

@@ -22,6 +22,7 @@ from maxk_lightning.objectives import Staged, check_group_size
 from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
 from maxk_lightning.rewards.configured import as_reward, configured_reward
 from maxk_lightning.rollouts import Allocation, Replay, RolloutEngine, TransformersEngine
+from maxk_lightning.rollouts.ages import Ages, ages_of
 from maxk_lightning.rollouts.allocation import Allocator, pilot_of
 from maxk_lightning.rollouts.ranks import ranks_of
 from maxk_lightning.rollouts.refill import Further, has_credit
@@ -62,13 +63,15 @@ class RolloutCallback(Callback):
             eval_sampling: Of validation, test and predict.
             rollouts_ahead: Sample and score so many further rollouts, with the weights from before, while this one
                 trains. They are off-policy, which losses with ratios and off-policy objectives correct for;
-                `rollout/age` says how old, at most `rollouts_ahead` times the optimizer steps of a rollout. No group is
-                dropped for being slow. Checkpoints hold the rollouts that were begun, so a resumed run goes on exactly.
+                `rollout/age_max` says how old, at most `rollouts_ahead` times the optimizer steps of a rollout. No
+                group is dropped for being slow. Checkpoints hold the rollouts that were begun, so a resumed run goes
+                on exactly.
                 Above 1: with `VLLMServerEngine` training does not wait for a slow rollout, and how old each one is
                 depends on time; other engines take turns, and every rollout is as old as it may be. Not with an engine
                 on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
             max_age: Optimizer steps that the weights of a rollout may be older than those its training begins with; a
-                rollout is begun no sooner. None: as many as `rollouts_ahead` allows.
+                rollout is begun no sooner, so it holds of its oldest token also where weights are pushed in flight.
+                None: as many as `rollouts_ahead` allows.
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
                 on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; float32 on both
                 sides differs by less than 1e-5 and deserves a bound of 1e-4.
@@ -101,6 +104,11 @@ class RolloutCallback(Callback):
             raise ValueError(f"rollout.max_age is {max_age}, must be positive, with rollout.rollouts_ahead above 0")
         if not max_logprob_gap > 0.0:
             raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
+        if getattr(engine, "in_flight_weight_updates", False) and not rollouts_ahead:
+            raise ValueError(
+                "rollout.engine.in_flight_weight_updates has no effect without rollout.rollouts_ahead: no rollout is "
+                "sampled while the policy is trained"
+            )
         if rollouts_ahead and getattr(engine, "sleep_while_training", False):
             raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
         if rollouts_ahead and getattr(engine, "tensor_parallel_size", 1) > 1:
@@ -122,7 +130,7 @@ class RolloutCallback(Callback):
         "Groups that may be replayed, and those that are; None: without `replay`."
         self._stored_replay: dict[str, Any] = {}  # of the checkpoint that this run was resumed from
         self.sampler = Sampler(engine, self.reward, max_logprob_gap)
-        self._age = 0  # of the current rollout when training on it began, in optimizer steps
+        self._ages = Ages(0.0, 0)  # of the current rollout when training on it began
         self._replayed_ages: list[int] = []  # likewise, of the groups that are replayed
         self._logged_epoch: int | None = None
         self._training_since = self._training_until = 0.0
@@ -220,7 +228,10 @@ class RolloutCallback(Callback):
     ) -> None:
         """Remember when the last step ended: a validation may follow in the same epoch. Stop a run that diverged."""
         self._training_until = time.perf_counter()
-        self.sampler.advance(ranks_of(trainer))
+        ranks = ranks_of(trainer)
+        self.sampler.advance(ranks)
+        if getattr(self.engine, "in_flight_weight_updates", False):
+            self.sampler.push(_weights(trainer, pl_module), ranks)
         if pl_module.guard.is_exhausted and not trainer.is_last_batch:  # see `RolloutCheckpoint`
             stop(trainer, pl_module)
         self._sample_ahead(trainer, pl_module, num_done=_num_done(trainer))
@@ -358,10 +369,10 @@ class RolloutCallback(Callback):
         replayed = [kept.group for kept in drawn]
         _datamodule(trainer).buffers["fit"].fill(rollout, index, num_done, module.idle, replayed)
         begun_at = trainer.global_step - num_done
-        self._age = begun_at - rollout.version
+        self._ages = ages_of(rollout, begun_at, ranks_of(trainer))
         self._replayed_ages = [begun_at - kept.version for kept in drawn]
         if module.old is not None:
-            module.old.begin(rollout, max(self._age, *self._replayed_ages, 0))
+            module.old.begin(rollout, max(self._ages.largest, *self._replayed_ages, 0))
 
     def _log_once(self, trainer: Trainer, pl_module: PolicyModule) -> None:
         """Log the current rollout unless this process has done so."""
@@ -380,7 +391,8 @@ class RolloutCallback(Callback):
             "rollout/num_prompts": num_prompts,
             "rollout/credit_fraction": num_credited / num_prompts,
             "rollout/passed_over": float(_datamodule(trainer).num_passed_over(trainer.current_epoch)),
-            "rollout/age": float(self._age),
+            "rollout/age": self._ages.mean,
+            "rollout/age_max": float(self._ages.largest),
             "rollout/completions_min": -smallest,
             "rollout/completions_max": largest,
             "rollout/replayed": float(len(self._replayed_ages)),

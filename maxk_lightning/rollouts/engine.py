@@ -101,7 +101,9 @@ class ManagedEngine(Protocol):
     """An engine with memory or processes of its own.
 
     One with a true attribute `sleep_while_training` is not combined with `rollout.rollouts_ahead`. One with a true
-    attribute `runs_apart` samples on processors of its own: training does not wait for it.
+    attribute `runs_apart` samples on processors of its own: training does not wait for it. One with a true attribute
+    `in_flight_weight_updates` is given the weights of every optimizer step, also while another thread samples with it;
+    its completions have `segments`.
     """
 
     def sleep(self) -> bool:

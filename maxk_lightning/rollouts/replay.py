@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from maxk_lightning.objectives import Objective
+from maxk_lightning.rollouts.ages import oldest_version
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.refill import has_credit
 from maxk_lightning.rollouts.rollout import Group, Rollout, lean, rewards_of
@@ -28,7 +29,7 @@ class Replay:
     capacity: int = 64
     "Groups that are kept, over all ranks. Of more, those go whose credits are smallest."
     max_age: int = 32
-    "Optimizer steps since a group was sampled after which it is dropped."
+    "Optimizer steps since the oldest token of a group was sampled after which it is dropped."
     max_uses: int = 2
     "Rollouts that a group is mixed into, beside its own, before it is dropped."
 
@@ -61,7 +62,7 @@ class Kept:
     group: Group
     "Its samples, with their log-probs as they were drawn; without tests and columns."
     version: int
-    "Optimizer step of the weights that sampled it."
+    "Optimizer step of the weights that sampled its oldest token."
     num_uses: int = 0
     "Rollouts that it has been mixed into."
 
@@ -91,7 +92,9 @@ class ReplayBuffer:
         """Keep the groups with credit of a rollout that has been trained on; all ranks come here together."""
         groups = ranks.gather([lean(group) for group in rollout.samples.groups])
         credited = [group for group, has in zip(groups, has_credit(objective, groups), strict=True) if has]
-        self._kept += [Kept(group=group, version=rollout.version) for group in credited]
+        self._kept += [
+            Kept(group=group, version=oldest_version(group.completions, rollout.version)) for group in credited
+        ]
         if (excess := len(self._kept) - self.replay.capacity) > 0:
             credits_M = _mean_credits(objective, [kept.group for kept in self._kept])
             least = set(sorted(range(len(self._kept)), key=lambda place: credits_M[place])[:excess])  # stable

@@ -1,4 +1,4 @@
-"""Orders, groups, and rollouts: groups sampled from one version of the policy.
+"""Orders, groups, and rollouts: groups sampled from one version of the policy, or begun with one.
 
 Legend: P prompts, N completions per prompt.
 """
@@ -107,7 +107,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """What one rank sampled from one version of the policy."""
+    """What one rank sampled."""
 
     samples: Samples
     "Groups, one per prompt of the order."
@@ -116,11 +116,11 @@ class Rollout:
     score_s: float
     "Wall-clock seconds spent scoring after sampling had ended."
     version: int = 0
-    "Optimizer step of the weights that sampled."
+    "Optimizer step of the weights that it was begun with; `Completion.segments` tells of those pushed meanwhile."
     sync_s: float = 0.0
-    "Wall-clock seconds that pushing these weights to the engine took, their proof included."
+    "Wall-clock seconds that pushing these weights to the engine took, and those pushed meanwhile, proofs included."
     logprob_gap: float = float("nan")
-    "Mean |log-prob of the engine - log-prob of the trainer| in that proof, nats per token, worst rank."
+    "Mean |log-prob of the engine - log-prob of the trainer| in that proof, nats per token; worst rank and push."
     sequence_gap: float = float("nan")
     "The same of the sums over a completion, nats per completion."
     chosen: Sequence[int] | None = None
@@ -128,10 +128,10 @@ class Rollout:
 
 
 def extended(first: Rollout, more: Rollout, samples: Samples) -> Rollout:
-    """A rollout of the samples that were made of both, which the same weights sampled."""
-    assert first.version == more.version, "the engine was given other weights before the rollout was complete"
+    """A rollout of the samples that were made of both, the first part and one that was sampled after it."""
+    assert first.version == more.version, "parts of two rollouts"
     return replace(
-        first,
+        more,
         samples=samples,
         generate_s=first.generate_s + more.generate_s,
         score_s=first.score_s + more.score_s,

@@ -2,11 +2,12 @@
 
 How a rollout is made: push the weights and prove them (`weight_sync`), sample and score (`collect`), the same for
 further prompts from the same weights (`refill`); all of it once more with a fresh engine when that of any rank fails.
+An engine that takes weights while it samples may be given newer ones meanwhile.
 """
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.refill import Draw, Further, Orders
 from maxk_lightning.rollouts.rollout import Order, Rollout
 from maxk_lightning.rollouts.stored import Record, from_state, to_state
-from maxk_lightning.rollouts.weight_sync import Weights, WeightSync
+from maxk_lightning.rollouts.weight_sync import NUM_TEST_TOKENS_IN_FLIGHT, Push, Weights, WeightSync
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Sampler:
     """Engine and reward at work. Holds the rollout that is trained on, and those that are sampled ahead of it.
 
     Rollouts are begun in the order of their numbers, one after another: an engine does one thing at a time, and with
-    the weights that it has.
+    the weights that it has, which `push` alone changes meanwhile.
 
     All ranks call every method together, `close` apart.
     """
@@ -45,7 +46,9 @@ class Sampler:
         self._sync = WeightSync(engine, max_logprob_gap)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._ahead: deque[Draw] = deque()  # only the last one may be incomplete
-        self._part: Future[Rollout] | None = None  # of the last rollout ahead: what the thread was given last
+        self._part: Future[Rollout] | None = None  # of the last rollout ahead: what the thread was given last,
+        self._order: Order | None = None  # which is this,
+        self._pushes: list[Push] = []  # and the weights that rollout has been sampled with
         self._stored_ahead: deque[Record] = deque()  # of the checkpoint that this run was resumed from, until taken;
         self._stored_current: Record | None = None  # the stored rollouts ahead come before those begun since
 
@@ -80,8 +83,10 @@ class Sampler:
             if self._sync.refresh(weights, order.prompts, order.sampling, ranks):
                 draw = Draw(order, further)
                 while draw.due is not None:
-                    make = partial(_unless_the_engine_fails, self._collector(draw.due, reward=reward))
-                    draw.add(ranks.together(make), ranks)
+                    push = self._sync.last
+                    collector = self._collector(draw.due, push.version, reward=reward)
+                    part = ranks.together(partial(_unless_the_engine_fails, collector))
+                    draw.add(part and _proved(part, [push]), ranks)
                 if draw.rollout is not None:
                     return draw.rollout
             self._sync.close()
@@ -114,8 +119,26 @@ class Sampler:
             self._sync.close()
             return False
         self._ahead.append(Draw(order, further))
+        self._pushes = [self._sync.last]
         self._submit(order, ranks)
         return True
+
+    def push(self, weights: Weights, ranks: Ranks) -> None:
+        """Give the engine newer weights while it samples, nothing where nothing is under way.
+
+        When the engine of any rank fails, what is under way has failed; `take` says so.
+        """
+        if self._part is None:
+            return
+        order = self._order
+        assert order is not None
+        if self._sync.refresh(weights, order.prompts, order.sampling, ranks, NUM_TEST_TOKENS_IN_FLIGHT):
+            self._pushes.append(self._sync.last)
+            return
+        self._sync.close()
+        self._part.exception()  # the thread has let go of the engine
+        self._part = Future()
+        self._part.set_exception(EngineError("weights could not be pushed to the rollout engine while it sampled"))
 
     def advance(self, ranks: Ranks) -> None:
         """Take up what was under way once it is done on every rank, and go on with further prompts."""
@@ -202,37 +225,46 @@ class Sampler:
         self._sync.close()
 
     def _submit(self, order: Order, ranks: Ranks) -> None:
-        self._part = self._thread.submit(self._collector(order, ranks.device))
+        self._order = order
+        self._part = self._thread.submit(self._collector(order, self._pushes[0].version, ranks.device))
 
     def _add_part(self, ranks: Ranks) -> None:
         """Add what the thread was given last, and give it what is due next."""
         assert self._part is not None
         draw = self._ahead[-1]
-        draw.add(self._part.result(), ranks)
+        draw.add(_proved(self._part.result(), self._pushes), ranks)
         self._part = None
         if draw.due is not None:
             self._submit(draw.due, ranks)
 
     def _collector(
-        self, order: Order, device: torch.device | None = None, reward: Reward | None = None
+        self, order: Order, version: int, device: torch.device | None = None, reward: Reward | None = None
     ) -> Callable[[], Rollout]:
-        """Make a function that samples the order from the weights that the engine has now.
+        """Make a function that samples the order from the weights that the engine has.
 
         Args:
             order: What to sample.
+            version: Optimizer step of the weights that the rollout was begun with.
             device: Of the rank, for a thread: every thread starts with the first GPU. None: the rank's own thread.
             reward: In place of the sampler's own.
         """
-        version, sync_s, gap = self._sync.version, self._sync.seconds, self._sync.gap
-        assert version is not None
 
         def run() -> Rollout:
             if device is not None and device.type == "cuda":
                 torch.cuda.set_device(device)
-            rollout = collect(self.engine, reward or self.reward, order, version, self.watcher)
-            return replace(rollout, sync_s=sync_s, logprob_gap=gap.mean, sequence_gap=gap.of_sums)
+            return collect(self.engine, reward or self.reward, order, version, self.watcher)
 
         return run
+
+
+def _proved(rollout: Rollout, pushes: Sequence[Push]) -> Rollout:
+    """The rollout with what is known of the weights that it was sampled with."""
+    return replace(
+        rollout,
+        sync_s=sum(push.seconds for push in pushes),
+        logprob_gap=max(push.gap.mean for push in pushes),
+        sequence_gap=max(push.gap.of_sums for push in pushes),
+    )
 
 
 def _has_ended_well(part: Future[Rollout]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
-from maxk_lightning.types import Completion, Sampling, Score
+from maxk_lightning.types import Completion, Sampling, Score, Segment
 
 Record = dict[str, Any]
 FACTS = ("version", "generate_s", "score_s", "sync_s", "logprob_gap", "sequence_gap", "chosen")
@@ -59,6 +59,7 @@ def as_record(group: Group) -> Record:
         "entropies": None if None in entropies else _floats([values for values in entropies if values is not None]),
         "texts": [completion.text for completion in completions],
         "finish_reasons": [completion.finish_reason for completion in completions],
+        "segments": [[list(segment) for segment in completion.segments] for completion in completions],
         "rewards": [score.reward for score in group.scores],
         "verdicts": [list(score.verdicts) for score in group.scores],
         "missing_causes": [score.missing_cause for score in group.scores],
@@ -82,13 +83,15 @@ def completions_of(record: Record) -> list[Completion]:
             entropies=None if row is None else tuple(row.tolist()),
             text=text,
             finish_reason=finish_reason,
+            segments=tuple(Segment(*segment) for segment in segments),
         )
-        for tokens, logprobs, row, text, finish_reason in zip(
+        for tokens, logprobs, row, text, finish_reason, segments in zip(
             record["token_ids"].split(lengths),
             record["logprobs"].split(lengths),
             entropy_rows,
             record["texts"],
             record["finish_reasons"],
+            record["segments"],
             strict=True,
         )
     ]

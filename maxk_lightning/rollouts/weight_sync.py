@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 NUM_TEST_PROMPTS = 8
 NUM_TEST_TOKENS = 64
 "Tokens sampled per prompt after every push, to compare log-probs."
+NUM_TEST_TOKENS_IN_FLIGHT = 8
+"Likewise while a rollout is sampled: training waits for them after every optimizer step."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,17 @@ NO_GAP = Gap(float("nan"), float("nan"), float("nan"))
 "Before anything was compared."
 
 
+class Push(NamedTuple):
+    """A push of weights, and its proof."""
+
+    version: int
+    "Optimizer step of the weights."
+    seconds: float
+    "Wall-clock seconds that both took."
+    gap: Gap
+    "Each number that of the worst rank."
+
+
 class WeightSync:
     """Pushes weights to an engine, and compares the log-probs of both sides on a few fresh samples."""
 
@@ -65,7 +78,20 @@ class WeightSync:
         self.seconds = 0.0
         "Seconds that the last push and its proof took."
 
-    def refresh(self, weights: Weights, prompts: Sequence[Prompt], sampling: Sampling, ranks: Ranks) -> bool:
+    @property
+    def last(self) -> Push:
+        """The push whose weights the engine has."""
+        assert self.version is not None, "the engine was given no weights"
+        return Push(self.version, self.seconds, self.gap)
+
+    def refresh(
+        self,
+        weights: Weights,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        ranks: Ranks,
+        num_tokens: int = NUM_TEST_TOKENS,
+    ) -> bool:
         """Give the engine the current weights unless it has them; False when the engine of any rank failed.
 
         The proof samples with top_p 1 whatever `sampling` says: log-probs of a truncated distribution are not those of
@@ -80,7 +106,7 @@ class WeightSync:
             return True
         started = time.perf_counter()
         tested = list(prompts[:NUM_TEST_PROMPTS]) or [Prompt(problem_id="", token_ids=(0,), seed=0)]
-        num_tokens = min(NUM_TEST_TOKENS, sampling.max_new_tokens)
+        num_tokens = min(num_tokens, sampling.max_new_tokens)
         short = replace(sampling, num_completions=1, max_new_tokens=num_tokens, top_p=1.0)
         parts = ranks.together(lambda: self._push(weights, tested, short))
         if not ranks.all_true(parts is not None):

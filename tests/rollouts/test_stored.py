@@ -10,7 +10,7 @@ import torch
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.rollout import Group, Order, Rollout, Samples
 from maxk_lightning.rollouts.stored import from_state, to_state
-from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score
+from maxk_lightning.types import Completion, Problem, Prompt, Sampling, Score, Segment
 
 SAMPLING = Sampling(num_completions=3, stop=("\n```", "é"))
 
@@ -24,6 +24,7 @@ def _group(number: int, draw: random.Random) -> Group:
             entropies=None if draw.random() < 0.1 else tuple(draw.random() for _ in range(length)),
             text="é" * length,
             finish_reason="stop",
+            segments=(Segment(0, 6), Segment(1, 8)) if length > 1 else (),
         )
         for length in lengths
     ]

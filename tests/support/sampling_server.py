@@ -3,7 +3,10 @@
 Its completions are functions of the seed and of the weights that it has read from files, so that old weights show. It
 does what `/plan` tells it: `die_after` so many completions, `hold` them until told otherwise, `refuse` weights, or
 `stop`: as vLLM does when it is told to end, it closes its port, and leaves open what it is asked meanwhile.
-`/asked` tells how many completions it was asked for, and how many of them it holds.
+`/asked` tells how many completions it was asked for, and how many of them it holds; `/log`, what it was told.
+
+A completion asked by `/inference/v1/generate` is sampled in two halves, between which `hold` holds it, and while the
+server is paused neither begins. Each half is a function of the weights at its time.
 """
 
 import json
@@ -26,6 +29,8 @@ class State:
     weights = 0
     version = "default"
     num_asked = num_held = 0
+    is_paused = False
+    log: list[str] = []  # noqa: RUF012
     plan: dict[str, Any] = {}  # noqa: RUF012
     changed = threading.Condition()
 
@@ -38,13 +43,26 @@ class Handler(JsonHandler):
         answers: dict[str, Any] = {
             "/weight_info": {"weight_version": State.version},
             "/asked": {"total": State.num_asked, "held": State.num_held},
+            "/log": {"told": State.log},
         }
         self.answer(200, answers.get(self.path, {}))
 
     def do_POST(self) -> None:
         """Take a plan, weights or a request."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/plan":
+        route = self.path.partition("?")[0].strip("/")
+        if route in ("pause", "collective_rpc", "reset_prefix_cache", "update_weight_version", "resume"):
+            State.log.append(self.path.strip("/"))
+            if route == State.plan.get("die_at"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if route == State.plan.get("fail_at"):
+                self.answer(500, {})
+                return
+        if route in ("pause", "resume"):
+            with State.changed:
+                State.is_paused = route == "pause"
+                State.changed.notify_all()
+        elif self.path == "/plan":
             with State.changed:
                 State.plan = body
                 State.changed.notify_all()
@@ -63,20 +81,54 @@ class Handler(JsonHandler):
         elif self.path == "/v1/completions":
             self.answer(200, self._sample(body))
             return
+        elif self.path == "/inference/v1/generate":
+            self.answer(200, self._sample_in_halves(body))
+            return
         self.answer(200, {"success": True})
 
     def _sample(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._count()
+        self._hold()
+        tokens, logprobs = _draw(f"{body['seed']} {body['prompt']}", 4)
+        return {"choices": [{"token_ids": tokens, "logprobs": {"token_logprobs": logprobs}, "finish_reason": "stop"}]}
+
+    def _sample_in_halves(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._count()
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        spans: list[dict[str, Any]] = []
+        for half in range(2):
+            with State.changed:
+                State.changed.wait_for(lambda: not State.is_paused)
+                if not spans or spans[-1]["version"] != State.version:
+                    spans.append({"version": State.version, "start": len(tokens)})
+                more = _draw(f"{body['sampling_params']['seed']} {body['token_ids']} {half}", 2)
+            tokens += more[0]
+            logprobs += more[1]
+            spans[-1]["end"] = len(tokens)
+            if half == 0:
+                self._hold()
+        content = [{"logprob": logprob} for logprob in logprobs]
+        choice = {"token_ids": tokens, "logprobs": {"content": content}, "weight_versions": spans}
+        return {"choices": [choice | {"finish_reason": "stop"}]}
+
+    def _count(self) -> None:
         with State.changed:
             State.num_asked += 1
             if State.num_asked > State.plan.get("die_after", State.num_asked):
                 os.kill(os.getpid(), signal.SIGKILL)
+
+    def _hold(self) -> None:
+        with State.changed:
             State.num_held += 1
             State.changed.wait_for(lambda: not State.plan.get("hold"))
             State.num_held -= 1
-        generator = random.Random(f"{State.weights} {body['seed']} {body['prompt']}")
-        tokens = [generator.randrange(10, 90) for _ in range(4)]
-        logprobs = {"token_logprobs": [-generator.random() for _ in tokens]}
-        return {"choices": [{"token_ids": tokens, "logprobs": logprobs, "finish_reason": "stop"}]}
+
+
+def _draw(name: str, number: int) -> tuple[list[int], list[float]]:
+    generator = random.Random(f"{State.weights} {name}")
+    tokens = [generator.randrange(10, 90) for _ in range(number)]
+    return tokens, [-generator.random() for _ in tokens]
 
 
 class Threads(ThreadingHTTPServer):

@@ -1,8 +1,6 @@
 """One engine, several servers: the load is shared, one that fails is left out, and nobody samples from old weights."""
 
 import logging
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,40 +13,14 @@ from torch import Tensor
 from maxk_lightning.policy import load_model
 from maxk_lightning.rollouts import EngineError, VLLMServerEngine
 from maxk_lightning.rollouts.engines.vllm.fan_out import Receiver, fan_out
-from maxk_lightning.rollouts.engines.vllm.http import Server
 from maxk_lightning.types import Completion, Prompt, Sampling
-from tests.support.paths import ROOT
+from tests.support.served import Served
 
-SCRIPT = ROOT / "tests" / "support" / "sampling_server.py"
 PROMPTS = [Prompt(problem_id=str(seed), token_ids=(5, 6, seed), seed=seed) for seed in range(7, 11)]
 SAMPLING = Sampling(num_completions=8, max_new_tokens=4)
 NUM_ALL = len(PROMPTS) * SAMPLING.num_completions
 WEIGHTS = load_model("builtin").state_dict()
 MOVED = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
-
-
-class Served:
-    """A server in a process of its own that can be killed, and started again at the same address."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.start()
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, str(SCRIPT), str(self.port)], stdout=subprocess.PIPE)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def plan(self, **what: object) -> None:
-        Server(self.url, 30.0).post("plan", what)
-
-    def asked(self, what: str = "total") -> int:
-        return int(Server(self.url, 30.0).get("asked")[what])
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from maxk_lightning.rollouts.engine import EngineError
+from maxk_lightning.rollouts.engines.vllm.completions import ROUTES
 from maxk_lightning.rollouts.engines.vllm.link import Link
 from maxk_lightning.rollouts.engines.vllm.watchdog import POLL_S, Pulse
 
@@ -17,19 +18,36 @@ logger = logging.getLogger(__name__)
 Failure = EngineError | ValueError
 
 
+class Seat:
+    """A server among those that are asked. One that was left out and taken back has another seat."""
+
+    def __init__(self) -> None:
+        self.num_unfinished = 0
+        "Requests."
+
+
 class Fleet:
     """The servers that took the last push. One that fails is asked no more; any number of threads may ask."""
 
-    def __init__(self, links: Sequence[Link]) -> None:
-        self._unfinished = dict.fromkeys(links, 0)
-        self._failure: EngineError | None = None  # of the last one that failed
+    def __init__(self, links: Sequence[Link], taken: Sequence[Link] | None = None) -> None:
+        """Begin with those of the servers that have the weights, None: all."""
+        self._all = list(links)
+        self._seats: dict[Link, Seat] = {}
+        self._failure: BaseException | None = None  # of the last one that failed
         self._lock = threading.Lock()
+        self.renew(self._all if taken is None else taken)
 
     @property
     def links(self) -> list[Link]:
         """Those that have not failed."""
         with self._lock:
-            return list(self._unfinished)
+            return list(self._seats)
+
+    def renew(self, links: Sequence[Link], failure: BaseException | None = None) -> None:
+        """Ask those that took another push, also for what others owe. None: because of a failure nobody has."""
+        with self._lock:
+            self._seats = {link: self._seats.get(link) or Seat() for link in links}
+            self._failure = failure or self._failure
 
     def ask(self, make: Callable[[Link], T]) -> T:
         """What `make` gets from the server with the fewest unfinished requests; from another one when that fails.
@@ -40,17 +58,17 @@ class Fleet:
             EngineError: none is left.
         """
         while True:
-            link = self._begin()
+            link, seat = self._begin()
             try:
                 made = make(link)
-                if self._end(link):
+                if self._end(link, seat):
                     return made
             except EngineError as error:
-                self._leave_out(link, error)
+                self._leave_out(link, error, seat)
                 if not self.links:
                     raise
             except ValueError:
-                self._end(link)
+                self._end(link, seat)
                 raise
 
     def ask_each(self, make: Callable[[Link], T]) -> list[T]:
@@ -70,68 +88,83 @@ class Fleet:
                 raise result
             else:
                 made.append(result)
+        self.check()
+        return made
+
+    def check(self) -> None:
+        """Raise an EngineError when none is left."""
         if not self.links:
             raise self._none_left()
-        return made
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Leave out, while the body runs, those that are gone, also where their requests would wait for ever."""
-        with watched(self.links, self._leave_out):
+        """Leave out, while the body runs, those that are gone, and end what those that are left out still owe."""
+        with watched(lambda: self.links, self._leave_out, self._left_out):
             yield
 
-    def _begin(self) -> Link:
+    def _begin(self) -> tuple[Link, Seat]:
         with self._lock:
-            if not self._unfinished:
+            if not self._seats:
                 raise self._none_left()
-            link = min(self._unfinished, key=self._unfinished.__getitem__)
-            self._unfinished[link] += 1
-            return link
+            link, seat = min(self._seats.items(), key=lambda item: item[1].num_unfinished)
+            seat.num_unfinished += 1
+            return link, seat
 
-    def _end(self, link: Link) -> bool:
+    def _end(self, link: Link, seat: Seat) -> bool:
         """Whether it has not failed meanwhile."""
         with self._lock:
-            if link not in self._unfinished:
-                return False
-            self._unfinished[link] -= 1
-            return True
+            seat.num_unfinished -= 1
+            return self._seats.get(link) is seat
 
-    def _leave_out(self, link: Link, error: EngineError) -> None:
+    def _leave_out(self, link: Link, error: EngineError, seat: Seat | None = None) -> None:
+        """Ask it no more; nothing where a seat is given that it has no longer."""
         with self._lock:
-            was_asked = self._unfinished.pop(link, None) is not None
-            is_last = not self._unfinished
+            was_asked = link in self._seats and seat in (None, self._seats[link])
             if was_asked:
+                del self._seats[link]
                 self._failure = error
+            is_last = not self._seats
         if was_asked and not is_last:
             tell_left_out(link, error)
+
+    def _left_out(self) -> list[Link]:
+        with self._lock:
+            return [link for link in self._all if link not in self._seats]
 
     def _none_left(self) -> EngineError:
         return EngineError(f"no vLLM server is left that has the last weights: {self._failure}")
 
 
 @contextmanager
-def watched(links: Sequence[Link], tell: Callable[[Link, EngineError], None] | None = None) -> Iterator[None]:
+def watched(
+    links: Callable[[], Sequence[Link]],
+    tell: Callable[[Link, EngineError], None] | None = None,
+    left_out: Callable[[], Sequence[Link]] = list,
+) -> Iterator[None]:
     """While the body runs, end the requests of servers that are gone.
 
     One that was told to stop closes its port and ends what computes, but a request that it had taken stays open.
 
     Args:
-        links: To the servers.
+        links: Gives the links to the servers to look at.
         tell: Called when one of them is found to be gone, before its requests end.
+        left_out: Gives the links to those whose completions nobody wants: they may be held for ever.
     """
-    pulses = {link: Pulse(link.is_alive, math.inf) for link in links}
-    gone: set[Link] = set()
+    pulses: dict[Link, Pulse] = {}
     is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(POLL_S):
-            for link, failure in zip(pulses, at_once(lambda link: pulses[link].failure(), list(pulses)), strict=True):
-                if failure is not None and link not in gone:
-                    gone.add(link)
+            looked_at = links()
+            for link in looked_at:
+                pulses.setdefault(link, Pulse(link.is_alive, math.inf))
+            for link, failure in zip(looked_at, at_once(lambda link: pulses[link].failure(), looked_at), strict=True):
+                if failure is not None:
                     if tell is not None:
                         tell(link, EngineError(failure))
-            for link in gone:  # again and again: a request may have been about to begin
-                link.server.abort()
+                    link.server.abort()
+            for link in left_out():  # again and again: a request may have been about to begin
+                link.server.abort(ROUTES)
 
     threading.Thread(target=watch, name="watchdog", daemon=True).start()
     try:

@@ -4,7 +4,7 @@ import http.client
 import json
 import queue
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ class Server:
         self.timeout_s = timeout_s
         self._parts = parts
         self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue()
-        self._busy: set[http.client.HTTPConnection] = set()
+        self._busy: dict[http.client.HTTPConnection, str] = {}  # and the path that it was asked for
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request.
@@ -53,11 +53,12 @@ class Server:
         finally:
             connection.close()
 
-    def abort(self) -> None:
-        """Make the requests that wait for an answer fail."""
-        for connection in list(self._busy):
+    def abort(self, routes: Collection[str] | None = None) -> None:
+        """Make the requests that wait for an answer fail: all of them, or those for some routes."""
+        paths = None if routes is None else {self._path(route) for route in routes}
+        for connection, path in list(self._busy.items()):
             waiting = connection.sock
-            if waiting is not None:
+            if waiting is not None and (paths is None or path in paths):
                 with suppress(OSError):  # it has just ended by itself
                     waiting.shutdown(socket.SHUT_RDWR)
 
@@ -93,7 +94,7 @@ class Server:
     def _over(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
     ) -> tuple[int, bytes]:
-        self._busy.add(connection)
+        self._busy[connection] = path
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -102,7 +103,7 @@ class Server:
             connection.close()
             raise
         finally:
-            self._busy.discard(connection)
+            del self._busy[connection]
         self._idle.put(connection)
         return response.status, answer
 

@@ -1,7 +1,7 @@
 """One vLLM server: the connection to it, its process if it is ours, and the weights that it has."""
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 from torch import Tensor
 
@@ -10,12 +10,22 @@ from maxk_lightning.rollouts.engines.vllm.http import Server
 from maxk_lightning.rollouts.engines.vllm.launch import Process
 from maxk_lightning.rollouts.engines.vllm.transfer import Sender
 
+HOLD = "pause?mode=keep&clear_cache=false"
+"Completions under way stay where they are; those that are asked for wait."
+GO_ON = "resume"
+RESET = "reset_prefix_cache"
+RESET_OF_ALL = f"{RESET}?reset_running_requests=true"
+"""Also what completions under way hold: vLLM computes it anew, with the new weights, when it takes them up. Without, it
+cannot reset anything while one is under way, and further samples of a prompt would read what old weights computed."""
+
 
 class Link:
     """A server and the ways to it. Rank 0 alone has its process and pushes weights; every rank asks it."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, timeout_s: float, *, is_in_flight: bool = False) -> None:
         self.server = Server(url, timeout_s)
+        self.is_in_flight = is_in_flight
+        "Whether it may be sampling while it is given weights."
         self.process: Process | None = None
         self.sender: Sender | None = None
         self.mark: str | None = None
@@ -32,13 +42,15 @@ class Link:
             self._leave_group()
         if self.sender is None:
             self.sender = open_sender(self)
-        self.sender.send(weights)
-        self._take_note(mark)
+        with self._held():
+            self.sender.send(weights)
+            self._take_note(mark)
 
     def read(self, directory: str, mark: str) -> None:
         """Have it read weights from files; raises as `send`."""
-        self.server.post("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": directory}})
-        self._take_note(mark)
+        with self._held():
+            self.server.post("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": directory}})
+            self._take_note(mark)
 
     def has_its_weights(self) -> bool:
         """Whether it is the process that was given weights last, as far as it can tell: one started anew has others.
@@ -74,11 +86,24 @@ class Link:
             self.sender.shutdown()
         self.sender = None
 
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold what it samples while the body gives it other weights, each completion where it is.
+
+        Where the body fails, nothing goes on: its weights may be new in part.
+        """
+        if not self.is_in_flight:
+            yield
+            return
+        self.server.post(HOLD, {})
+        yield
+        self.server.post(GO_ON, {})
+
     def _take_note(self, mark: str) -> None:
         """Forget what was computed with earlier weights, and name the new ones."""
-        if not self.server.post("reset_prefix_cache", {}).get("success", True):
+        if not self.server.post(RESET_OF_ALL if self.is_in_flight else RESET, {}).get("success", True):
             raise EngineError(f"the vLLM server at {self.server.url} could not reset its prefix cache")
         self.mark = None
-        with suppress(ValueError):  # an older vLLM has no such route
+        with nullcontext() if self.is_in_flight else suppress(ValueError):  # an older vLLM has no such route
             if self.server.post("update_weight_version", {"new_version": mark}).get("new_version") == mark:
                 self.mark = mark

@@ -1,6 +1,5 @@
 """Rollouts from a vLLM server: on GPUs of its own or on another machine, with the interface of the colocated engine."""
 
-import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -8,29 +7,21 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from maxk_lightning.policy import load_stop_tokens, load_tokenizer, resolve_policy, weight_shapes
+from maxk_lightning.policy import weight_shapes
 from maxk_lightning.policy.memory import EngineMemory
 from maxk_lightning.rollouts.engine import EngineError, EngineLoad, Part, in_groups
-from maxk_lightning.rollouts.engines.text import answer_text
 from maxk_lightning.rollouts.engines.vllm.agreement import of_all_ranks, raise_together, rank, told_by_first_rank
-from maxk_lightning.rollouts.engines.vllm.arguments import ADMITTED_UTILIZATION, HeadDtype
-from maxk_lightning.rollouts.engines.vllm.errors import finish_reason
+from maxk_lightning.rollouts.engines.vllm.arguments import HeadDtype
+from maxk_lightning.rollouts.engines.vllm.completions import Asker, label_of
 from maxk_lightning.rollouts.engines.vllm.fan_out import fan_out
 from maxk_lightning.rollouts.engines.vllm.fleet import Fleet, at_once, tell_left_out, watched
 from maxk_lightning.rollouts.engines.vllm.gpus import check_gpus, own_gpu
-from maxk_lightning.rollouts.engines.vllm.launch import (
-    REQUIRED_ARGS,
-    Launch,
-    Process,
-    as_json,
-    free_port,
-    wait_until_ready,
-)
+from maxk_lightning.rollouts.engines.vllm.launch import Process, free_port, wait_until_ready
 from maxk_lightning.rollouts.engines.vllm.link import Link
 from maxk_lightning.rollouts.engines.vllm.server_options import (
     CACHE_BYTES,
@@ -42,16 +33,10 @@ from maxk_lightning.rollouts.engines.vllm.server_options import (
     urls_of,
     wire_dtype_of,
 )
+from maxk_lightning.rollouts.engines.vllm.start import num_gpus, own_launch
 from maxk_lightning.rollouts.engines.vllm.transfer import Sender, Source, ipc_info, nccl_info
 from maxk_lightning.rollouts.engines.weights import checked, save_shards
-from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Completion, Prompt, Sampling
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-UTILIZATION = "gpu-memory-utilization"
-PARALLEL_SIZES = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 
 
 class VLLMServerEngine:
@@ -65,6 +50,13 @@ class VLLMServerEngine:
     With `urls` every push goes to all servers at once, and a completion is sampled by the one with the fewest
     unfinished; which one that is changes no random numbers. A server that fails is left out with a warning, and what
     it owed is sampled by the others, until it answers again at a later push.
+
+    With `in_flight_weight_updates` weights may be pushed while a rollout is sampled. A server holds what it samples
+    where it is, takes the weights, computes the keys and values of what it held anew with them, and goes on. So every
+    token is drawn from one version of the policy, given the tokens before it, whoever drew those;
+    `Completion.segments` says from which, and the log-probs are that version's. (Old keys and values are not kept, as
+    PipelineRL does: with weights 5 % larger, log-probs were off by 1 to 3 nats at most, and vLLM cannot forget those of
+    a prompt, which its later samples would read, while they are in use.)
     """
 
     runs_apart = True
@@ -82,6 +74,7 @@ class VLLMServerEngine:
         transfer: Transfer = "nccl",
         transfer_dir: str = "/dev/shm",
         wire_dtype: WireDtype | None = None,
+        in_flight_weight_updates: bool = False,
         master_address: str = LOOPBACK,
         master_port: int | None = None,
         max_connections: int = 256,
@@ -103,6 +96,9 @@ class VLLMServerEngine:
                 safetensors in `transfer_dir`, which server and rank 0 must both see, and vLLM's reload_weights.
             transfer_dir: Of `file`; memory or a fast disk, with room for the weights.
             wire_dtype: Type in which weights travel. None: the dtype in server_args, else bfloat16.
+            in_flight_weight_updates: Push the weights after every optimizer step, also while a rollout is sampled,
+                which goes on with them; with `rollout.rollouts_ahead`. Needs vllm 0.32 or later, and of a server that
+                is yours also `--enable-scale-out`.
             master_address: Of `nccl`: this machine as the server reaches it.
             master_port: Of `nccl`: a free port of this machine, with `urls` the first of as many; None: looked for.
             max_connections: Requests in flight at the same time, per rank and server.
@@ -142,6 +138,7 @@ class VLLMServerEngine:
         self.transfer = transfer
         self.transfer_dir = transfer_dir
         self.wire_dtype: torch.dtype = wire_dtype_of(wire_dtype, server_args)
+        self.in_flight_weight_updates = in_flight_weight_updates
         self.master_address = master_address
         self.master_port = master_port
         self.max_connections = max_connections
@@ -150,32 +147,30 @@ class VLLMServerEngine:
         self.version: int | None = None
         self._links: list[Link] = []  # to all servers; empty: none was looked for
         self._fleet: Fleet | None = None  # those of them that have the weights of `version`
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._stop_tokens: list[int] = []
+        self._run = ""  # of the labels that weights are given
+        self._asker = Asker(policy, is_labelled=in_flight_weight_updates)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Push a full set of weights from rank 0; all ranks come here together and leave when it has arrived.
+
+        With `in_flight_weight_updates` other threads may be sampling; when the push fails, so does what they sample.
 
         Raises:
             ValueError: a weight is unknown, missing, or not finite.
             EngineError: the server failed.
         """
-        self.version = self._fleet = None
+        if not self.in_flight_weight_updates:
+            self.version = self._fleet = None
         self._connect("auto" if self.transfer == "file" else "dummy")  # vLLM reads no files over dummy weights
-        weights = checked(named_tensors, weight_shapes(self.policy))
-        taken: list[Link] = []
-        failure: EngineError | ValueError | None = None
         try:
-            taken = self._push(weights, mark=f"{version}-{uuid.uuid4().hex}")
-        except (EngineError, ValueError) as error:
-            failure = error
-            with suppress(ValueError):  # that a weight is wrong, which every rank sees
-                _drain(weights)
-        raise_together(failure)
-        marks = told_by_first_rank({self._links.index(link): link.mark for link in taken})
-        for index, mark in marks.items():
-            self._links[index].mark = mark
-        self._fleet = Fleet([self._links[index] for index in marks])
+            taken = self._push_together(checked(named_tensors, weight_shapes(self.policy)), version)
+        except BaseException as error:  # an interrupt, too: nobody is to wait for a server that is held
+            self._give_up(error)
+            raise
+        if self._fleet is None:
+            self._fleet = Fleet(self._links, taken)
+        else:  # another thread may be asking it
+            self._fleet.renew(taken)
         self.version = version
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
@@ -191,7 +186,7 @@ class VLLMServerEngine:
         """
         fleet = self._usable_fleet()
         jobs = [(index, sample) for index in range(len(prompts)) for sample in range(sampling.num_completions)]
-        pool = ThreadPoolExecutor(self.max_connections * len(fleet.links), thread_name_prefix="vllm")
+        pool = ThreadPoolExecutor(self.max_connections * max(1, len(fleet.links)), thread_name_prefix="vllm")
         try:
             places = {
                 pool.submit(fleet.ask, partial(self._sample, prompts[index], sample, sampling)): (index, sample)
@@ -236,7 +231,7 @@ class VLLMServerEngine:
         for link in self._links:
             link.close()
         self._links = []
-        self._fleet = self.version = None
+        self._give_up(EngineError("the engine was closed"))
 
     def _usable_fleet(self) -> Fleet:
         """The servers to sample by, after a look whether each has the weights that it was given.
@@ -248,43 +243,22 @@ class VLLMServerEngine:
         if self.urls and self.version is None:
             raise ValueError("rollout.engine.url: nobody knows the weights of that server; they must be loaded first")
         self._connect("auto")
-        self._load_tokenizer()
+        self._asker.prepare()
         fleet = self._fleet = self._fleet or Fleet(self._links)
-        fleet.ask_each(Link.check)
+        if self.in_flight_weight_updates:  # weights may be on their way; every completion tells which it has
+            fleet.check()
+        else:
+            fleet.ask_each(Link.check)
         return fleet
 
     def _sample(self, prompt: Prompt, sample: int, sampling: Sampling, link: Link) -> Completion:
-        tokenizer, stop_tokens = self._load_tokenizer()
-        request = self._request(prompt, sample, sampling, stop_tokens)
-        choice = link.server.post("v1/completions", request)["choices"][0]
-        return Completion(
-            token_ids=tuple(choice["token_ids"]),
-            logprobs=tuple(choice["logprobs"]["token_logprobs"]),
-            entropies=None,
-            text=answer_text(tokenizer, prompt, choice["token_ids"]),
-            finish_reason=finish_reason(choice["finish_reason"]),
-        )
+        return self._asker.ask(link.server, prompt, sample, sampling, None if self.version is None else self._run)
 
-    def _load_tokenizer(self) -> "tuple[PreTrainedTokenizerBase, list[int]]":
-        """The policy's tokenizer and its stop tokens, read from disk once."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.policy)
-            self._stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
-        return self._tokenizer, self._stop_tokens
-
-    def _request(self, prompt: Prompt, sample: int, sampling: Sampling, stop_tokens: list[int]) -> dict[str, Any]:
-        return {
-            "prompt": list(prompt.token_ids),
-            "n": 1,
-            "seed": derive_seed(prompt.seed, sample),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_new_tokens,
-            "stop_token_ids": stop_tokens,
-            "stop": list(sampling.stop),
-            "logprobs": 0,
-            "return_token_ids": True,
-        }
+    def _give_up(self, failure: BaseException) -> None:
+        """Let nobody ask the servers, nor wait for them, until they are given weights again."""
+        if self._fleet is not None:
+            self._fleet.renew([], failure)
+        self._fleet = self.version = None
 
     def _connect(self, load_format: Literal["auto", "dummy"]) -> None:
         """Find the servers, or start one; every rank learns where it is."""
@@ -292,15 +266,26 @@ class VLLMServerEngine:
             return
         gpus = of_all_ranks(own_gpu())
         if not self.urls and self.transfer != "ipc":
-            check_gpus(self.gpus, self._num_gpus(), gpus)
+            check_gpus(self.gpus, num_gpus(self.server_args), gpus)
         if self.transfer == "ipc" and len(gpus) > 1:
             raise ValueError("rollout.engine.transfer: ipc serves a single rank; with several take nccl and gpus")
-        port = told_by_first_rank(free_port(LOOPBACK))
-        self._links = [Link(url, self.timeout_s) for url in self.urls or [f"http://{LOOPBACK}:{port}"]]
+        port, self._run = told_by_first_rank((free_port(LOOPBACK), uuid.uuid4().hex))
+        urls = self.urls or [f"http://{LOOPBACK}:{port}"]
+        self._links = [Link(url, self.timeout_s, is_in_flight=self.in_flight_weight_updates) for url in urls]
         failure = None
         try:
             if not self.urls and rank() == 0:
-                self._links[0].process = Process(self._launch(load_format, port))
+                launch = own_launch(
+                    policy=self.policy,
+                    server_args=self.server_args,
+                    gpus=self.gpus,
+                    head_dtype=self.head_dtype,
+                    transfer=self.transfer,
+                    is_labelled=self.in_flight_weight_updates,
+                    load_format=load_format,
+                    port=port,
+                )
+                self._links[0].process = Process(launch)
             if self.urls or rank() == 0:
                 wait_until_ready([link.server for link in self._links], self._links[0].process, self.start_timeout_s)
         except EngineError as error:
@@ -311,38 +296,21 @@ class VLLMServerEngine:
             self.close()
             raise
 
-    def _launch(self, load_format: str, port: int) -> Launch:
-        arguments = {
-            **REQUIRED_ARGS,
-            **self._defaults(),
-            **self.server_args,
-            "load-format": load_format,
-            "host": LOOPBACK,
-            "port": port,
-        }
-        if self.transfer != "file":
-            arguments["weight-transfer-config"] = as_json({"backend": self.transfer})
-        gpu = own_gpu()
-        return Launch(
-            policy=resolve_policy(self.policy),
-            arguments=arguments,
-            gpus=gpu.name if self.transfer == "ipc" and gpu is not None else self.gpus,
-            takes_handles=self.transfer == "ipc",
-        )
-
-    def _defaults(self) -> dict[str, str | int | float | bool]:
-        """What a server is told unless server_args say otherwise; the reasons stand in `arguments`."""
-        told: dict[str, str | int | float | bool] = {}
-        if not torch.cuda.is_available():
-            told["enable-chunked-prefill"] = False
-        elif CACHE_BYTES in self.server_args:
-            told[UTILIZATION] = ADMITTED_UTILIZATION
-        if self.head_dtype == "float32" and self.server_args.get("dtype") not in ("float32", "float"):
-            told["hf-overrides"] = as_json({"head_dtype": "float32"})
-        return told
-
-    def _num_gpus(self) -> int:
-        return math.prod(int(self.server_args.get(name, 1)) for name in PARALLEL_SIZES)
+    def _push_together(self, weights: Iterator[tuple[str, Tensor]], version: int) -> list[Link]:
+        """Push; all ranks come together, and learn which servers have the weights. Raises as `load_weights`."""
+        taken: list[Link] = []
+        failure: EngineError | ValueError | None = None
+        try:
+            taken = self._push(weights, label_of(version, self._run))
+        except (EngineError, ValueError) as error:
+            failure = error
+            with suppress(ValueError):  # that a weight is wrong, which every rank sees
+                _drain(weights)
+        raise_together(failure)
+        marks = told_by_first_rank({self._links.index(link): link.mark for link in taken})
+        for index, mark in marks.items():
+            self._links[index].mark = mark
+        return [self._links[index] for index in marks]
 
     def _push(self, weights: Iterator[tuple[str, Tensor]], mark: str) -> list[Link]:
         """Give weights to all servers that answer; those that have taken them. Only rank 0 has anything to do.
@@ -359,7 +327,7 @@ class VLLMServerEngine:
         if self.transfer == "file":
             with TemporaryDirectory(prefix="weights-", dir=self.transfer_dir) as directory:
                 save_shards(((name, tensor.to(self.wire_dtype)) for name, tensor in weights), Path(directory))
-                with watched(links):
+                with watched(lambda: links):
                     failures = at_once(lambda link: link.read(directory, mark), links)
         else:
             receivers = [partial(link.send, mark=mark, open_sender=self._open) for link in links]

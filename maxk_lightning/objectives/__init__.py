@@ -71,27 +71,35 @@ Credits follow one scale (see `Objective`). Those with `includes_ratio` go with 
 """
 
 from maxk_lightning.objectives.diagnostics import GroupDiagnostics, group_diagnostics
+from maxk_lightning.objectives.distinct import DistinctMaxAtK
 from maxk_lightning.objectives.exact import ExactMaxAtK
 from maxk_lightning.objectives.first_order import OffPolicyMaxAtK
 from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
 from maxk_lightning.objectives.group_size import check_group_size
 from maxk_lightning.objectives.idle import ZERO_CREDIT, is_idle
-from maxk_lightning.objectives.objective import Objective
+from maxk_lightning.objectives.objective import UNKNOWN_BEHAVIOUR, Objective, credits_of, needs_behaviours
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
+from maxk_lightning.objectives.rank_weighted import CVaR, RankWeighted, SubsetQuantile, TopMMean
+from maxk_lightning.objectives.ratios import ExactRatios, TemperedRatios, tempering
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
 from maxk_lightning.objectives.schedule import Mixture, Staged, WeightedObjectives, largest_k, objective_at
-from maxk_lightning.objectives.set_advantage import SetAdvantage, tempering
+from maxk_lightning.objectives.set_advantage import SetAdvantage
+from maxk_lightning.objectives.subset_objective import SubsetObjective
 
 __all__ = [
     "GRPO",
     "LOG_RATIO_LIMIT",
     "RLOO",
     "RSGRPO",
+    "UNKNOWN_BEHAVIOUR",
     "ZERO_CREDIT",
     "BonMaxMean",
     "BonMaxSecond",
+    "CVaR",
+    "DistinctMaxAtK",
     "DrGRPO",
     "ExactMaxAtK",
+    "ExactRatios",
     "GroupDiagnostics",
     "MaxAtK",
     "MaxRL",
@@ -99,13 +107,20 @@ __all__ = [
     "Objective",
     "OffPolicyMaxAtK",
     "PassKTraining",
+    "RankWeighted",
     "SetAdvantage",
     "Staged",
+    "SubsetObjective",
+    "SubsetQuantile",
+    "TemperedRatios",
+    "TopMMean",
     "WeightedObjectives",
     "check_group_size",
+    "credits_of",
     "group_diagnostics",
     "is_idle",
     "largest_k",
+    "needs_behaviours",
     "objective_at",
     "tempering",
 ]

@@ -15,13 +15,19 @@ from maxk_lightning.objectives import (
     RSGRPO,
     BonMaxMean,
     BonMaxSecond,
+    CVaR,
     DrGRPO,
     ExactMaxAtK,
+    ExactRatios,
     MaxAtK,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
+    RankWeighted,
     SetAdvantage,
+    SubsetQuantile,
+    TemperedRatios,
+    TopMMean,
     group_diagnostics,
 )
 from tests.support.examples import examples
@@ -54,6 +60,10 @@ EVERY = [
     PassKTraining(K),
     SetAdvantage(K),
     SetAdvantage(K, 0.0),
+    RankWeighted(K, [1.0, -2.0, 0.5]),
+    CVaR(K, 0.5),
+    ExactRatios(TopMMean(K, 2), None),
+    TemperedRatios(SubsetQuantile(K, 0.5)),
 ]
 SHIFT_INVARIANT = [o for o in EVERY if getattr(o, "baseline", "") not in ("none", "mean")]
 SCALE_FREE = (GRPO, PassKTraining)

@@ -60,6 +60,15 @@ four kinds of drift; `python scripts/sequence_study.py --out docs` has all pairs
 - `GRPO` x `CISPO` had the highest cosine with max@k of all, .80 to .81: in these toys the mean reward rises in nearly
   the same direction, and its estimate has less noise. Where the two aims differ, it follows its own.
 
+**More than the best of k.** The same law of subsets gives exact credits for other values of a k-subset, in the same
+O(n k): `TopMMean` (the user keeps m of k), `SubsetQuantile`, `CVaR` (a tail, the lower one for what must not fail),
+`RankWeighted` (any weighted sum of the sorted rewards), and `DistinctMaxAtK`, which adds a bonus for every different
+behaviour among the correct samples of the subset, in O(n k) per behaviour. They are advantages for `losses.CISPO`, as
+`MaxAtK` is; `ExactRatios(objective)` makes of one what `ExactMaxAtK` is to `MaxAtK`, `TemperedRatios(objective)` what
+`SetAdvantage` is. Behaviours come from the reward (`Score.behaviour`). Where every test has one right output, fully
+correct programs all behave alike, and the bonus is for being right: it counts different ways only where a checker
+accepts several outputs, or with `correct_at` below 1.
+
 `OffPolicyMaxAtK` is the paper's first-order correction, for comparison with its tables; with its `mean` baseline it
 also pushes away from the behaviour policy. `group_diagnostics` says how far the drift of a group has gone.
 
@@ -71,7 +80,7 @@ Credits follow one scale (see `Objective`). Those with `includes_ratio` go with 
 """
 
 from maxk_lightning.objectives.diagnostics import GroupDiagnostics, group_diagnostics
-from maxk_lightning.objectives.distinct import DistinctMaxAtK
+from maxk_lightning.objectives.distinct import DistinctMaxAtK, distinct_correct
 from maxk_lightning.objectives.exact import ExactMaxAtK
 from maxk_lightning.objectives.first_order import OffPolicyMaxAtK
 from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
@@ -117,6 +126,7 @@ __all__ = [
     "WeightedObjectives",
     "check_group_size",
     "credits_of",
+    "distinct_correct",
     "group_diagnostics",
     "is_idle",
     "largest_k",

@@ -98,7 +98,9 @@ def rank_law(gaps_PN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, rank
     return _joined([_rank_moments(gaps, sums_M, _tilt(log_ratios, n_P, k)) for gaps, log_ratios, n_P in pieces])
 
 
-def missing_law(is_same_PNN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> SubsetLaw:
+def missing_law(
+    is_same_PNN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, whole: SubsetLaw, k: int
+) -> SubsetLaw:
     """Moments where a subset has the value -(number of classes that it misses), in O(n k) per class.
 
     A subset that misses a class is one of the samples outside it, whose law has the same form.
@@ -107,9 +109,9 @@ def missing_law(is_same_PNN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tenso
         is_same_PNN: Whether two samples are of the same class; False, on the diagonal too, for one of no class.
         log_ratios_PN: In any order; -inf where missing.
         num_samples_P: n of each group.
+        whole: The same law with another value.
         k: Size of the subsets.
     """
-    whole = subset_law(torch.zeros_like(log_ratios_PN), log_ratios_PN, num_samples_P, k)
     prompts_Q, firsts_Q = is_first(is_same_PNN).nonzero(as_tuple=True)  # Q: classes of all groups
     members_QN = is_same_PNN[prompts_Q, firsts_Q]
     num_outside_Q = num_samples_P[prompts_Q] - members_QN.sum(-1)

@@ -30,7 +30,10 @@ from tests.support.paths import ROOT
 PLAN = read_plan(ROOT / CONFIGS)
 PLANS = [
     PLAN,
-    *(read_plan(ROOT / "configs" / name) for name in ("study_smollm2", "study_selection", "study_staleness")),
+    *(
+        read_plan(ROOT / "configs" / name)
+        for name in ("study_smollm2", "study_selection", "study_staleness", "study_sets")
+    ),
 ]
 SMALL: dict[str, Any] = {
     "seed_everything": 1,

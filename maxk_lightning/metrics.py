@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from torchmetrics import Metric
 
 from maxk_lightning.estimators import max_at_k
+from maxk_lightning.objectives import UNKNOWN_BEHAVIOUR, distinct_correct
 
 
 class _Float64Sums(Metric):
@@ -179,8 +180,9 @@ def powers_of_two(num_samples: int) -> list[int]:
 class RolloutMetrics(nn.Module):
     """Everything that is logged about a set of scored groups, in training and in validation alike.
 
-    `compute` gives `reward`, `max_at_k/<k>`, `pass_at_k/<k>` for every k that a group reached, and the mean over
-    completions of each tag. All of it is a sum over ranks divided by a sum over ranks.
+    `compute` gives `reward`, `max_at_k/<k>`, `pass_at_k/<k>` for every k that a group reached, `distinct_correct`, the
+    mean over groups of the different behaviours among their correct completions, and the mean over completions of each
+    tag. All of it is a sum over ranks divided by a sum over ranks.
     """
 
     def __init__(self, tags: Iterable[str]) -> None:
@@ -189,12 +191,18 @@ class RolloutMetrics(nn.Module):
         ks = [2**exponent for exponent in range(NUM_KS)]
         self.max_at_k = MaxAtK(ks)
         self.pass_at_k = PassAtK(ks)
+        self.distinct_correct = WeightedMean()
         self.means = nn.ModuleDict({tag: WeightedMean() for tag in tags})
 
-    def update(self, rewards_PN: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Add groups: their rewards, NaN = missing, and the values of every tag, one per completion."""
+    def update(self, rewards_PN: Tensor, values: Mapping[str, Tensor], behaviours_PN: Tensor) -> None:
+        """Add groups: their rewards, NaN = missing, the values of every tag, one per completion, and behaviours.
+
+        A group whose behaviours are all unknown is left out of `distinct_correct`.
+        """
         self.max_at_k.update(rewards_PN)
         self.pass_at_k.update(rewards_PN)
+        is_known_P = (behaviours_PN > UNKNOWN_BEHAVIOUR).any(1)
+        self.distinct_correct.update(distinct_correct(rewards_PN, behaviours_PN), is_known_P)
         for tag, mean in self._tagged_means:
             mean.update(values[tag])
 
@@ -203,12 +211,13 @@ class RolloutMetrics(nn.Module):
         values = {**self.max_at_k.compute(), **self.pass_at_k.compute()}
         values = {tag: value for tag, value in values.items() if "stderr" not in tag}
         values["reward"] = values["max_at_k/1"]
+        values["distinct_correct"] = self.distinct_correct.compute()
         values |= {tag: mean.compute() for tag, mean in self._tagged_means}
         return {tag: float(value) for tag, value in values.items() if not value.isnan()}
 
     def reset(self) -> None:
         """Forget everything."""
-        for metric in (self.max_at_k, self.pass_at_k, *(mean for _, mean in self._tagged_means)):
+        for metric in (self.max_at_k, self.pass_at_k, self.distinct_correct, *(mean for _, mean in self._tagged_means)):
             metric.reset()
 
     @property

@@ -218,11 +218,11 @@ class PolicyModule(LightningModule):
 
     def validation_step(self, samples: Samples, batch_idx: int) -> None:
         """Count scored validation samples; the curve is logged when the epoch ends."""
-        self.eval_metrics.update(samples.rewards_PN, samples.values)
+        self.eval_metrics.update(samples.rewards_PN, samples.values, samples.behaviours_PN)
 
     def test_step(self, samples: Samples, batch_idx: int) -> None:
         """Count scored test samples."""
-        self.eval_metrics.update(samples.rewards_PN, samples.values)
+        self.eval_metrics.update(samples.rewards_PN, samples.values, samples.behaviours_PN)
 
     def predict_step(self, samples: Samples, batch_idx: int) -> list[dict[str, Any]]:
         """One record of the completions format per group; Lightning takes no frozen dataclass here."""
@@ -241,7 +241,7 @@ class PolicyModule(LightningModule):
 
     def log_samples(self, samples: Samples) -> None:
         """Log `train/...` of a fresh rollout."""
-        self.train_metrics.update(samples.rewards_PN, samples.values)
+        self.train_metrics.update(samples.rewards_PN, samples.values, samples.behaviours_PN)
         self._log_metrics("train", self.train_metrics)
 
     def note_old(self, steps: Sequence[Samples]) -> None:

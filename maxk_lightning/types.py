@@ -179,5 +179,8 @@ class Score:
     "One per selected test; empty for rewards that run no tests."
     missing_cause: MissingCause | None = None
     "Why there is no reward, where the sandbox knows."
+    behaviour: int | str | None = None
+    """Equal for two completions of a problem that said the same on all tests, as it compares outputs; None: not known.
+    Objectives that count different answers ask for it."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     "What each reward function said, by its name, where functions were asked; None: it left this completion out."

@@ -14,6 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,20 @@ from maxk_lightning.objectives import (
     RSGRPO,
     BonMaxMean,
     BonMaxSecond,
+    DistinctMaxAtK,
     DrGRPO,
     Entropic,
     ExactMaxAtK,
+    ExactRatios,
     MaxAtK,
     MaxRL,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
     PlugInMaxAtK,
+    TopMMean,
     WReinforce,
+    credits_of,
     group_diagnostics,
 )
 
@@ -60,8 +65,18 @@ def objectives(k: int) -> dict[str, Credits]:
     named |= {f"MaxAtK {b}": MaxAtK(k, b) for b in ("none", "loo1", "centred", "zscore")}
     named |= {f"OffPolicyMaxAtK {b}": OffPolicyMaxAtK(k, b) for b in ("none", "loo1", "mean", "zscore")}
     named |= {f"ExactMaxAtK {b}": ExactMaxAtK(k, b) for b in ("none", "loo1", "centred")}
+    named["TopMMean"] = TopMMean(k, max(1, k // 2))
+    named["ExactRatios TopMMean"] = ExactRatios(TopMMean(k, max(1, k // 2)))
+    named["DistinctMaxAtK"] = partial(with_behaviours, DistinctMaxAtK(k))
+    named["ExactRatios DistinctMaxAtK"] = partial(with_behaviours, ExactRatios(DistinctMaxAtK(k)))
     named["group_diagnostics"] = lambda rewards_PN, log_ratios_PN: group_diagnostics(rewards_PN, log_ratios_PN, k)
     return named
+
+
+def with_behaviours(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
+    """Credits where the samples of a group behave in four ways by turns."""
+    behaviours_N = torch.arange(rewards_PN.shape[1], device=rewards_PN.device) % 4
+    return credits_of(objective, rewards_PN, log_ratios_PN, behaviours_N.expand_as(rewards_PN))
 
 
 def groups(num_prompts: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from maxk_lightning.callbacks.reward_parts import logs_more, part_weights
 from maxk_lightning.metrics import powers_of_two
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.rewards import Reward
+from maxk_lightning.rewards import Reward, gives_behaviours
 from maxk_lightning.rollouts.rollout import SAMPLE_VALUES
 
 PARTS = "rewards/"
@@ -33,6 +33,8 @@ def check_monitors(
         ValueError: naming the key and the metrics that there are.
     """
     tags, is_open = validation_tags(eval_n, part_weights(eval_reward), selects=selects), logs_more(eval_reward)
+    if gives_behaviours(eval_reward):
+        tags["distinct_correct"] = True
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
             check_monitor("checkpoint", callback.monitor, callback.mode, tags, is_open)

@@ -18,8 +18,8 @@ from maxk_lightning.callbacks.rescue import saved, stop
 from maxk_lightning.callbacks.reward_parts import log_parts
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
-from maxk_lightning.objectives import Staged, check_group_size
-from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
+from maxk_lightning.objectives import Staged, check_group_size, needs_behaviours
+from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward, gives_behaviours
 from maxk_lightning.rewards.configured import as_reward, configured_reward
 from maxk_lightning.rollouts import Allocation, Replay, RolloutEngine, TransformersEngine
 from maxk_lightning.rollouts.ages import Ages, ages_of
@@ -159,6 +159,12 @@ class RolloutCallback(Callback):
             if self.rollouts_ahead:
                 check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
+            if needs_behaviours(module.objective) and not gives_behaviours(self.reward):
+                raise ValueError(
+                    f"model.objective: {type(module.objective).__name__} counts behaviours, which the reward "
+                    f"({type(self.reward).__name__}) does not give; UnitTestReward does, and a class of your own whose "
+                    "scores have a `behaviour` and that has the attribute gives_behaviours = True"
+                )
             if self.allocation is not None:
                 self.allocation.check(self.sampling, module.objective)
             check_monitors(

@@ -60,6 +60,15 @@ four kinds of drift; `python scripts/sequence_study.py --out docs` has all pairs
 - `GRPO` x `CISPO` had the highest cosine with max@k of all, .80 to .81: in these toys the mean reward rises in nearly
   the same direction, and its estimate has less noise. Where the two aims differ, it follows its own.
 
+**More than the best of k.** The same law of subsets gives exact credits for other values of a k-subset, in the same
+O(n k): `TopMMean` (the user keeps m of k), `SubsetQuantile`, `CVaR` (a tail, the lower one for what must not fail),
+`RankWeighted` (any weighted sum of the sorted rewards), and `DistinctMaxAtK`, which adds a bonus for every different
+behaviour among the correct samples of the subset, in O(n k) per behaviour. They are advantages for `losses.CISPO`, as
+`MaxAtK` is; `ExactRatios(objective)` makes of one what `ExactMaxAtK` is to `MaxAtK`, `TemperedRatios(objective)` what
+`SetAdvantage` is. Behaviours come from the reward (`Score.behaviour`). Where every test has one right output, fully
+correct programs all behave alike, and the bonus is for being right: it counts different ways only where a checker
+accepts several outputs, or with `correct_at` below 1.
+
 `OffPolicyMaxAtK` is the paper's first-order correction, for comparison with its tables; with its `mean` baseline it
 also pushes away from the behaviour policy. `group_diagnostics` says how far the drift of a group has gone.
 
@@ -79,6 +88,7 @@ Credits follow one scale (see `Objective`). Those with `includes_ratio` go with 
 """
 
 from maxk_lightning.objectives.diagnostics import GroupDiagnostics, group_diagnostics
+from maxk_lightning.objectives.distinct import DistinctMaxAtK, distinct_correct
 from maxk_lightning.objectives.entropic import Entropic
 from maxk_lightning.objectives.exact import ExactMaxAtK
 from maxk_lightning.objectives.first_order import OffPolicyMaxAtK
@@ -86,9 +96,11 @@ from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
 from maxk_lightning.objectives.group_size import check_group_size
 from maxk_lightning.objectives.idle import ZERO_CREDIT, is_idle
 from maxk_lightning.objectives.negative import NSR, WReinforce
-from maxk_lightning.objectives.objective import Objective
+from maxk_lightning.objectives.objective import UNKNOWN_BEHAVIOUR, Objective, credits_of, needs_behaviours
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.plug_in import PlugInMaxAtK
+from maxk_lightning.objectives.rank_weighted import CVaR, RankWeighted, SubsetQuantile, TopMMean
+from maxk_lightning.objectives.ratios import ExactRatios, TemperedRatios, tempering
 from maxk_lightning.objectives.relative import GRPO, RLOO, RSGRPO, BonMaxMean, BonMaxSecond, DrGRPO, MaxRL
 from maxk_lightning.objectives.schedule import (
     Mixture,
@@ -98,7 +110,8 @@ from maxk_lightning.objectives.schedule import (
     largest_subset,
     objective_at,
 )
-from maxk_lightning.objectives.set_advantage import SetAdvantage, tempering
+from maxk_lightning.objectives.set_advantage import SetAdvantage
+from maxk_lightning.objectives.subset_objective import SubsetObjective
 
 __all__ = [
     "GRPO",
@@ -106,12 +119,16 @@ __all__ = [
     "NSR",
     "RLOO",
     "RSGRPO",
+    "UNKNOWN_BEHAVIOUR",
     "ZERO_CREDIT",
     "BonMaxMean",
     "BonMaxSecond",
+    "CVaR",
+    "DistinctMaxAtK",
     "DrGRPO",
     "Entropic",
     "ExactMaxAtK",
+    "ExactRatios",
     "GroupDiagnostics",
     "MaxAtK",
     "MaxRL",
@@ -120,15 +137,23 @@ __all__ = [
     "OffPolicyMaxAtK",
     "PassKTraining",
     "PlugInMaxAtK",
+    "RankWeighted",
     "SetAdvantage",
     "Staged",
+    "SubsetObjective",
+    "SubsetQuantile",
+    "TemperedRatios",
+    "TopMMean",
     "WReinforce",
     "WeightedObjectives",
     "check_group_size",
+    "credits_of",
+    "distinct_correct",
     "group_diagnostics",
     "is_idle",
     "largest_k",
     "largest_subset",
+    "needs_behaviours",
     "objective_at",
     "tempering",
 ]

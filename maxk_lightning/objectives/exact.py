@@ -46,8 +46,7 @@ class ExactMaxAtK(Objective):
     def __post_init__(self) -> None:
         check_k(self.k)
         check_loo1(self.k, self.baseline)
-        if self.ratio_clip is not None and not self.ratio_clip > 1.0:
-            raise ValueError(f"`ratio_clip` is {self.ratio_clip}, must be above 1, or null for no clip")
+        check_ratio_clip(self.ratio_clip)
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
         """Compute credits; see `Objective`. Raises ValueError for k > N, and for k = N where that makes no sense."""
@@ -62,8 +61,18 @@ class ExactMaxAtK(Objective):
         if self.self_normalise:
             has_others_P1 = (groups.num_samples_P > self.k).unsqueeze(-1)
             return groups.unsort(torch.where(has_others_P1, credits_PN, 0.0))
-        normaliser_P = log_normaliser_P.clamp(-LOG_NORMALISER_LIMIT, LOG_NORMALISER_LIMIT).exp()
-        return groups.unsort(credits_PN * normaliser_P.unsqueeze(-1))
+        return groups.unsort(credits_PN * normaliser(log_normaliser_P).unsqueeze(-1))
+
+
+def check_ratio_clip(ratio_clip: float | None) -> None:
+    """Refuse a clip that leaves no ratio as it is."""
+    if ratio_clip is not None and not ratio_clip > 1.0:
+        raise ValueError(f"`ratio_clip` is {ratio_clip}, must be above 1, or null for no clip")
+
+
+def normaliser(log_normaliser_P: Tensor) -> Tensor:
+    """E of every group, within what float32 holds."""
+    return log_normaliser_P.clamp(-LOG_NORMALISER_LIMIT, LOG_NORMALISER_LIMIT).exp()
 
 
 def sorted_log_ratios(
@@ -92,9 +101,7 @@ def centred_credits(groups: SortedGroups, log_ratios_PN: Tensor, k: int) -> tupl
     """pi_i A_i in rank order, and log E; 0 in groups of n <= k. Rewards count from the best: all terms are negative."""
     below_best_PN = groups.rewards_PN - groups.best_P1
     law = subset_law(below_best_PN, log_ratios_PN, groups.num_samples_P, k)
-    has_others_P1 = (groups.num_samples_P > k).unsqueeze(-1)
-    odds_PN = law.inclusion_PN / torch.where(has_others_P1, law.exclusion_PN, 1.0)
-    return law.value_with_PN - odds_PN * law.value_without_PN, law.log_normaliser_P
+    return law.centred((groups.num_samples_P > k).unsqueeze(-1)), law.log_normaliser_P
 
 
 BASELINES = {"centred": centred_credits, "loo1": loo1_credits, "none": plain_credits}

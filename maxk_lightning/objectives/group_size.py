@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives.objective import Objective
+from maxk_lightning.objectives.objective import Objective, credits_of
 from maxk_lightning.objectives.schedule import Staged
 
 
@@ -24,7 +24,8 @@ def check_group_size(objective: Objective, num_completions: int) -> None:
             raise ValueError(
                 f"`objective`: {name} must say with `includes_ratio: bool` whether its credits contain rho"
             )
-        credits_PN = stage(rewards_PN, torch.zeros_like(rewards_PN))
+        behaviours_PN = torch.arange(num_completions).unsqueeze(0)
+        credits_PN = credits_of(stage, rewards_PN, torch.zeros_like(rewards_PN), behaviours_PN)
         if not isinstance(credits_PN, Tensor) or credits_PN.shape != rewards_PN.shape:
             raise ValueError(f"`objective`: {name} must return one credit per sample, shape {tuple(rewards_PN.shape)}")
         if not credits_PN.isfinite().all():

@@ -16,11 +16,19 @@ else:
     AnyTensor = Any
 
 
+UNKNOWN_BEHAVIOUR = -1
+"Stands for the behaviour of a sample of which it is not known."
+
+
 class Objective(Protocol):
     """Turns the rewards of each group into credits. Users plug in their own class by class path.
 
     A class need not inherit from this one, but those that do can be named without their module on the command line.
     Dataclasses of this kind have no slots: jsonargparse reads the `vars` of an instance used as a default.
+
+    One with an attribute `needs_behaviours: bool` that is True is called with a third argument, `behaviours_PN`, int64,
+    which has a default: equal numbers are samples of a group that said the same on all tests, -1 is one of which that
+    is not known.
     """
 
     @property
@@ -39,3 +47,17 @@ class Objective(Protocol):
         published advantage of a method whose loss averages over the n samples is divided by n here.
         """
         ...
+
+
+def needs_behaviours(objective: Objective) -> bool:
+    """Whether an objective is called with what its samples compute."""
+    return bool(getattr(objective, "needs_behaviours", False))
+
+
+def credits_of(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor, behaviours_PN: Tensor | None) -> Tensor:
+    """The credits of any objective, given behaviours if it needs them; see `Objective`."""
+    if needs_behaviours(objective):
+        ask: Any = objective
+        credits_PN: Tensor = ask(rewards_PN, log_ratios_PN, behaviours_PN)
+        return credits_PN
+    return objective(rewards_PN, log_ratios_PN)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives.objective import Objective
+from maxk_lightning.objectives.objective import Objective, credits_of, needs_behaviours
 from maxk_lightning.objectives.plug_in import PlugInMaxAtK
 
 
@@ -44,10 +44,15 @@ class WeightedObjectives(Objective):
         """Whether the credits contain the ratio; see `Objective`."""
         return self.objectives[0].includes_ratio
 
-    def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
+    @property
+    def needs_behaviours(self) -> bool:
+        """Whether one of them does; see `Objective`."""
+        return any(map(needs_behaviours, self.objectives))
+
+    def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor, behaviours_PN: Tensor | None = None) -> Tensor:
         """Sum the weighted credits; see `Objective`."""
         parts = [
-            weight * objective(rewards_PN, log_ratios_PN)
+            weight * credits_of(objective, rewards_PN, log_ratios_PN, behaviours_PN)
             for objective, weight in zip(self.objectives, self.weights, strict=True)
         ]
         return torch.stack(parts).sum(0)
@@ -80,6 +85,11 @@ class Staged(Objective):
     def includes_ratio(self) -> bool:
         """Whether the credits contain the ratio; see `Objective`."""
         return self.objectives[0].includes_ratio
+
+    @property
+    def needs_behaviours(self) -> bool:
+        """Whether a stage does; see `Objective`."""
+        return any(map(needs_behaviours, self.objectives))
 
     def at(self, progress: float) -> Objective:
         """Return the objective in force at this progress through training, 0 (start) to 1 (end).

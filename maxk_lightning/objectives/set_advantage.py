@@ -25,8 +25,7 @@ from maxk_lightning.objectives.exact import sorted_log_ratios
 from maxk_lightning.objectives.group import SortedGroups, bisected, sort_groups
 from maxk_lightning.objectives.objective import Objective
 from maxk_lightning.objectives.on_policy import check_k, check_k_below_n, check_k_of_n
-from maxk_lightning.objectives.schedule import parts_of
-from maxk_lightning.objectives.subset_law import log_effective_fraction, subset_law
+from maxk_lightning.objectives.subset_law import SubsetLaw, log_effective_fraction, subset_law
 
 NUM_HALVINGS = 8
 "alpha is found to 2^-8, from below."
@@ -58,38 +57,47 @@ class SetAdvantage(Objective):
 
     def __post_init__(self) -> None:
         check_k(self.k)
-        if not 0.0 <= self.min_effective_fraction <= 1.0:
-            raise ValueError(f"`min_effective_fraction` is {self.min_effective_fraction}, must be in [0, 1]")
+        check_fraction(self.min_effective_fraction)
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
         """Credits; see `Objective`. At most (k/n) times the range of a group's rewards. ValueError unless k < N."""
-        groups, log_ratios_PN, alpha_P = self._temper(rewards_PN, log_ratios_PN)
-        advantages_PN = set_advantages(groups, tempered(log_ratios_PN, alpha_P), self.k)
+        groups, log_ratios_PN, _ = temper(rewards_PN, log_ratios_PN, self.k, self.min_effective_fraction)
+        advantages_PN = set_advantages(groups, log_ratios_PN, self.k)
         return groups.unsort(self.k / groups.num_samples_P.clamp(min=1).unsqueeze(-1) * advantages_PN)
 
     def tempering(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
         """alpha_P, float64, for the log: 1 where nothing is tempered; NaN in groups of k or fewer samples."""
-        groups, _, alpha_P = self._temper(rewards_PN, log_ratios_PN)
+        groups, _, alpha_P = temper(rewards_PN, log_ratios_PN, self.k, self.min_effective_fraction)
         return alpha_P.masked_fill(groups.num_samples_P <= self.k, torch.nan)
 
-    def _temper(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> tuple[SortedGroups, Tensor, Tensor]:
-        check_k_of_n(self.k, rewards_PN, "max@k")
-        check_k_below_n(self.k, rewards_PN, "SetAdvantage")
-        groups = sort_groups(rewards_PN)
-        log_ratios_PN = sorted_log_ratios(groups, rewards_PN, log_ratios_PN)
-        alpha_P = largest_alpha(log_ratios_PN, groups.num_samples_P, self.k, self.min_effective_fraction)
-        return groups, log_ratios_PN, alpha_P
+
+def temper(
+    rewards_PN: Tensor, log_ratios_PN: Tensor, k: int, min_effective_fraction: float, what: str = "SetAdvantage"
+) -> tuple[SortedGroups, Tensor, Tensor]:
+    """Groups in rank order, alpha log rho in the same order, and alpha_P; ValueError unless k < N."""
+    check_k_of_n(k, rewards_PN, what)
+    check_k_below_n(k, rewards_PN, what)
+    groups = sort_groups(rewards_PN)
+    log_ratios_PN = sorted_log_ratios(groups, rewards_PN, log_ratios_PN)
+    alpha_P = largest_alpha(log_ratios_PN, groups.num_samples_P, k, min_effective_fraction)
+    return groups, tempered(log_ratios_PN, alpha_P), alpha_P
 
 
-def tempering(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor | None:
-    """alpha_P of the `SetAdvantage` in an objective, the mean of several; None: there is none."""
-    parts = [part for part in parts_of(objective) if isinstance(part, SetAdvantage)]
-    return torch.stack([part.tempering(rewards_PN, log_ratios_PN) for part in parts]).mean(0) if parts else None
+def check_fraction(min_effective_fraction: float) -> None:
+    """Refuse what is no share."""
+    if not 0.0 <= min_effective_fraction <= 1.0:
+        raise ValueError(f"`min_effective_fraction` is {min_effective_fraction}, must be in [0, 1]")
 
 
 def set_advantages(groups: SortedGroups, log_ratios_PN: Tensor, k: int) -> Tensor:
     """A_i in rank order; 0 in groups of n <= k. Rewards count from the best, so that equal ones give exactly 0."""
-    law = subset_law(groups.rewards_PN - groups.best_P1, log_ratios_PN, groups.num_samples_P, k)
+    return conditional(
+        groups, subset_law(groups.rewards_PN - groups.best_P1, log_ratios_PN, groups.num_samples_P, k), k
+    )
+
+
+def conditional(groups: SortedGroups, law: SubsetLaw, k: int) -> Tensor:
+    """E[value | i in I] - E[value | i not in I]; 0 in groups of n <= k."""
     has_both_PN = groups.is_present_PN & (groups.num_samples_P > k).unsqueeze(-1)
     with_PN = law.value_with_PN / torch.where(has_both_PN, law.inclusion_PN, 1.0)
     without_PN = law.value_without_PN / torch.where(has_both_PN, law.exclusion_PN, 1.0)

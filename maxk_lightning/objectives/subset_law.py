@@ -1,5 +1,8 @@
 """The law of a random k-subset with P(I) proportional to prod_{l in I} rho_l, in O(nk), stable at any size.
 
+Three values of a subset are followed: that of its top rank, a weighted sum of its sorted members, and the number of
+classes that it misses.
+
 Shapes: P prompts, N ranks (samples sorted by ascending value, missing ones last), M = k + 1 counts 0..k.
 
 A product over 512 ratios between 0.01 and 100 leaves every float format, so no elementary symmetric polynomial e_m
@@ -9,8 +12,10 @@ join is never small. All sums have terms of one sign when the values have one: r
 to n = 1024, k = 512.
 """
 
+import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -19,12 +24,12 @@ from torch import Tensor
 GRID_SIZE = 16
 "Number of candidates for log lambda in each of two rounds, which leave it within 0.1 for log-ratios within +-20."
 TABLE_BYTES = 2**28
-"Size of the tables of a piece; prompts are worked on in pieces."
+"About the size of the tables of a piece; prompts are worked on in pieces."
 
 
 @dataclass(frozen=True, slots=True)
 class SubsetLaw:
-    """Moments of a random k-subset I, whose value is that of its top rank; all 0 in groups of fewer than k samples."""
+    """Moments of a random k-subset I and of its value; all 0 in groups of fewer than k samples."""
 
     log_normaliser_P: Tensor
     "log E, with E = e_k(rho) / C(n, k) the mean over k-subsets of prod rho."
@@ -36,6 +41,11 @@ class SubsetLaw:
     "E[value of I; i in I], not conditional."
     value_without_PN: Tensor
     "E[value of I; i not in I], not conditional."
+
+    def centred(self, has_others_P1: Tensor) -> Tensor:
+        """pi_i A_i with A_i = E[value | i in I] - E[value | i not in I]; 0 in groups without a sample outside I."""
+        odds_PN = self.inclusion_PN / torch.where(has_others_P1, self.exclusion_PN, 1.0)
+        return torch.where(has_others_P1, self.value_with_PN - odds_PN * self.value_without_PN, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +81,52 @@ def log_effective_fraction(log_ratios_PN: Tensor, num_samples_P: Tensor, k: int)
 
 
 def subset_law(values_PN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> SubsetLaw:
-    """Compute the moments of the law; values ascending, `log_ratios_PN` -inf at missing ranks."""
+    """Moments where a subset has the value of its top rank; values ascending, `log_ratios_PN` -inf at missing ranks."""
     pieces = _pieces(k, values_PN, log_ratios_PN, num_samples_P)
-    moments = [_moments(values, _tilt(log_ratios, n_P, k)) for values, log_ratios, n_P in pieces]
-    return SubsetLaw(*(torch.cat(parts) for parts in zip(*moments, strict=True)))
+    return _joined([_moments(values, _tilt(log_ratios, n_P, k)) for values, log_ratios, n_P in pieces])
+
+
+def rank_law(gaps_PN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, rank_weights: Sequence[float]) -> SubsetLaw:
+    """Moments where a subset of k = len(rank_weights) has the value sum_t w_t (r_(t) - r_best), t = 1 its smallest.
+
+    With W_m = w_1 + .. + w_m and m_s the members of the subset among the first s ranks, that is
+    -sum_s gap_s W_{m_s}: a sum along the ranks of functions of how many have joined.
+    """
+    k = len(rank_weights)
+    sums_M = torch.tensor([0.0, *itertools.accumulate(rank_weights)], dtype=torch.float64, device=gaps_PN.device)
+    pieces = _pieces(k, gaps_PN, log_ratios_PN, num_samples_P)
+    return _joined([_rank_moments(gaps, sums_M, _tilt(log_ratios, n_P, k)) for gaps, log_ratios, n_P in pieces])
+
+
+def missing_law(
+    is_same_PNN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, whole: SubsetLaw, k: int
+) -> SubsetLaw:
+    """Moments where a subset has the value -(number of classes that it misses), in O(n k) per class.
+
+    A subset that misses a class is one of the samples outside it, whose law has the same form.
+
+    Args:
+        is_same_PNN: Whether two samples are of the same class; False, on the diagonal too, for one of no class.
+        log_ratios_PN: In any order; -inf where missing.
+        num_samples_P: n of each group.
+        whole: The same law with another value.
+        k: Size of the subsets.
+    """
+    prompts_Q, firsts_Q = is_first(is_same_PNN).nonzero(as_tuple=True)  # Q: classes of all groups
+    members_QN = is_same_PNN[prompts_Q, firsts_Q]
+    num_outside_Q = num_samples_P[prompts_Q] - members_QN.sum(-1)
+    outside_QN = log_ratios_PN[prompts_Q].masked_fill(members_QN, -torch.inf)
+    law = subset_law(torch.zeros_like(outside_QN), outside_QN, num_outside_Q, k)
+    # P(no member) = e_k(rho of the others) / e_k(rho)
+    log_share_Q = _log_binomials(num_outside_Q, k) - _log_binomials(num_samples_P[prompts_Q], k)
+    log_share_Q = log_share_Q + law.log_normaliser_P - whole.log_normaliser_P[prompts_Q]
+    misses_Q1 = torch.where(num_outside_Q >= k, log_share_Q.exp(), 0.0).unsqueeze(-1)
+    none_PN = torch.zeros_like(log_ratios_PN)
+    return replace(
+        whole,
+        value_with_PN=none_PN.index_add(0, prompts_Q, misses_Q1 * law.inclusion_PN, alpha=-1),
+        value_without_PN=none_PN.index_add(0, prompts_Q, misses_Q1 * law.exclusion_PN, alpha=-1),
+    )
 
 
 def top_gains(gaps_PN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -86,6 +138,15 @@ def top_gains(gaps_PN: Tensor, log_ratios_PN: Tensor, num_samples_P: Tensor, k: 
     gains = [_gains(gaps, _tilt(log_ratios, n_P, k)) for gaps, log_ratios, n_P in pieces]
     gains_PN, log_normaliser_P = (torch.cat(parts) for parts in zip(*gains, strict=True))
     return gains_PN, log_normaliser_P
+
+
+def is_first(is_same_PNN: Tensor) -> Tensor:
+    """Whether a sample is the first one of its class: one True per class, is_first_PN."""
+    return is_same_PNN.diagonal(dim1=1, dim2=2) & is_same_PNN.tril(-1).any(2).logical_not()
+
+
+def _joined(moments: Sequence[tuple[Tensor, ...]]) -> SubsetLaw:
+    return SubsetLaw(*(torch.cat(parts) for parts in zip(*moments, strict=True)))
 
 
 def _pieces(k: int, *per_prompt: Tensor) -> list[tuple[Tensor, ...]]:
@@ -162,6 +223,44 @@ def _suffixes(values_NP1: Tensor, tilt: _Tilt) -> Tensor:
         torch.mul(above_2PM[..., :-1], tilt.stays_out_NP1[rank], out=here_2PM)
         here_2PM.addcmul_(above_2PM[..., 1:], tilt.joins_NP1[rank])
     return suffixes_N2PM
+
+
+def _rank_moments(gaps_PN: Tensor, sums_M: Tensor, tilt: _Tilt) -> tuple[Tensor, ...]:
+    """The fields of `SubsetLaw`: for every rank what those below it have made of the value, and what follows makes."""
+    costs_NPM = gaps_PN.T.unsqueeze(-1) * -sums_M  # of m having joined when a rank has been passed
+    before_NPM, after_N2PM = torch.zeros_like(tilt.prefixes_NPM), _after(costs_NPM, tilt)
+    steps = zip(before_NPM[:-1], before_NPM[1:], tilt.joins_NP1, tilt.stays_out_NP1, strict=True)
+    for rank, (before_PM, after_PM, joins_P1, stays_out_P1) in enumerate(steps):
+        torch.mul(before_PM, stays_out_P1, out=after_PM)
+        after_PM[:, 1:].addcmul_(before_PM[:, :-1], joins_P1)
+        after_PM.addcmul_(tilt.prefixes_NPM[rank + 1], costs_NPM[rank])
+    below_NPM, made_NPM = tilt.prefixes_NPM[:-1], before_NPM[:-1]
+    with_2NP = _meet(below_NPM[..., :-1], made_NPM[..., :-1], after_N2PM[..., 1:])
+    without_2NP = _meet(below_NPM, made_NPM, after_N2PM)
+    inclusion_PN, value_with_PN = (with_2NP * (tilt.joins_NP1 * tilt.scale_P1).squeeze(-1)).mT
+    exclusion_PN, value_without_PN = (without_2NP * (tilt.stays_out_NP1 * tilt.scale_P1).squeeze(-1)).mT
+    return tilt.log_normaliser_P, inclusion_PN, exclusion_PN, value_with_PN, value_without_PN
+
+
+def _meet(below_NPM: Tensor, made_NPM: Tensor, after_N2PM: Tensor) -> Tensor:
+    """[0] P(the ranks on both sides make up k), [1] that times the costs on both sides."""
+    completes_NPM, makes_NPM = after_N2PM.unbind(1)
+    costs_NPM = made_NPM * completes_NPM + below_NPM * makes_NPM
+    return torch.stack([(below_NPM * completes_NPM).sum(-1), costs_NPM.sum(-1)])
+
+
+def _after(costs_NPM: Tensor, tilt: _Tilt) -> Tensor:
+    """For each rank and count m with it: [0] P(the ranks above bring it to k), [1] that times the costs from here."""
+    num_ranks, num_prompts, num_counts = costs_NPM.shape
+    after_N2PM = costs_NPM.new_zeros(num_ranks, 2, num_prompts, num_counts)
+    after_N2PM[-1, 0, :, -1] = 1.0
+    for rank in range(num_ranks - 1, -1, -1):
+        here_2PM = after_N2PM[rank]
+        if rank + 1 < num_ranks:
+            torch.mul(after_N2PM[rank + 1], tilt.stays_out_NP1[rank + 1], out=here_2PM)
+            here_2PM[..., :-1].addcmul_(after_N2PM[rank + 1, ..., 1:], tilt.joins_NP1[rank + 1])
+        here_2PM[1].addcmul_(here_2PM[0], costs_NPM[rank])
+    return after_N2PM
 
 
 def _gains(gaps_PN: Tensor, tilt: _Tilt) -> tuple[Tensor, Tensor]:

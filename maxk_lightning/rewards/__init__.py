@@ -12,6 +12,7 @@ from maxk_lightning.rewards.reward import (
     RewardError,
     StreamingReward,
     check_problems,
+    gives_behaviours,
 )
 from maxk_lightning.rewards.sandbox.selftest import SandboxUnavailableError
 from maxk_lightning.rewards.unit_tests import UnitTestReward
@@ -32,5 +33,6 @@ __all__ = [
     "WeightedRewards",
     "check_problems",
     "extract_code",
+    "gives_behaviours",
     "same_output",
 ]

@@ -10,7 +10,7 @@ from maxk_lightning.rewards.preparation import PreparedProblem, encode
 from maxk_lightning.rewards.sandbox.jobs import Job, Judge, RunFiles
 from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import MAX_RUNS_PER_REQUEST, Limits, Mode, Outcome
-from maxk_lightning.rewards.verdicts import Judgement, failure_of
+from maxk_lightning.rewards.verdicts import Judgement, behaviour_on, failure_of
 from maxk_lightning.types import MissingCause, Problem, Verdict
 
 CHECKER_LIMITS = Limits(cpu_s=10.0, wall_s=100.0, memory_bytes=1 << 30, output_bytes=1 << 16)
@@ -20,6 +20,8 @@ MAX_REPLY_BYTES, MAX_REPLY_FACTOR = 64 << 10, 16
 "A call's result is looked at up to so many bytes and so many times the expected one: parsing it takes time and memory."
 DIGEST_BYTES = 16
 "Of what a program said; enough that no two outputs share one."
+RIGHT = b"right"
+"Stands for every output that is the expected one by the problem's comparison, in whatever form."
 MAX_CHECKED_BYTES, MAX_CHECKED_FACTOR = 2 << 20, 4
 "An output goes to a checker up to so many bytes and so many times the expected one: it is kept until then."
 
@@ -32,18 +34,26 @@ def judge_program(
         return _Checking(pool, prepared, program, max_limit_hits).judgement
     problem = prepared.problem
     is_value = problem.function is not None or problem.values == "python"
+    said: dict[int, bytes] = {}
 
     def judge(index: int, outcome: Outcome, output: bytes) -> Verdict:
+        said.pop(index, None)  # of an attempt that the sandbox failed
         failure = failure_of(outcome, len(output), prepared.limits.output_bytes)
         if failure is not None:
             return failure
         expected = prepared.expected[index]
         if is_value and len(output) > MAX_REPLY_BYTES + MAX_REPLY_FACTOR * len(expected):
             return "wrong_answer"
-        return "passed" if is_right_answer(problem, output, expected) else "wrong_answer"
+        is_right = is_right_answer(problem, output, expected)
+        said[index] = RIGHT if is_right else _what(problem, output)
+        return "passed" if is_right else "wrong_answer"
+
+    def judgement(verdicts: tuple[Verdict, ...]) -> Judgement:
+        behaviour = behaviour_on(said, verdicts)
+        return Judgement(verdicts=verdicts, missing_cause=job.missing_cause, behaviour=behaviour)
 
     job = _program_job(prepared, program, prepared.inputs, judge, max_limit_hits)
-    return then(pool.submit(job), lambda verdicts: Judgement(verdicts=verdicts, missing_cause=job.missing_cause))
+    return then(pool.submit(job), judgement)
 
 
 def run_program(
@@ -51,13 +61,11 @@ def run_program(
 ) -> "Future[tuple[bytes | None, ...]]":
     """Start a program on inputs whose outputs nobody knows: a digest of what it said on each, None where it failed."""
     problem = prepared.problem
-    is_literal, is_value = problem.values == "python", problem.function is not None or problem.values == "python"
 
     def digest(_: int, outcome: Outcome, output: bytes) -> bytes | None:
         if failure_of(outcome, len(output), prepared.limits.output_bytes) is not None or len(output) > MAX_REPLY_BYTES:
             return None
-        said = behaviour_of(output, is_value=is_value, is_literal=is_literal)
-        return hashlib.sha256(said).digest()[:DIGEST_BYTES]
+        return _what(problem, output)
 
     job = Job(
         source=program,
@@ -69,6 +77,13 @@ def run_program(
         max_limit_hits=max_limit_hits,
     )
     return pool.submit(job)
+
+
+def _what(problem: Problem, output: bytes) -> bytes:
+    """A digest of what an output says, the same however it is laid out."""
+    is_value = problem.function is not None or problem.values == "python"
+    said = behaviour_of(output, is_value=is_value, is_literal=problem.values == "python")
+    return hashlib.sha256(said).digest()[:DIGEST_BYTES]
 
 
 def is_right_answer(problem: Problem, output: bytes, expected: bytes) -> bool:
@@ -121,6 +136,7 @@ class _Checking:
         self._missing_cause: MissingCause | None = None
         self._verdicts: list[Verdict] = []
         self._outputs: dict[int, bytes] = {}
+        self._said: dict[int, bytes] = {}
         self._run_program()
 
     def _run_program(self) -> None:
@@ -130,13 +146,15 @@ class _Checking:
 
     def _keep_output(self, index: int, outcome: Outcome, output: bytes) -> Verdict:
         failure = failure_of(outcome, len(output), self._prepared.limits.output_bytes)
+        test = len(self._verdicts) + index
+        self._said.pop(test, None)
         if failure is not None:
             return failure
-        test = len(self._verdicts) + index
         if len(output) > MAX_CHECKED_BYTES + MAX_CHECKED_FACTOR * len(self._prepared.expected[test]):
             return "output_limit"
         if self._prepared.problem.values == "json" or is_literal(output):  # a checker may evaluate a literal
             self._outputs[test] = output
+            self._said[test] = _what(self._prepared.problem, output)
         return "wrong_answer"  # until the checker approves
 
     def _run_checker(self, verdicts: tuple[Verdict, ...]) -> None:
@@ -168,7 +186,9 @@ class _Checking:
             self._run_program()
             return
         self._verdicts += [self._verdict_of_rest] * num_left
-        self.judgement.set_result(Judgement(verdicts=tuple(self._verdicts), missing_cause=self._missing_cause))
+        verdicts = tuple(self._verdicts)
+        behaviour = behaviour_on(self._said, verdicts)
+        self.judgement.set_result(Judgement(verdicts=verdicts, missing_cause=self._missing_cause, behaviour=behaviour))
 
     @property
     def _num_hits_left(self) -> int:

@@ -21,7 +21,10 @@ class RewardError(RuntimeError):
 
 
 class Reward(Protocol):
-    """Judges completions. Users plug in their own class by class path; parameters must have these names."""
+    """Judges completions. Users plug in their own class by class path; parameters must have these names.
+
+    One whose scores have a `behaviour` says so with an attribute `gives_behaviours` that is True.
+    """
 
     def score(self, problems: Problems, completions: Completions) -> Scores:
         """Score the completions of each problem: one list per problem, one `Score` per completion, in order.
@@ -67,6 +70,11 @@ class CompletionReward(Protocol):
     ) -> list[list[Score]]:
         """As `Reward.score`, with tokens; `step` counts the optimizer steps of the weights that sampled."""
         ...
+
+
+def gives_behaviours(reward: Reward) -> bool:
+    """Whether its scores say which completions behave alike."""
+    return bool(getattr(reward, "gives_behaviours", False))
 
 
 def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:

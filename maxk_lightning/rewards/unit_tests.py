@@ -32,7 +32,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from maxk_lightning.rewards.extraction import extract_code, with_prefix
 from maxk_lightning.rewards.futures import done, then
@@ -42,7 +42,7 @@ from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import Limits
 from maxk_lightning.rewards.sandbox.selftest import Isolation, SandboxUnavailableError, choose_isolation
 from maxk_lightning.rewards.verdict_store import VerdictStore
-from maxk_lightning.rewards.verdicts import RULES_VERSION, Judgement, reward_of
+from maxk_lightning.rewards.verdicts import RULES_VERSION, Judgement, behaviour_on, reward_of
 from maxk_lightning.types import Problem, Score, TestCase, Verdict
 
 Tests = Literal["all", "hidden", "public"]
@@ -83,6 +83,8 @@ class UnitTestReward:
         cache_file: keep results in this file too, for other processes and later runs: programs that exceeded no limit
             are not run again. For programs that depend on time or chance this repeats the first run. Local disks only.
     """
+
+    gives_behaviours: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -171,7 +173,8 @@ class UnitTestReward:
         code = extract_code(completion, allow_unclosed=self.allow_unclosed)
         if code is None:
             verdict: Verdict = "no_code"
-            return done(Score(reward=0.0, verdicts=(verdict,) * len(prepared.inputs)))
+            verdicts = (verdict,) * len(prepared.inputs)
+            return done(Score(reward=0.0, verdicts=verdicts, behaviour=behaviour_on({}, verdicts)))
         code = with_prefix(code, problem.prefix)
         return then(self._judgement_of(prepared, encode(code)), self._score)
 
@@ -244,7 +247,7 @@ class UnitTestReward:
     def _score(self, judgement: Judgement) -> Score:
         reward = reward_of(judgement.verdicts, is_binary=self.is_binary)
         cause = judgement.missing_cause if reward is None else None
-        return Score(reward=reward, verdicts=judgement.verdicts, missing_cause=cause)
+        return Score(reward=reward, verdicts=judgement.verdicts, missing_cause=cause, behaviour=judgement.behaviour)
 
     def _prepare(self, problem: Problem, tests: Tests) -> PreparedProblem:
         with self._lock:
@@ -287,11 +290,9 @@ class UnitTestReward:
             self._cache.move_to_end(key)
             return self._cache[key]
         stored = None if self._store is None else self._store.get(self._stored_key(key), num_tests)
-        if stored is None:
-            return None
-        judgement = Judgement(verdicts=stored)
-        self._keep(key, judgement)
-        return judgement
+        if stored is not None:
+            self._keep(key, stored)
+        return stored
 
     def _remember(self, key: bytes, judged: "Future[Judgement]") -> None:
         with self._lock:
@@ -299,7 +300,7 @@ class UnitTestReward:
             if judged.exception() is None and "infra_error" not in judged.result().verdicts:
                 self._keep(key, judged.result())
                 if self._store is not None:
-                    self._store.put(self._stored_key(key), judged.result().verdicts)
+                    self._store.put(self._stored_key(key), judged.result())
 
     def _keep(self, key: bytes, judgement: Judgement) -> None:
         self._cache[key] = judgement

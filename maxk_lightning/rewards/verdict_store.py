@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from maxk_lightning.rewards.verdicts import BEHAVIOUR_LENGTH, Judgement
 from maxk_lightning.types import Verdict
 
 logger = logging.getLogger(__name__)
@@ -43,17 +44,20 @@ class VerdictStore:
         if Path(self.path).exists():
             self._opened()
 
-    def get(self, key: bytes, num_tests: int) -> tuple[Verdict, ...] | None:
-        """The verdicts of a program, None where it is unknown: also where the row is damaged, or another's."""
+    def get(self, key: bytes, num_tests: int) -> Judgement | None:
+        """What came of a program, None where it is unknown: also where the row is damaged, another's, or an old one."""
         row = self._execute("SELECT verdicts FROM verdicts WHERE key = ?", (key,))
-        words = row[0].split() if row and isinstance(row[0], str) else []
+        *words, behaviour = (row[0].split() if row and isinstance(row[0], str) else []) or [""]
         verdicts = tuple(verdict for word in words for verdict in REPEATABLE if verdict == word)
-        return verdicts if len(words) == len(verdicts) == num_tests else None
+        if not len(words) == len(verdicts) == num_tests or len(behaviour) != BEHAVIOUR_LENGTH:
+            return None
+        return Judgement(verdicts=verdicts, behaviour=behaviour)
 
-    def put(self, key: bytes, verdicts: tuple[Verdict, ...]) -> None:
-        """Keep verdicts, if every run of the program gives them."""
-        if REPEATABLE.issuperset(verdicts):
-            self._execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, " ".join(verdicts)))
+    def put(self, key: bytes, judgement: Judgement) -> None:
+        """Keep verdicts and behaviour, if every run of the program gives them."""
+        if REPEATABLE.issuperset(judgement.verdicts) and judgement.behaviour is not None:
+            text = " ".join([*judgement.verdicts, judgement.behaviour])
+            self._execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, text))
 
     def _execute(self, statement: str, values: tuple[object, ...]) -> Any:
         """The first row; a file that breaks while it is used costs time only, so it is left alone from there on."""

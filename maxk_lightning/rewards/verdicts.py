@@ -1,6 +1,8 @@
 """From how a run ended and what it printed to a verdict."""
 
+import hashlib
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from maxk_lightning.rewards.sandbox.protocol import MEMORY_EXIT_STATUS, Outcome
@@ -8,6 +10,9 @@ from maxk_lightning.types import MissingCause, Verdict
 
 RULES_VERSION = 2
 "Raise it with every change of the verdict that a program gets: verdicts kept in files under another number are void."
+
+BEHAVIOUR_LENGTH = 16
+"Hexadecimal digits: two of a million behaviours of a problem are taken for one with a probability of 3e-8."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +23,8 @@ class Judgement:
     "One per test."
     missing_cause: MissingCause | None = None
     "Why the sandbox gave no verdict on some test."
+    behaviour: str | None = None
+    "What it said on all tests; see `behaviour_on`."
 
 
 def failure_of(outcome: Outcome, num_output_bytes: int, max_output_bytes: int) -> Verdict | None:
@@ -33,6 +40,23 @@ def failure_of(outcome: Outcome, num_output_bytes: int, max_output_bytes: int) -
     if outcome.status == MEMORY_EXIT_STATUS:
         return "memory_limit"
     return "runtime_error" if outcome.status else None
+
+
+def behaviour_on(said: Mapping[int, bytes], verdicts: tuple[Verdict, ...]) -> str | None:
+    """A short text, equal for programs that said the same on every test; None when the sandbox failed.
+
+    Args:
+        said: By index of the test, what stands for the output of a run that ended well; a test without is one that the
+            program failed on, however.
+        verdicts: Of all tests.
+    """
+    if "infra_error" in verdicts:
+        return None
+    digest = hashlib.sha256()
+    for index in range(len(verdicts)):
+        output = said.get(index)
+        digest.update(b"-" if output is None else b"+" + hashlib.sha256(output).digest())
+    return digest.hexdigest()[:BEHAVIOUR_LENGTH]
 
 
 def reward_of(verdicts: tuple[Verdict, ...], *, is_binary: bool) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from maxk_lightning.rewards.functions import FunctionReward
 from maxk_lightning.rewards.outcome import as_scores, score_with
-from maxk_lightning.rewards.reward import CheckableReward, Reward, check_problems
+from maxk_lightning.rewards.reward import CheckableReward, Reward, check_problems, gives_behaviours
 from maxk_lightning.types import Completion, Problem, Score
 
 Scores = list[list[Score]]
@@ -61,6 +61,11 @@ class WeightedRewards:
         self.parts = parts
         self.name = " + ".join(names)
 
+    @property
+    def gives_behaviours(self) -> bool:
+        """Whether one of the rewards does; scores have the behaviour that the first of them gives."""
+        return any(gives_behaviours(part.reward) for part in self.parts)
+
     def check(self) -> None:
         """Raise ValueError where one of the rewards cannot work."""
         for part in self.parts:
@@ -99,6 +104,7 @@ class WeightedRewards:
             reward=math.fsum(terms) if terms else None,
             verdicts=tuple(verdict for score in said for verdict in score.verdicts),
             missing_cause=None if terms else next((score.missing_cause for score in said if score.missing_cause), None),
+            behaviour=next((score.behaviour for score in said if score.behaviour is not None), None),
             parts=logged | {part.name: score.reward for part, score in pairs},
         )
 

@@ -11,6 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from maxk_lightning.objectives import UNKNOWN_BEHAVIOUR
 from maxk_lightning.types import Completion, MissingCause, Problem, Prompt, Sampling, Score
 
 
@@ -68,6 +69,15 @@ class Group:
         """Rewards; NaN where a sample could not be scored."""
         return [float("nan") if score.reward is None else score.reward for score in self.scores]
 
+    @property
+    def behaviours(self) -> list[int]:
+        """Numbers from 0, equal for samples that behave alike; -1 where that is not known."""
+        number_of: dict[int | str, int] = {}
+        return [
+            UNKNOWN_BEHAVIOUR if score.behaviour is None else number_of.setdefault(score.behaviour, len(number_of))
+            for score in self.scores
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
@@ -84,6 +94,11 @@ class Samples:
     def rewards_PN(self) -> Tensor:
         """Rewards, float64; NaN where a sample could not be scored."""
         return rewards_of(self.groups, self.sampling.num_completions)
+
+    @property
+    def behaviours_PN(self) -> Tensor:
+        """Behaviours, int64, of the same shape; see `Group.behaviours`."""
+        return behaviours_of(self.groups, self.sampling.num_completions)
 
     @property
     def values(self) -> dict[str, Tensor]:
@@ -150,6 +165,15 @@ def rewards_of(groups: Sequence[Group], num_completions: int = 0) -> Tensor:
         groups: P of them.
         num_completions: N at least; more where a group has more.
     """
-    size = max([num_completions, *(len(group.scores) for group in groups)])
-    rewards = [[*group.rewards, *[float("nan")] * (size - len(group.scores))] for group in groups]
-    return torch.tensor(rewards, dtype=torch.float64).view(len(groups), size)
+    return _padded([group.rewards for group in groups], num_completions, float("nan"), torch.float64)
+
+
+def behaviours_of(groups: Sequence[Group], num_completions: int = 0) -> Tensor:
+    """Behaviours_PN, int64, of the shape of `rewards_of`; see `Group.behaviours`."""
+    return _padded([group.behaviours for group in groups], num_completions, UNKNOWN_BEHAVIOUR, torch.int64)
+
+
+def _padded(rows: Sequence[Sequence[float]], size: int, filling: float, dtype: torch.dtype) -> Tensor:
+    size = max([size, *map(len, rows)])
+    filled = [[*row, *[filling] * (size - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=dtype).view(len(rows), size)

@@ -14,7 +14,7 @@ from maxk_lightning.types import Completion, Sampling, Score, Segment
 Record = dict[str, Any]
 FACTS = ("version", "generate_s", "score_s", "sync_s", "logprob_gap", "sequence_gap", "chosen")
 "Fields of a `Rollout` that are the same on all ranks, or those of the first."
-SCORE_KEYS = ("rewards", "verdicts", "missing_causes", "parts")
+SCORE_KEYS = ("rewards", "verdicts", "missing_causes", "behaviours", "parts")
 "Of a group's record, what its scores are made of: a list with an entry per completion each."
 
 
@@ -63,6 +63,7 @@ def as_record(group: Group) -> Record:
         "rewards": [score.reward for score in group.scores],
         "verdicts": [list(score.verdicts) for score in group.scores],
         "missing_causes": [score.missing_cause for score in group.scores],
+        "behaviours": [score.behaviour for score in group.scores],
         "parts": [dict(score.parts) for score in group.scores],
     }
 
@@ -100,6 +101,6 @@ def completions_of(record: Record) -> list[Completion]:
 def scores_of(record: Record) -> list[Score]:
     """The scores of a group's record."""
     return [
-        Score(reward=reward, verdicts=tuple(verdicts), missing_cause=cause, parts=parts)
-        for reward, verdicts, cause, parts in zip(*(record[key] for key in SCORE_KEYS), strict=True)
+        Score(reward=reward, verdicts=tuple(verdicts), missing_cause=cause, behaviour=behaviour, parts=parts)
+        for reward, verdicts, cause, behaviour, parts in zip(*(record[key] for key in SCORE_KEYS), strict=True)
     ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.policy.packing import PackedRows, pack, to_device
-from maxk_lightning.rollouts.rollout import Group, rewards_of
+from maxk_lightning.rollouts.rollout import Group, behaviours_of, rewards_of
 from maxk_lightning.types import Completion
 
 NO_COMPLETION = Completion(token_ids=(), logprobs=(), entropies=None, text="", finish_reason="stop")
@@ -27,6 +27,8 @@ class Batch:
     "Log-prob that the engine reported of every completion token, float32, nats; 0 where masked."
     rewards_PN: Tensor
     "Rewards, float64; NaN where a sample could not be scored. No rows where credits are given."
+    behaviours_PN: Tensor
+    "Behaviours, int64, of the same shape; see `Group.behaviours`."
     credits_B: Tensor | None = None
     "Credits, float64, of parts of groups: they depend on completions that are not here."
     completions: Sequence[Completion] = ()
@@ -44,6 +46,7 @@ class Batch:
             rows=self.rows.to(device),
             behaviour_logprobs_BT=to_device(self.behaviour_logprobs_BT, device),
             rewards_PN=to_device(self.rewards_PN, device),
+            behaviours_PN=to_device(self.behaviours_PN, device),
             credits_B=None if self.credits_B is None else to_device(self.credits_B, device),
         )
 
@@ -89,10 +92,12 @@ def to_batch(
     logprobs = [logprob for completion in completions for logprob in completion.logprobs]
     behaviour_logprobs_BT = torch.zeros(rows.mask_BT.shape)
     behaviour_logprobs_BT[rows.mask_BT] = torch.tensor(logprobs, dtype=torch.float32)
+    whole = groups if credits_B is None else []
     return Batch(
         rows=rows,
         behaviour_logprobs_BT=behaviour_logprobs_BT,
-        rewards_PN=rewards_of(groups) if groups and credits_B is None else rewards_of([], num_completions),
+        rewards_PN=rewards_of(whole, 0 if whole else num_completions),
+        behaviours_PN=behaviours_of(whole, 0 if whole else num_completions),
         credits_B=credits_B,
         completions=completions,
     )

@@ -18,20 +18,28 @@ from maxk_lightning.objectives import (
     RSGRPO,
     BonMaxMean,
     BonMaxSecond,
+    CVaR,
+    DistinctMaxAtK,
     DrGRPO,
     Entropic,
     ExactMaxAtK,
+    ExactRatios,
     MaxAtK,
     MaxRL,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
     PlugInMaxAtK,
+    RankWeighted,
     SetAdvantage,
+    SubsetQuantile,
+    TemperedRatios,
+    TopMMean,
     WReinforce,
     group_diagnostics,
 )
 from maxk_lightning.objectives.group import sort_groups
+from tests.support.behaving import ByReward
 
 # ties, negative rewards, unsorted; ratios on both sides of 1
 GROUPS = [
@@ -482,6 +490,15 @@ EVERY_OBJECTIVE: list[Objective] = [
     OffPolicyMaxAtK(2, "loo1"),
     SetAdvantage(2),
     SetAdvantage(2, min_effective_fraction=0.0),
+    RankWeighted(2, [-0.5, 1.0]),
+    TopMMean(2, 2),
+    SubsetQuantile(2, 0.5),
+    CVaR(2, 0.75, "lower"),
+    ExactRatios(TopMMean(2, 2)),
+    TemperedRatios(TopMMean(2, 2)),
+    ByReward(DistinctMaxAtK(2)),
+    ByReward(ExactRatios(DistinctMaxAtK(2, correct_at=0.0))),
+    ByReward(TemperedRatios(DistinctMaxAtK(2, correct_at=0.0))),
 ]
 
 
@@ -516,6 +533,10 @@ def test_groups_that_lost_too_many_samples_get_zeros_beside_whole_ones(objective
         ExactMaxAtK(2, ratio_clip=None),
         ExactMaxAtK(2, "none", self_normalise=True, ratio_clip=None),
         SetAdvantage(2),
+        TopMMean(2, 2),
+        ExactRatios(TopMMean(2, 2)),
+        TemperedRatios(TopMMean(2, 2)),
+        ByReward(DistinctMaxAtK(2, correct_at=0.0)),
     ],
     ids=repr,
 )

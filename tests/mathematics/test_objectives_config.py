@@ -14,8 +14,10 @@ from maxk_lightning.objectives import (
     NSR,
     RLOO,
     BonMaxMean,
+    DistinctMaxAtK,
     Entropic,
     ExactMaxAtK,
+    ExactRatios,
     MaxAtK,
     MaxRL,
     Objective,
@@ -24,6 +26,7 @@ from maxk_lightning.objectives import (
     PlugInMaxAtK,
     SetAdvantage,
     Staged,
+    TopMMean,
     WeightedObjectives,
     WReinforce,
     check_group_size,
@@ -111,6 +114,36 @@ model:
     assert trainer.objective == Staged([mixture, RLOO()], [0.0, 0.75])
     assert trainer.policy_loss == CISPO(ratio_high=3.0)
     assert trainer.correction == MaskedWeights(per_sequence=True)
+
+
+def test_subset_objectives_and_their_forms_for_old_samples_by_class_path() -> None:
+    trainer = parse(
+        "--model.objective", "DistinctMaxAtK", "--model.objective.k", "4", "--model.objective.weight", "0.3"
+    )
+    assert trainer.objective == DistinctMaxAtK(4, 0.3)
+    trainer = parse(
+        "--model.objective=ExactRatios",
+        "--model.objective.objective=maxk_lightning.objectives.TopMMean",
+        "--model.objective.objective.k=4",
+        "--model.objective.objective.m=2",
+    )
+    assert trainer.objective == ExactRatios(TopMMean(4, 2))
+
+
+class Counted:
+    """A user's own objective that asks for behaviours."""
+
+    includes_ratio = False
+    needs_behaviours = True
+
+    def __call__(self, rewards, log_ratios, behaviours=None):  # type: ignore[no-untyped-def]
+        return rewards.double() * (behaviours == 0)
+
+
+def test_a_users_class_may_ask_for_behaviours() -> None:
+    trainer = parse("--model.objective", f"{__name__}.Counted")
+    assert isinstance(trainer.objective, Counted)
+    check_group_size(trainer.objective, 4)
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,21 @@ from maxk_lightning.objectives import (
     RSGRPO,
     BonMaxMean,
     BonMaxSecond,
+    CVaR,
     DrGRPO,
     Entropic,
     ExactMaxAtK,
+    ExactRatios,
     MaxAtK,
     Objective,
     OffPolicyMaxAtK,
     PassKTraining,
     PlugInMaxAtK,
+    RankWeighted,
     SetAdvantage,
+    SubsetQuantile,
+    TemperedRatios,
+    TopMMean,
     WReinforce,
     group_diagnostics,
 )
@@ -63,6 +69,10 @@ EVERY = [
     PassKTraining(K),
     SetAdvantage(K),
     SetAdvantage(K, 0.0),
+    RankWeighted(K, [1.0, -2.0, 0.5]),
+    CVaR(K, 0.5),
+    ExactRatios(TopMMean(K, 2), None),
+    TemperedRatios(SubsetQuantile(K, 0.5)),
 ]
 THRESHOLD = (NSR, WReinforce)
 SHIFT_INVARIANT = [

@@ -1,7 +1,9 @@
 """The reward end to end, on programs whose verdict is plain."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,12 +56,12 @@ def test_fraction_of_tests(reward: UnitTestReward) -> None:
 )
 def test_limits(reward: UnitTestReward, code: str, verdict: str) -> None:
     [[score]] = reward.score([SQUARES], [[fenced(code)]])
-    assert score == Score(reward=0.0, verdicts=(verdict,) * 4)  # type: ignore[arg-type]
+    assert replace(score, behaviour=None) == Score(reward=0.0, verdicts=(verdict,) * 4)  # type: ignore[arg-type]
 
 
 def test_no_code_is_zero_and_never_runs_prose(reward: UnitTestReward) -> None:
     [[score]] = reward.score([SQUARES], [["print(int(input()) ** 2)"]])
-    assert score == Score(reward=0.0, verdicts=("no_code",) * 4)
+    assert replace(score, behaviour=None) == Score(reward=0.0, verdicts=("no_code",) * 4)
 
 
 def test_binary_and_max_tests() -> None:
@@ -108,3 +110,69 @@ def test_tests_may_be_the_hidden_or_the_public_ones() -> None:
 def test_bad_arguments_name_the_key(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         UnitTestReward(**bad)  # type: ignore[arg-type]
+
+
+ANY_ORDER = Problem(
+    id="any order",
+    prompt="Print 1 and n in any order, as a sum.",
+    tests=(TestCase(input="2", output="1+2"), TestCase(input="3", output="1+3")),
+    checker=(
+        "import sys\n"
+        "expected, output = (open(name).read().strip() for name in sys.argv[2:4])\n"
+        "print(int(sorted(output.split('+')) == sorted(expected.split('+'))))\n"
+    ),
+)
+
+
+def behaviours(reward: UnitTestReward, problem: Problem, programs: Sequence[str]) -> list[int | str | None]:
+    [scores] = reward.score([problem], [[fenced(program) for program in programs]])
+    return [score.behaviour for score in scores]
+
+
+def test_programs_that_say_the_same_on_all_tests_have_the_same_behaviour(reward: UnitTestReward) -> None:
+    square, again, other, first, crash, endless, silent = behaviours(
+        reward,
+        SQUARES,
+        [
+            "print(int(input()) ** 2)",
+            "n = int(input())\nprint('', n * n, '')",
+            "print(-1)",
+            "n = int(input())\nprint(n * n if n else -1)",
+            "raise ValueError",
+            "while True: pass",
+            "",
+        ],
+    )
+    assert square == again
+    [[none]] = reward.score([SQUARES], [["no program at all"]])
+    assert crash == endless == none.behaviour
+    assert len({square, other, first, crash, silent}) == 5
+    assert all(isinstance(behaviour, str) for behaviour in (square, other, first, crash))
+    assert behaviours(reward, replace(SQUARES, id="again"), ["print(-1)  # anew"]) == [other]
+
+
+def test_right_answers_that_differ_are_told_apart_where_a_checker_accepts_both(reward: UnitTestReward) -> None:
+    programs = [
+        "print('1+' + input())",
+        "n = input()\nprint('1+' + n)",
+        "print(input() + '+1')",
+        "n = input()\nprint('1+2' if n == '2' else n + '+1')",
+    ]
+    [scores] = reward.score([ANY_ORDER], [[fenced(program) for program in programs]])
+    assert [score.reward for score in scores] == [1.0] * 4
+    ascending, same, descending, mixed = (score.behaviour for score in scores)
+    assert ascending == same
+    assert len({ascending, descending, mixed}) == 3
+
+
+def test_behaviours_are_kept_with_verdicts_and_are_the_same_in_another_process(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"backend": "plain", "num_workers": 1, "cache_file": str(tmp_path / "kept.sqlite")}
+    programs = ["print(int(input()) ** 2)", "print(4)", "print(5)"]
+    found = []
+    for cache_size in (4096, 0):
+        with UnitTestReward(cache_size=cache_size, **settings) as reward:
+            found.append(behaviours(reward, SQUARES, programs))
+    with UnitTestReward(backend="plain", num_workers=1) as reward:
+        found.append(behaviours(reward, SQUARES, programs))
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 3

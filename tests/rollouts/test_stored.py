@@ -30,7 +30,10 @@ def _group(number: int, draw: random.Random) -> Group:
     ]
     if any(completion.entropies is None for completion in completions):  # an engine tells all or none
         completions = [replace(completion, entropies=None) for completion in completions]
-    scores = [Score(reward=draw.random(), verdicts=("passed", "wrong_answer")) for _ in lengths]
+    scores = [
+        Score(reward=draw.random(), verdicts=("passed", "wrong_answer"), behaviour=draw.choice([None, 3, "f00"]))
+        for _ in lengths
+    ]
     return Group(
         problem=Problem(id=f"p{number}", prompt="p", tests=()),
         prompt=Prompt(problem_id=f"p{number}", token_ids=tuple(range(number + 1)), seed=number),

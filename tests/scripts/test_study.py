@@ -32,7 +32,7 @@ PLANS = [
     PLAN,
     *(
         read_plan(ROOT / "configs" / name)
-        for name in ("study_smollm2", "study_selection", "study_staleness", "study_rivals")
+        for name in ("study_smollm2", "study_selection", "study_staleness", "study_rivals", "study_sets")
     ),
 ]
 SMALL: dict[str, Any] = {

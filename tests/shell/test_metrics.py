@@ -209,7 +209,15 @@ def test_rollout_metrics_are_the_sums_of_their_parts_and_start_again_after_reset
     metrics = RolloutMetrics(SAMPLE_VALUES)
     values = {tag: torch.tensor([1.0, NAN, 4.0]) for tag in SAMPLE_VALUES}
     for _ in range(2):
-        metrics.update(REWARDS_PN[:2], values)
+        metrics.update(REWARDS_PN[:2], values, torch.full(REWARDS_PN[:2].shape, -1))
+        assert "distinct_correct" not in metrics.compute()  # nothing is known of behaviours
+        metrics.reset()
+        behaviours_PN = torch.tensor([[0, 1, 1, 0], [3, 4, 3, -1], [-1, -1, -1, -1]])
+        rewards_PN = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 0.5, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+        metrics.update(rewards_PN, values, behaviours_PN)
+        assert metrics.compute()["distinct_correct"] == 1.5
+        metrics.reset()
+        metrics.update(REWARDS_PN[:2], values, torch.full(REWARDS_PN[:2].shape, -1))
         found = metrics.compute()
         assert found["reward"] == found["max_at_k/1"] == pytest.approx(REWARDS_PN[:2].mean().item(), abs=1e-12)
         assert found["pass_at_k/4"] == 0.5

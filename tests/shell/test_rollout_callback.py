@@ -19,6 +19,7 @@ from maxk_lightning.callbacks import RolloutCallback
 from maxk_lightning.callbacks.checks import check_overlap
 from maxk_lightning.data import Builtin
 from maxk_lightning.module import PolicyModule
+from maxk_lightning.objectives import DistinctMaxAtK, MaxAtK, WeightedObjectives
 from maxk_lightning.policy import load_model
 from maxk_lightning.rollouts import (
     Allocation,
@@ -383,6 +384,12 @@ def test_options_that_exclude_each_other_are_refused() -> None:
         VLLMEngine(kv_cache_gib=1.0, gpu_memory_utilization=0.5)
     with pytest.raises(ValueError, match=r"rollout\.engine\.max_num_seqs is 0"):
         VLLMEngine(max_num_seqs=0)
+
+
+def test_an_objective_that_counts_behaviours_needs_a_reward_that_tells_them(random_policy: str, tmp_path: Path) -> None:
+    objective = WeightedObjectives([MaxAtK(k=2), DistinctMaxAtK(k=2)], [1.0, 1.0])
+    with pytest.raises(ValueError, match=r"model\.objective: .* counts behaviours, which the reward \(LengthReward\)"):
+        fit(random_policy, tmp_path, module={"objective": objective})
 
 
 def test_sampling_ahead_is_for_engines_that_do_not_share_the_gpu() -> None:

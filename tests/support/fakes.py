@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -38,6 +39,21 @@ class LossyReward(LengthReward):
 
     def reward(self, text: str) -> float | None:
         return None if len(text) % 4 == 0 else super().reward(text)
+
+
+class BehavingReward(LossyReward):
+    """Takes the length and the first character of a text for its behaviour, which it does not know without letters."""
+
+    gives_behaviours = True
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Score]]:
+        return [
+            [replace(score, behaviour=self.behaviour(text)) for score, text in zip(scores, texts, strict=True)]
+            for scores, texts in zip(super().score(problems, completions), completions, strict=True)
+        ]
+
+    def behaviour(self, text: str) -> str | None:
+        return f"{text[:1]}{len(text)}" if any(map(str.isalpha, text)) else None
 
 
 class RaisingReward(LengthReward):

@@ -8,10 +8,10 @@ import torch
 from lightning import Callback, Trainer
 
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.objectives import GRPO, ExactMaxAtK, Objective, OffPolicyMaxAtK
+from maxk_lightning.objectives import GRPO, DistinctMaxAtK, ExactMaxAtK, ExactRatios, MaxAtK, Objective, OffPolicyMaxAtK
 from maxk_lightning.training.batch import to_batch
 from maxk_lightning.training.micro_batches import cut_by_prompts, cut_by_tokens
-from tests.support.fakes import LossyReward
+from tests.support.fakes import BehavingReward
 from tests.support.groups import make_group, make_groups
 from tests.training.test_step import train
 
@@ -74,8 +74,9 @@ class Log(Callback):
             marks=pytest.mark.slow,  # the quick tests take this normalisation in test_step.py
         ),
         (ExactMaxAtK(k=2), {"normalisation": "constant"}),
+        (ExactRatios(DistinctMaxAtK(k=2, weight=0.5, correct_at=0.2)), {"normalisation": "constant"}),
     ],
-    ids=["GRPO", "first order", "exact"],
+    ids=["GRPO", "first order", "exact", "behaviours"],
 )
 def test_gradients_and_logs_are_those_of_one_large_batch(
     random_policy: str, tmp_path: Path, objective: Objective, options: dict[str, Any]
@@ -84,14 +85,14 @@ def test_gradients_and_logs_are_those_of_one_large_batch(
     assert objective.includes_ratio == (not isinstance(objective, GRPO))
     options = {"objective": objective, **options}
     log = Log()
-    whole = train(random_policy, tmp_path, reward=LossyReward(), callbacks=[log], module=options)
+    whole = train(random_policy, tmp_path, reward=BehavingReward(), callbacks=[log], module=options)
     assert log.steps[-1]["train/log_ratio_std"] > 0.01
     row_tokens = [to_batch([group]).rows.input_ids_RL.numel() for group in whole.rollout.samples.groups]
     # One completion at a time; some groups split and some not; two groups together.
     for max_tokens in (1, sorted(row_tokens)[1], 2 * max(row_tokens)):
         cut_log = Log()
         sizes = {"tokens_per_micro_batch": max_tokens}
-        cut = train(random_policy, tmp_path, reward=LossyReward(), callbacks=[cut_log], module={**options, **sizes})
+        cut = train(random_policy, tmp_path, reward=BehavingReward(), callbacks=[cut_log], module={**options, **sizes})
         ours_by_name = cut.weights
         for name, weight in whole.weights.items():
             torch.testing.assert_close(ours_by_name[name], weight, atol=1e-6, rtol=1e-4)  # sums in another order
@@ -99,6 +100,17 @@ def test_gradients_and_logs_are_those_of_one_large_batch(
         for ours, expected in zip(cut_log.steps, log.steps, strict=True):
             # The same rounding, magnified where a diagnostic is a small difference of large numbers.
             assert ours == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_behaviours_reach_credits_whole_and_split(random_policy: str, tmp_path: Path) -> None:
+    """Where no reward counts as correct, and where all do: the number of behaviours changes the weights."""
+    weights = []
+    for correct_at in (9.0, 0.0):
+        module = {"objective": DistinctMaxAtK(k=2, weight=0.5, correct_at=correct_at)}
+        weights.append(train(random_policy, tmp_path, reward=BehavingReward(), module=module).weights)
+    best = train(random_policy, tmp_path, reward=BehavingReward(), module={"objective": MaxAtK(k=2)}).weights
+    assert all(torch.equal(weights[0][name], weight) for name, weight in best.items())
+    assert any(not torch.equal(weights[1][name], weight) for name, weight in best.items())
 
 
 def test_bad_sizes_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -167,11 +168,12 @@ class PromptDataModule(LightningDataModule):
             for problem, seed in zip(problems, seeds, strict=True)
         ]
 
-    def told_k_of(self, seed: int, sampling: Sampling) -> int:
-        """Number of tries that a training prompt tells, by the seed of its group."""
-        if self.told_ks:
-            return self.told_ks[derive_seed(seed, "told k") % len(self.told_ks)]
-        return self.told_k or sampling.num_completions
+    def _render_training(self, problem: Problem, seed: int, sampling: Sampling) -> Prompt:
+        """A training prompt, for which a number of tries is drawn by its seed where the objective wants one."""
+        if not self.told_ks:
+            return self.template.render(problem, self.tokenizer, seed, self.told_k or sampling.num_completions)
+        drawn = self.told_ks[derive_seed(seed, "told k") % len(self.told_ks)]
+        return replace(self.template.render(problem, self.tokenizer, seed, drawn), told_k=drawn)
 
     def order(self, index: int, sampling: Sampling, places: range | None = None) -> Order:
         """Order what this rank samples for a training rollout.
@@ -201,8 +203,7 @@ class PromptDataModule(LightningDataModule):
             names = ("refill", index, place) if is_further else ("fit", positions[place])
             seeds.append(derive_seed(self.seed, *names))
         prompts = [
-            self.template.render(problem, self.tokenizer, seed, self.told_k_of(seed, sampling))
-            for problem, seed in zip(problems, seeds, strict=True)
+            self._render_training(problem, seed, sampling) for problem, seed in zip(problems, seeds, strict=True)
         ]
         return Order(index=index, problems=problems, prompts=prompts, sampling=sampling)
 

@@ -102,7 +102,7 @@ class Prompt:
     answer_after: str | None = None
     "Text that ends the reasoning: rewards see what follows its last occurrence; None: they see all."
     told_k: int | None = None
-    "How many tries the prompt says there will be; None: it does not say."
+    "Number of tries that was drawn for the group, or that the prompt tells; None: neither."
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads the `vars` of an instance that stands as a default

@@ -4,6 +4,8 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from maxk_lightning.data import PromptTemplate
+from maxk_lightning.objectives import Objective, ToldK
 from maxk_lightning.policy.processor import tell_of_slow_bfloat16
 from maxk_lightning.rollouts import RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.strategy import FSDP2Strategy
@@ -55,3 +57,14 @@ def check_overlap(engine: RolloutEngine, device: torch.device) -> None:
             f"rollout.rollouts_ahead: {type(engine).__name__} samples on the GPU that trains, where both wait for each "
             "other and nothing is gained; set it to 0, or take VLLMServerEngine with GPUs of its own"
         )
+
+
+def check_told(objective: Objective, template: PromptTemplate) -> None:
+    """Refuse a `ToldK` whose prompts do not tell, or tell although they should not.
+
+    Raises:
+        ValueError: naming the template.
+    """
+    if isinstance(objective, ToldK) and objective.tells != template.tells_k:
+        needed = "needs {k} in `user` or `system`" if objective.tells else "must hold no {k}"
+        raise ValueError(f"data.template {needed}: objectives.ToldK(tells={objective.tells})")

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from lightning import Callback, Trainer
 
-from maxk_lightning.callbacks.checks import check_attention, check_overlap, check_trainer
+from maxk_lightning.callbacks.checks import check_attention, check_overlap, check_told, check_trainer
 from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
 from maxk_lightning.callbacks.realised import log_realised
 from maxk_lightning.callbacks.rescue import saved, stop
 from maxk_lightning.callbacks.reward_parts import log_parts
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
-from maxk_lightning.objectives import Staged, check_group_size, needs_behaviours
+from maxk_lightning.objectives import Staged, check_group_size, needs_behaviours, told_ks
 from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward, gives_behaviours
 from maxk_lightning.rewards.configured import as_reward, configured_reward
 from maxk_lightning.rollouts import Allocation, Replay, RolloutEngine, TransformersEngine
@@ -141,6 +141,9 @@ class RolloutCallback(Callback):
         self.sampler.reset()
         if stage == "fit" and self.allocation is not None and _datamodule(trainer).refill:
             raise ValueError("rollout.allocation and data.refill exclude each other")
+        if stage == "fit":
+            check_told(pl_module.objective, _datamodule(trainer).template)
+            _datamodule(trainer).told_ks = told_ks(pl_module.objective)
         if stage == "fit" and self.replay is not None:
             data = _datamodule(trainer)
             self.replayed = ReplayBuffer(self.replay, data.prompts_per_rollout, data.seed)

@@ -79,6 +79,9 @@ also pushes away from the behaviour policy. `group_diagnostics` says how far the
 them as arms of one study. Uniqueness weighting (arXiv:2601.08763) and UCPO (arXiv:2605.00365) are not: they need to
 know which samples are alike, or how likely each is, and equal rewards say neither.
 
+**One policy for every k?** `ToldK([1, 2, 4, 8])` draws a k for every group, its prompt says so (`{k}` in
+`data.template`), and the group gets the credits of that k; `evaluate --told_k same` asks for the k it reports.
+
 **A k above n?** `PlugInMaxAtK(k)` makes its draws from the group, and has a bias that its docstring sizes: with
 replacement little credit is left at a k far above n, with `draws: urn` more. A larger group with `MaxAtK` is the better
 use of samples where it can be afforded.
@@ -96,7 +99,7 @@ from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
 from maxk_lightning.objectives.group_size import check_group_size
 from maxk_lightning.objectives.idle import ZERO_CREDIT, is_idle
 from maxk_lightning.objectives.negative import NSR, WReinforce
-from maxk_lightning.objectives.objective import UNKNOWN_BEHAVIOUR, Objective, credits_of, needs_behaviours
+from maxk_lightning.objectives.objective import UNKNOWN_BEHAVIOUR, Objective, credits_of, needs_behaviours, told_ks
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.plug_in import PlugInMaxAtK
 from maxk_lightning.objectives.rank_weighted import CVaR, RankWeighted, SubsetQuantile, TopMMean
@@ -112,6 +115,7 @@ from maxk_lightning.objectives.schedule import (
 )
 from maxk_lightning.objectives.set_advantage import SetAdvantage
 from maxk_lightning.objectives.subset_objective import SubsetObjective
+from maxk_lightning.objectives.told_k import ToldK
 
 __all__ = [
     "GRPO",
@@ -143,6 +147,7 @@ __all__ = [
     "SubsetObjective",
     "SubsetQuantile",
     "TemperedRatios",
+    "ToldK",
     "TopMMean",
     "WReinforce",
     "WeightedObjectives",
@@ -156,4 +161,5 @@ __all__ = [
     "needs_behaviours",
     "objective_at",
     "tempering",
+    "told_ks",
 ]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives.objective import Objective, credits_of
+from maxk_lightning.objectives.objective import Objective, credits_of, told_ks
 from maxk_lightning.objectives.schedule import Staged
 
 
@@ -24,9 +24,15 @@ def check_group_size(objective: Objective, num_completions: int) -> None:
             raise ValueError(
                 f"`objective`: {name} must say with `includes_ratio: bool` whether its credits contain rho"
             )
-        behaviours_PN = torch.arange(num_completions).unsqueeze(0)
-        credits_PN = credits_of(stage, rewards_PN, torch.zeros_like(rewards_PN), behaviours_PN)
-        if not isinstance(credits_PN, Tensor) or credits_PN.shape != rewards_PN.shape:
-            raise ValueError(f"`objective`: {name} must return one credit per sample, shape {tuple(rewards_PN.shape)}")
-        if not credits_PN.isfinite().all():
-            raise ValueError(f"`objective`: {name} gives credits that are not finite for {num_completions} completions")
+        for told_k in told_ks(stage) or [0]:
+            _check_credits(stage, name, rewards_PN, told_k)
+
+
+def _check_credits(objective: Objective, name: str, rewards_PN: Tensor, told_k: int) -> None:
+    num_completions = rewards_PN.shape[1]
+    behaviours_PN, told_ks_P = torch.arange(num_completions).unsqueeze(0), torch.tensor([told_k])
+    credits_PN = credits_of(objective, rewards_PN, torch.zeros_like(rewards_PN), behaviours_PN, told_ks_P)
+    if not isinstance(credits_PN, Tensor) or credits_PN.shape != rewards_PN.shape:
+        raise ValueError(f"`objective`: {name} must return one credit per sample, shape {tuple(rewards_PN.shape)}")
+    if not credits_PN.isfinite().all():
+        raise ValueError(f"`objective`: {name} gives credits that are not finite for {num_completions} completions")

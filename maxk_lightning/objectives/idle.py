@@ -14,10 +14,12 @@ PROBE_STDS = (0.0, 0.1, 1.0)
 "Spreads of log rho at which an objective is tried."
 
 
-def is_idle(objective: Objective, rewards_PN: Tensor, behaviours_PN: Tensor | None = None) -> Tensor:
+def is_idle(
+    objective: Objective, rewards_PN: Tensor, behaviours_PN: Tensor | None = None, told_ks_P: Tensor | None = None
+) -> Tensor:
     """Whether all credits of a group are 0 whatever its ratios are, as a boolean of every group.
 
-    Behaviours are asked for by objectives that need them; see `Objective`.
+    Behaviours and told numbers of tries are for objectives that need them; see `Objective`.
 
     Credits are polynomials in the ratios, or such within their bounds. One that is 0 at random ratios, near 1 and far
     from it, is 0 everywhere (Schwartz and Zippel), but for a set of ratios of measure 0. All groups are tried at the
@@ -28,5 +30,6 @@ def is_idle(objective: Objective, rewards_PN: Tensor, behaviours_PN: Tensor | No
     noise_PN = noise_N.to(rewards_PN.device).expand_as(rewards_PN)
     is_idle_P = torch.ones(len(rewards_PN), dtype=torch.bool, device=rewards_PN.device)
     for std in PROBE_STDS if len(rewards_PN) > 0 else ():
-        is_idle_P &= (credits_of(objective, rewards_PN, std * noise_PN, behaviours_PN).abs() < ZERO_CREDIT).all(1)
+        credits_PN = credits_of(objective, rewards_PN, std * noise_PN, behaviours_PN, told_ks_P)
+        is_idle_P &= (credits_PN.abs() < ZERO_CREDIT).all(1)
     return is_idle_P

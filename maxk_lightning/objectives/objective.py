@@ -3,6 +3,7 @@
 Shapes: P prompts, N completions per prompt.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -28,7 +29,8 @@ class Objective(Protocol):
 
     One with an attribute `needs_behaviours: bool` that is True is called with a third argument, `behaviours_PN`, int64,
     which has a default: equal numbers are samples of a group that said the same on all tests, -1 is one of which that
-    is not known.
+    is not known. One with `told_ks: Sequence[int]` that is not empty is called with `told_ks_P`, int64, as the third:
+    which of them was drawn for each group.
     """
 
     @property
@@ -54,10 +56,26 @@ def needs_behaviours(objective: Objective) -> bool:
     return bool(getattr(objective, "needs_behaviours", False))
 
 
-def credits_of(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor, behaviours_PN: Tensor | None) -> Tensor:
-    """The credits of any objective, given behaviours if it needs them; see `Objective`."""
+def told_ks(objective: Objective) -> Sequence[int]:
+    """Numbers of tries from which an objective wants one drawn for every group; empty: it wants none."""
+    ks: Sequence[int] = getattr(objective, "told_ks", ())
+    return ks
+
+
+def credits_of(
+    objective: Objective,
+    rewards_PN: Tensor,
+    log_ratios_PN: Tensor,
+    behaviours_PN: Tensor | None = None,
+    told_ks_P: Tensor | None = None,
+) -> Tensor:
+    """The credits of any objective, given behaviours or numbers of tries if it needs them; see `Objective`."""
+    ask: Any = objective
+    credits_PN: Tensor
     if needs_behaviours(objective):
-        ask: Any = objective
-        credits_PN: Tensor = ask(rewards_PN, log_ratios_PN, behaviours_PN)
-        return credits_PN
-    return objective(rewards_PN, log_ratios_PN)
+        credits_PN = ask(rewards_PN, log_ratios_PN, behaviours_PN)
+    elif told_ks(objective):
+        credits_PN = ask(rewards_PN, log_ratios_PN, told_ks_P)
+    else:
+        credits_PN = ask(rewards_PN, log_ratios_PN)
+    return credits_PN

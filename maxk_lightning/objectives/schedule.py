@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives.objective import Objective, credits_of, needs_behaviours
+from maxk_lightning.objectives.objective import Objective, credits_of, needs_behaviours, told_ks
 from maxk_lightning.objectives.plug_in import PlugInMaxAtK
 
 
@@ -135,6 +135,8 @@ def check_alike(objectives: list[Objective]) -> None:
     """Refuse an empty list, and one that mixes credits with and without the ratio: no loss could take both."""
     if not objectives:
         raise ValueError("`objectives` is empty, needs at least one")
+    if any(map(told_ks, objectives)):
+        raise ValueError("`objectives` has a ToldK, which is a mixture of k itself and cannot be part of another")
     if len({objective.includes_ratio for objective in objectives}) > 1:
         names = ", ".join(f"{type(o).__name__} ({'with' if o.includes_ratio else 'without'})" for o in objectives)
         raise ValueError(f"`objectives` must all have credits with the ratio inside, or all without: {names}")

@@ -173,6 +173,11 @@ def behaviours_of(groups: Sequence[Group], num_completions: int = 0) -> Tensor:
     return _padded([group.behaviours for group in groups], num_completions, UNKNOWN_BEHAVIOUR, torch.int64)
 
 
+def told_ks_of(groups: Sequence[Group]) -> Tensor:
+    """Numbers of tries that the prompts were drawn, told_ks_P, int64; 0 where none was."""
+    return torch.tensor([group.prompt.told_k or 0 for group in groups], dtype=torch.int64)
+
+
 def _padded(rows: Sequence[Sequence[float]], size: int, filling: float, dtype: torch.dtype) -> Tensor:
     size = max([size, *map(len, rows)])
     filled = [[*row, *[filling] * (size - len(row))] for row in rows]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.policy.packing import PackedRows, pack, to_device
-from maxk_lightning.rollouts.rollout import Group, behaviours_of, rewards_of
+from maxk_lightning.rollouts.rollout import Group, behaviours_of, rewards_of, told_ks_of
 from maxk_lightning.types import Completion
 
 NO_COMPLETION = Completion(token_ids=(), logprobs=(), entropies=None, text="", finish_reason="stop")
@@ -29,6 +29,8 @@ class Batch:
     "Rewards, float64; NaN where a sample could not be scored. No rows where credits are given."
     behaviours_PN: Tensor
     "Behaviours, int64, of the same shape; see `Group.behaviours`."
+    told_ks_P: Tensor
+    "Numbers of tries that the prompts were drawn, int64, a number for each row of `rewards_PN`."
     credits_B: Tensor | None = None
     "Credits, float64, of parts of groups: they depend on completions that are not here."
     completions: Sequence[Completion] = ()
@@ -47,6 +49,7 @@ class Batch:
             behaviour_logprobs_BT=to_device(self.behaviour_logprobs_BT, device),
             rewards_PN=to_device(self.rewards_PN, device),
             behaviours_PN=to_device(self.behaviours_PN, device),
+            told_ks_P=to_device(self.told_ks_P, device),
             credits_B=None if self.credits_B is None else to_device(self.credits_B, device),
         )
 
@@ -98,6 +101,7 @@ def to_batch(
         behaviour_logprobs_BT=behaviour_logprobs_BT,
         rewards_PN=rewards_of(whole, 0 if whole else num_completions),
         behaviours_PN=behaviours_of(whole, 0 if whole else num_completions),
+        told_ks_P=told_ks_of(whole),
         credits_B=credits_B,
         completions=completions,
     )

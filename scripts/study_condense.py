@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from study_programs import blind_counts
 from study_results import BASE, Job, Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -40,7 +41,7 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
         rewards=rewards,
         entropy_bins={str(bin_): count for bin_, count in sorted(evaluation.entropy_counts.items())},
         summary={
-            "mean_entropy": summary.mean_entropy or 0.0,
+            **({} if summary.mean_entropy is None else {"mean_entropy": summary.mean_entropy}),
             "mean_tokens": summary.mean_tokens,
             "distinct_rate": summary.distinct_rate,
             "num_missing": summary.num_missing,
@@ -49,6 +50,7 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
         },
         curves={} if job.arm == BASE or job.control else training_curves(home / "tensorboard"),
         formed=_formed(evaluation.samples),
+        blind=blind_counts(evaluation.samples),
         realised={name: curve.problems for name, curve in evaluation.realised.items()},
     )
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from study_controls import control_table, format_table
 from study_figures import tradeoff_figure, training_figure
 from study_groups import group_table
+from study_programs import blind_table
 from study_results import (
     BASE,
     CONFIGS,
@@ -191,6 +192,8 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
                 yield f"{name} realised by {selector}", test_table(plan, tests, "realised")
         if plan.label(BASE) in [row.name for row in rows] and all(r.formed for row in rows for r in row.results):
             yield f"{name} format", format_table(rows, plan.label(BASE))
+        if rows and all(any(result.blind.values()) for row in rows for result in row.results):
+            yield f"{name} blind", blind_table(rows)
         if name == "main" and plan.controls:
             yield f"{name} controls", control_table(plan, results, found)
         if name in plan.grouped_tables and rows:
@@ -233,11 +236,11 @@ def cost_table(rows: Sequence[Method]) -> str:
 
 
 def _spread(row: Method) -> list[str]:
-    entropy, distinct = (
-        statistics.mean(run.summary[part] for run in row.results) for part in ("mean_entropy", "distinct_rate")
-    )
+    entropies = [run.summary["mean_entropy"] for run in row.results if "mean_entropy" in run.summary]
+    entropy = f"{statistics.mean(entropies):.3f}" if entropies else "-"
+    distinct = statistics.mean(run.summary["distinct_rate"] for run in row.results)
     drifts = [value for run in row.results for value in run.curves.get("train/log_ratio_std", [])]
-    return [f"{entropy:.3f}", f"{distinct:.1%}", f"{statistics.mean(drifts):.3f}" if drifts else "-"]
+    return [entropy, f"{distinct:.1%}", f"{statistics.mean(drifts):.3f}" if drifts else "-"]
 
 
 def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
@@ -251,7 +254,8 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
             if bases:
                 yield f"{name}_differences", differences_figure(plan, rows, bases)
             counts = {row.name: sum((result.entropy_counts for result in row.results), Counter()) for row in rows}
-            yield f"{name}_entropy", entropy_densities(counts)
+            if all(counts.values()):  # an engine need not tell entropies
+                yield f"{name}_entropy", entropy_densities(counts)
             trained = {row.name: row.results for row in rows if row.results[0].curves}
             yield f"{name}_training", training_figure(trained)
     for benchmark in plan.benchmarks:

@@ -77,6 +77,8 @@ class Result:
     "Training curves: TensorBoard tag -> value per rollout."
     formed: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     "Counts as in `rewards`, of the samples that ended before the limit and hold a program."
+    blind: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    "Counts as in `rewards`, of the samples whose program never reads its arguments."
     realised: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     "Selector -> problem -> realised best-of-k at every k of `ks`."
 

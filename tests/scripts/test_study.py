@@ -17,6 +17,7 @@ import study
 import study_again
 import study_controls
 import study_groups
+import study_programs
 import study_report
 import study_results
 import yaml
@@ -305,12 +306,55 @@ def test_a_gain_that_is_only_format_is_told() -> None:
     assert table.splitlines()[-1] == "| arm | 0.0% | 0.0% | 1.000 | 1.000 | 1.000 | 100% | 100% |  |"
 
 
-def _row(name: str, rewards: dict[str, dict[str, int]], formed: dict[str, dict[str, int]]) -> study_report.Method:
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("def f(a, b):\n    return True", True),
+        ("def f(a):\n    for x in range(3):\n        pass\n    return x", True),
+        ("def f(a):\n    return len(a)", False),
+        ("def f(*rest):\n    return rest[0]", False),
+        ("def f(a):\n    return (lambda b: a)(1)", False),
+        ("def f(a):\n    print(a)\ndef g(a):\n    return 1", True),
+        ("def f():\n    return 1", False),  # nothing to read
+        ("def f(a):\n    pass", False),
+        ("def f(a):\n    return", False),
+        ("def f(a) return 1", False),
+        ("x = 1", False),
+        ("def f(a):\n    return " + "(" * 500 + "1" + ")" * 500, False),
+    ],
+)
+def test_a_program_that_never_reads_its_arguments_is_blind(code: str, expected: bool) -> None:
+    assert study_programs.is_blind(code) == expected
+
+
+def test_blind_programs_get_nothing_in_their_table() -> None:
+    row = _row("arm", rewards={"a": {"0": 4, "0.5": 4}, "b": {"1": 8}}, formed={}, blind={"a": {"0": 2, "0.5": 8}})
+    assert row.results[0].rewards["a"] == {"0": 8, "0.5": 8}
+    lines = study_programs.blind_table([row]).splitlines()
+    assert lines[-1] == "| arm | 31.2% | 0.400 | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 |"
+    other = _row("arm", rewards={"a": {"0": 7, "0.5": 1}}, formed={}, blind={"a": {"0.5": 1}})
+    assert study_programs.without_blind(other.results[0])["a"] == [0.0] * 14 + [0.5] + [0.0]
+
+
+def _row(
+    name: str,
+    rewards: dict[str, dict[str, int]],
+    formed: dict[str, dict[str, int]],
+    blind: dict[str, dict[str, int]] | None = None,
+) -> study_report.Method:
     summary = {"truncation_rate": 0.0, "no_code_rate": 0.0}
     job = replace(_job("grpo_3", 1e-4, "test"), num_samples=16)
     doubled = {id_: {text: 2 * count for text, count in counts.items()} for id_, counts in rewards.items()}
     result = Result(
-        job=job, commit="", machine={}, seconds={}, rewards=doubled, entropy_bins={}, summary=summary, formed=formed
+        job=job,
+        commit="",
+        machine={},
+        seconds={},
+        rewards=doubled,
+        entropy_bins={},
+        summary=summary,
+        formed=formed,
+        blind=blind or {},
     )
     return study_report.Method(name=name, benchmark="vague", results=[result])
 

@@ -26,6 +26,8 @@ from maxk_lightning.types import Problem, Score, TestCase, Verdict
 from tests.rewards.test_robustness import children_of
 
 LIMITS = Limits(cpu_s=0.5, wall_s=30.0, memory_bytes=1 << 30, output_bytes=8 << 20)
+BEHAVIOUR = "0123456789abcdef"
+"Stands for the one of a kept row."
 SQUARE = "```\nprint(int(input()) ** 2)\n```"
 
 
@@ -167,8 +169,12 @@ def test_a_long_name_of_a_function_is_called_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["'' ", "'passed'", "NULL", "'passed fine'", "'passed passed passed'", "x'00ff'", "7"]
-)
+    "change",
+    [
+        "''", "NULL", "x'00ff'", "7", f"'{BEHAVIOUR}'", f"'passed {BEHAVIOUR}'", f"'passed fine {BEHAVIOUR}'",
+        f"'passed passed passed {BEHAVIOUR}'", "'passed passed'", "'passed passed 0123'",
+    ],
+)  # fmt: skip
 def test_damaged_rows_are_unknown(tmp_path: Path, change: str) -> None:
     file = tmp_path / "verdicts.sqlite"
 
@@ -178,7 +184,7 @@ def test_damaged_rows_are_unknown(tmp_path: Path, change: str) -> None:
 
     assert reward_of_square() == 1.0
     with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE verdicts SET verdicts = 'wrong_answer passed'")
+        connection.execute("UPDATE verdicts SET verdicts = 'wrong_answer passed " + BEHAVIOUR + "'")
     assert reward_of_square() == 0.5  # the file is read
     with sqlite3.connect(file) as connection:
         connection.execute(f"UPDATE verdicts SET verdicts = {change}")
@@ -190,7 +196,7 @@ def test_verdicts_by_other_rules_are_void(tmp_path: Path, monkeypatch: pytest.Mo
     with UnitTestReward(backend="plain", num_workers=1, cache_file=str(file)) as reward:
         reward.submit(squares(), SQUARE).result(30)
     with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE verdicts SET verdicts = 'wrong_answer'")
+        connection.execute("UPDATE verdicts SET verdicts = 'wrong_answer " + BEHAVIOUR + "'")
     for version, expected in ((RULES_VERSION, 0.0), (RULES_VERSION + 1, 1.0)):
         monkeypatch.setattr(unit_tests, "RULES_VERSION", version)
         with UnitTestReward(backend="plain", num_workers=1, cache_file=str(file)) as reward:

@@ -27,6 +27,10 @@ ELSEWHERE: dict[str, str] = {
     # Tags of `metrics.md` that the run below cannot log: tag -> what logs it.
     "train/entropy_coef": "test_an_adaptive_bonus_follows_its_rule_and_resumes",
     "val/realised_max_at_k/K": "test_two_ranks_log_what_one_logs",
+    **dict.fromkeys(
+        ("train/distinct_correct", "val/distinct_correct", "test/distinct_correct"),
+        "test_rollout_metrics_are_the_sums_of_their_parts_and_start_again_after_reset",
+    ),
     "train/tempering": "test_the_power_of_the_others_ratios_is_logged",
     **{
         f"{stage}/rewards/NAME{suffix}": "test_every_reward_function_is_logged_by_name"

@@ -45,6 +45,7 @@ from maxk_lightning.evaluation.crossed import CrossedTest, crossed_test
 from maxk_lightning.evaluation.estimates import Estimate, Metric
 from maxk_lightning.evaluation.figures import difference_curves, entropy_densities
 from maxk_lightning.evaluation.paired import holm
+from maxk_lightning.evaluation.prediction import PREDICTED
 from maxk_lightning.evaluation.realised import PREFIX
 
 PAPER_BENCHMARK = "CodeContests"
@@ -64,9 +65,9 @@ class Method:
     "Results, one per seed."
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Compute means over problems and seeds, with the interval over both."""
+        """Compute means over problems and seeds, with the interval over both; nothing beyond the samples."""
         points = []
-        for k in self.results[0].ks:
+        for k in [] if metric.startswith(PREDICTED) else self.results[0].ks:
             test = crossed_test(by_problem_and_seed(self.results, k, metric))
             points.append(Estimate(k=k, value=test.difference, low=test.low, high=test.high))
         return points
@@ -185,7 +186,7 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests, "max")
-        if rows and plan.selectors:
+        if rows and plan.selectors and _have_chosen(rows):
             yield f"{name} realised", realised_table(rows, plan.selectors, plan.test_ks)
             for selector in plan.selectors:
                 tests = comparisons(plan, found, planned, f"{PREFIX}{selector}")
@@ -199,6 +200,11 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         if name in plan.grouped_tables and rows:
             yield f"{name} groups", group_table([(row.name, row.results) for row in rows], plan.test_ks[-1])
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
+
+
+def _have_chosen(rows: Sequence[Method]) -> bool:
+    """Whether selectors were asked in every run."""
+    return all(result.realised for row in rows for result in row.results)
 
 
 def realised_table(rows: Sequence[Method], selectors: Sequence[str], ks: Sequence[int]) -> str:
@@ -248,7 +254,7 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
     for name in plan.drawn_tables:
         rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
         if rows:
-            yield f"{name}_curves", curves(rows, selectors=plan.selectors[:1])
+            yield f"{name}_curves", curves(rows, selectors=plan.selectors[:1] if _have_chosen(rows) else [])
             names = [row.name for row in rows]
             bases = [plan.label(arm) for arm in plan.tables[name].against if plan.label(arm) in names]
             if bases:

@@ -8,8 +8,9 @@ import psutil
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from maxk_lightning.policy import Policy, load_model
+from maxk_lightning.policy import Policy, load_model, load_stop_tokens, load_tokenizer
 from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import EngineError, VLLMServerEngine
 from maxk_lightning.rollouts.ranks import Ranks
@@ -76,9 +77,18 @@ def _gaps(policy: Policy, weights: Mapping[str, Tensor], groups: list[list[Compl
     return [(a - b).abs() for a, b in zip(told, own, strict=True)]
 
 
+def _endless() -> PreTrainedModel:
+    """The built-in model, which hardly ever ends an answer: the logits of its stop tokens are 0."""
+    model = load_model("builtin")
+    stop_tokens = load_stop_tokens("builtin", load_tokenizer("builtin"))
+    with torch.no_grad():
+        model.get_output_embeddings().weight[list(stop_tokens)] = 0.0  # type: ignore[no-untyped-call]
+    return model
+
+
 def test_every_token_has_the_log_prob_of_the_weights_that_drew_it(engine: VLLMServerEngine) -> None:
     """Also behind tokens that older weights drew: their keys and values are computed anew."""
-    policy = Policy(load_model("builtin"))
+    policy = Policy(_endless())
     sync = WeightSync(engine, max_logprob_gap=1e-4)
     initial = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
     versions = {step: {name: tensor * 1.01**step for name, tensor in initial.items()} for step in range(3)}
@@ -111,7 +121,7 @@ def test_every_token_has_the_log_prob_of_the_weights_that_drew_it(engine: VLLMSe
 
 
 def test_a_server_that_is_killed_amid_a_push_ends_the_sampling_too(engine: VLLMServerEngine) -> None:
-    model = load_model("builtin")
+    model = _endless()
     engine.load_weights(model.state_dict().items(), 3)
     sampled = Sampled(engine)
     process = engine._links[0].process

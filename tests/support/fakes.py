@@ -56,7 +56,7 @@ class BehavingReward(LossyReward):
         return f"{text[:1]}{len(text)}" if any(map(str.isalpha, text)) else None
 
 
-class RaisingReward(LengthReward):
+class RaisingReward(BehavingReward):
     """Raises on one rank, instead of scoring the last of so many rollouts there."""
 
     def __init__(self, rank: int, num_rollouts: int) -> None:

@@ -10,7 +10,7 @@ from maxk_lightning.rewards.preparation import PreparedProblem, encode
 from maxk_lightning.rewards.sandbox.jobs import Job, Judge, RunFiles
 from maxk_lightning.rewards.sandbox.pool import SandboxPool
 from maxk_lightning.rewards.sandbox.protocol import MAX_RUNS_PER_REQUEST, Limits, Mode, Outcome
-from maxk_lightning.rewards.verdicts import Judgement, behaviour_on, failure_of
+from maxk_lightning.rewards.verdicts import Judgement, behaviour_on, failure_of, is_constant_on
 from maxk_lightning.types import MissingCause, Problem, Verdict
 
 CHECKER_LIMITS = Limits(cpu_s=10.0, wall_s=100.0, memory_bytes=1 << 30, output_bytes=1 << 16)
@@ -20,8 +20,6 @@ MAX_REPLY_BYTES, MAX_REPLY_FACTOR = 64 << 10, 16
 "A call's result is looked at up to so many bytes and so many times the expected one: parsing it takes time and memory."
 DIGEST_BYTES = 16
 "Of what a program said; enough that no two outputs share one."
-RIGHT = b"right"
-"Stands for every output that is the expected one by the problem's comparison, in whatever form."
 MAX_CHECKED_BYTES, MAX_CHECKED_FACTOR = 2 << 20, 4
 "An output goes to a checker up to so many bytes and so many times the expected one: it is kept until then."
 
@@ -45,12 +43,11 @@ def judge_program(
         if is_value and len(output) > MAX_REPLY_BYTES + MAX_REPLY_FACTOR * len(expected):
             return "wrong_answer"
         is_right = is_right_answer(problem, output, expected)
-        said[index] = RIGHT if is_right else _what(problem, output)
+        said[index] = _what(problem, expected if is_right else output)  # right in whatever form: one behaviour
         return "passed" if is_right else "wrong_answer"
 
     def judgement(verdicts: tuple[Verdict, ...]) -> Judgement:
-        behaviour = behaviour_on(said, verdicts)
-        return Judgement(verdicts=verdicts, missing_cause=job.missing_cause, behaviour=behaviour)
+        return _judgement(verdicts, job.missing_cause, said)
 
     job = _program_job(prepared, program, prepared.inputs, judge, max_limit_hits)
     return then(pool.submit(job), judgement)
@@ -77,6 +74,15 @@ def run_program(
         max_limit_hits=max_limit_hits,
     )
     return pool.submit(job)
+
+
+def _judgement(verdicts: tuple[Verdict, ...], missing_cause: MissingCause | None, said: dict[int, bytes]) -> Judgement:
+    return Judgement(
+        verdicts=verdicts,
+        missing_cause=missing_cause,
+        behaviour=behaviour_on(said, verdicts),
+        is_constant=is_constant_on(said, verdicts),
+    )
 
 
 def _what(problem: Problem, output: bytes) -> bytes:
@@ -186,9 +192,7 @@ class _Checking:
             self._run_program()
             return
         self._verdicts += [self._verdict_of_rest] * num_left
-        verdicts = tuple(self._verdicts)
-        behaviour = behaviour_on(self._said, verdicts)
-        self.judgement.set_result(Judgement(verdicts=verdicts, missing_cause=self._missing_cause, behaviour=behaviour))
+        self.judgement.set_result(_judgement(tuple(self._verdicts), self._missing_cause, self._said))
 
     @property
     def _num_hits_left(self) -> int:

@@ -69,6 +69,8 @@ class UnitTestReward:
             chosen by the public ones), or the `public` ones alone. A problem without any of them is refused. Selectors
             run the public tests whatever stands here.
         is_binary: reward 1.0 only when every selected test passes, else 0.0.
+        allow_constant: false: a program that says the same on every test, such as `return True`, gets 0 instead of the
+            share of the tests that happen to expect that.
         time_limit_s: CPU seconds per test where the problem gives none.
         time_limit_factor: multiplies every time limit, as interpreted programs need on limits set for compiled ones.
         wall_factor: wall-clock limit in multiples of the CPU limit, a backstop for programs that sleep.
@@ -94,6 +96,7 @@ class UnitTestReward:
         max_tests: int | None = None,
         tests: Tests = "all",
         is_binary: bool = False,
+        allow_constant: bool = True,
         time_limit_s: float = 4.0,
         time_limit_factor: float = 1.0,
         wall_factor: float = 10.0,
@@ -131,6 +134,7 @@ class UnitTestReward:
         self.max_tests = max_tests
         self.tests = tests
         self.is_binary = is_binary
+        self.allow_constant = allow_constant
         self.time_limit_s = time_limit_s
         self.time_limit_factor = time_limit_factor
         self.wall_factor = wall_factor
@@ -245,7 +249,7 @@ class UnitTestReward:
         self.close()
 
     def _score(self, judgement: Judgement) -> Score:
-        reward = reward_of(judgement.verdicts, is_binary=self.is_binary)
+        reward = reward_of(judgement, is_binary=self.is_binary, allow_constant=self.allow_constant)
         cause = judgement.missing_cause if reward is None else None
         return Score(reward=reward, verdicts=judgement.verdicts, missing_cause=cause, behaviour=judgement.behaviour)
 

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 REPEATABLE: frozenset[Verdict] = frozenset({"passed", "wrong_answer", "runtime_error"})
 "Verdicts that another run gives again. Limits depend on the machine and its load: those programs are run again."
+CONSTANT = "constant"
+"Ends the row of a program that said the same on every test."
 WAIT_S = 60.0
 "How long to wait for another process that is writing."
 
@@ -47,16 +49,18 @@ class VerdictStore:
     def get(self, key: bytes, num_tests: int) -> Judgement | None:
         """What came of a program, None where it is unknown: also where the row is damaged, another's, or an old one."""
         row = self._execute("SELECT verdicts FROM verdicts WHERE key = ?", (key,))
-        *words, behaviour = (row[0].split() if row and isinstance(row[0], str) else []) or [""]
+        words = row[0].split() if row and isinstance(row[0], str) else []
+        is_constant = words[-1:] == [CONSTANT]
+        *words, behaviour = words[: len(words) - is_constant] or [""]
         verdicts = tuple(verdict for word in words for verdict in REPEATABLE if verdict == word)
         if not len(words) == len(verdicts) == num_tests or len(behaviour) != BEHAVIOUR_LENGTH:
             return None
-        return Judgement(verdicts=verdicts, behaviour=behaviour)
+        return Judgement(verdicts=verdicts, behaviour=behaviour, is_constant=is_constant)
 
     def put(self, key: bytes, judgement: Judgement) -> None:
         """Keep verdicts and behaviour, if every run of the program gives them."""
         if REPEATABLE.issuperset(judgement.verdicts) and judgement.behaviour is not None:
-            text = " ".join([*judgement.verdicts, judgement.behaviour])
+            text = " ".join([*judgement.verdicts, judgement.behaviour, *[CONSTANT] * judgement.is_constant])
             self._execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, text))
 
     def _execute(self, statement: str, values: tuple[object, ...]) -> Any:

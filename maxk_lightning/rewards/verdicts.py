@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from maxk_lightning.rewards.sandbox.protocol import MEMORY_EXIT_STATUS, Outcome
 from maxk_lightning.types import MissingCause, Verdict
 
-RULES_VERSION = 2
-"Raise it with every change of the verdict that a program gets: verdicts kept in files under another number are void."
+RULES_VERSION = 3
+"Raise it with every change of what is kept of a program: what lies in files under another number is void."
 
 BEHAVIOUR_LENGTH = 16
 "Hexadecimal digits: two of a million behaviours of a problem are taken for one with a probability of 3e-8."
@@ -25,6 +25,8 @@ class Judgement:
     "Why the sandbox gave no verdict on some test."
     behaviour: str | None = None
     "What it said on all tests; see `behaviour_on`."
+    is_constant: bool = False
+    "Whether it said the same on every test, rightly on some and wrongly on others; see `is_constant_on`."
 
 
 def failure_of(outcome: Outcome, num_output_bytes: int, max_output_bytes: int) -> Verdict | None:
@@ -59,13 +61,30 @@ def behaviour_on(said: Mapping[int, bytes], verdicts: tuple[Verdict, ...]) -> st
     return digest.hexdigest()[:BEHAVIOUR_LENGTH]
 
 
-def reward_of(verdicts: tuple[Verdict, ...], *, is_binary: bool) -> float | None:
+def is_constant_on(said: Mapping[int, bytes], verdicts: tuple[Verdict, ...]) -> bool:
+    """Whether a program said the same wherever it ended well, and was right on one test and wrong on another.
+
+    Args: as for `behaviour_on`.
+    """
+    return len(set(said.values())) == 1 and "passed" in verdicts and "wrong_answer" in verdicts
+
+
+def reward_of(judgement: Judgement, *, is_binary: bool = False, allow_constant: bool = True) -> float | None:
     """Fraction of all selected tests passed, or 1.0 only for all of them; None when the sandbox failed.
 
-    >>> reward_of(("passed", "wrong_answer"), is_binary=False)
-    0.5
+    Args:
+        judgement: What came of a program.
+        is_binary: Nothing for a part of the tests.
+        allow_constant: Without it, a program that said the same on every test gets nothing for a part of them.
+
+    >>> half = Judgement(verdicts=("passed", "wrong_answer"), is_constant=True)
+    >>> reward_of(half), reward_of(half, is_binary=True), reward_of(half, allow_constant=False)
+    (0.5, 0.0, 0.0)
     """
+    verdicts = judgement.verdicts
     if "infra_error" in verdicts:
         return None
+    if judgement.is_constant and not allow_constant:
+        return 0.0
     fraction = verdicts.count("passed") / len(verdicts)
     return float(fraction == 1.0) if is_binary else fraction

@@ -72,6 +72,60 @@ def test_binary_and_max_tests() -> None:
     assert len(scores[0].verdicts) == 2
 
 
+SIGNS = Problem(
+    id="signs",
+    prompt="p",
+    tests=tuple(TestCase(input=str(number), output=sign) for number, sign in ((3, "1"), (-3, "-1"), (4, "1"))),
+    function="sign",
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "share", "without_constants"),
+    [
+        ("return 1", 2 / 3, 0.0),
+        ("return 1.0 if x else 1", 2 / 3, 0.0),
+        ("return x - 2", 1 / 3, 1 / 3),
+        ("return [] if x == 4 else 1", 1 / 3, 1 / 3),
+        ("return {3: 1}[x]", 1 / 3, 1 / 3),
+        ("return 1 if x > 0 else -1", 1.0, 1.0),
+        ("return 0", 0.0, 0.0),
+    ],
+)
+def test_constants_earn_nothing_where_they_are_not_allowed(body: str, share: float, without_constants: float) -> None:
+    completion = fenced(f"def sign(x):\n    {body}")
+    for settings, expected in (({}, share), ({"allow_constant": False}, without_constants)):
+        with UnitTestReward(num_workers=1, **settings) as reward:
+            [[score]] = reward.score([SIGNS], [[completion]])
+        assert score.reward == expected
+
+
+def test_a_constant_that_every_test_expects_is_right() -> None:
+    problem = replace(SIGNS, tests=(SIGNS.tests[0], SIGNS.tests[2]))
+    with UnitTestReward(num_workers=1, allow_constant=False) as reward:
+        right, partly = reward.score(
+            [problem], [[fenced(f"def sign(x):\n    return {b}") for b in ("1", "{3: 1}[x]")]]
+        )[0]
+    assert (right.reward, partly.reward) == (1.0, 0.5)  # the second fails on 4
+
+
+def test_constants_under_a_checker_and_in_a_cache_file(tmp_path: Path) -> None:
+    problem = replace(
+        SIGNS,
+        function=None,
+        tests=SIGNS.tests,
+        checker="import sys\nprint(int(len({open(name).read().strip() for name in sys.argv[2:4]}) == 1))",
+    )
+    file = str(tmp_path / "verdicts.sqlite")
+    for cached in (None, file, file):
+        with UnitTestReward(num_workers=1, cache_file=cached, allow_constant=False) as reward:
+            [scores] = reward.score([problem], [[fenced("print(1)"), fenced("print(int(input()) - 2)")]])
+        assert [score.reward for score in scores] == [0.0, 1 / 3]
+    with UnitTestReward(num_workers=1, cache_file=file) as reward:
+        [[score]] = reward.score([problem], [[fenced("print(1)")]])
+    assert score.reward == 2 / 3
+
+
 def test_tests_may_be_the_hidden_or_the_public_ones() -> None:
     """n is right for the public tests 0 and 1 alone."""
     tests = [replace(test, is_public=place < 2) for place, test in enumerate(SQUARES.tests)]

@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ def test_verdicts_of_limits_are_not_kept(tmp_path: Path) -> None:
         assert store.get(limit.encode(), 2) is None
     store.close()
     assert store.get(b"1", 2) == judged("passed", "wrong_answer")
+
+
+def test_whether_a_program_is_constant_is_kept(tmp_path: Path) -> None:
+    store = VerdictStore(str(tmp_path / "verdicts.sqlite"))
+    constant = replace(judged("passed", "wrong_answer"), is_constant=True)
+    store.put(b"1", constant)
+    store.put(b"2", judged("passed", "wrong_answer"))
+    assert store.get(b"1", 2) == constant
+    assert store.get(b"2", 2) == judged("passed", "wrong_answer")
+    assert store.get(b"1", 1) is store.get(b"1", 3) is None
 
 
 def test_a_row_without_a_behaviour_is_unknown(tmp_path: Path) -> None:

@@ -283,9 +283,9 @@ def run_red_team(settings: WorkerSettings) -> tuple[int, list[str]]:
         submitted.append((case, judged, judge_completion(pool, CONTROL_PROBLEM, CONTROL_COMPLETION)))
     wrong = []
     for case, judged, control in submitted:
-        verdicts = judged.result(300).verdicts
-        if reward_of(verdicts, is_binary=False) not in case.rewards:
-            wrong.append(f"{case.name}: {verdicts}, not {case.rewards}")
+        judgement = judged.result(300)
+        if reward_of(judgement) not in case.rewards:
+            wrong.append(f"{case.name}: {judgement.verdicts}, not {case.rewards}")
         if control.result(300).verdicts != ("passed",):
             wrong.append(f"control after {case.name}: {control.result().verdicts}")
     pool.close()

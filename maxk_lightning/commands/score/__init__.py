@@ -32,6 +32,7 @@ def score(
     max_tests: int | None = None,
     tests: Tests = "all",
     is_binary: bool = False,
+    allow_constant: bool = True,
     time_limit_s: float = 4.0,
     time_limit_factor: float = 1.0,
     memory_limit_mb: int = 1024,
@@ -53,6 +54,7 @@ def score(
         max_tests: Use only the first so many tests of each problem, of those that `tests` leaves.
         tests: Count `all` tests, the `hidden` ones alone, or the `public` ones alone; a problem without any is refused.
         is_binary: Reward 1.0 only when every selected test passes, else 0.0.
+        allow_constant: Without it, a program that says the same on every test gets 0 for passing a part of them.
         time_limit_s: CPU seconds per test where the problem gives none.
         time_limit_factor: Multiplies every time limit.
         memory_limit_mb: Address space in MiB where the problem gives none.
@@ -69,6 +71,7 @@ def score(
         max_tests=max_tests,
         tests=tests,
         is_binary=is_binary,
+        allow_constant=allow_constant,
         time_limit_s=time_limit_s,
         time_limit_factor=time_limit_factor,
         memory_limit_mb=memory_limit_mb,
@@ -81,6 +84,7 @@ def score(
         "max_tests": max_tests,
         "tests": tests,
         "is_binary": is_binary,
+        "allow_constant": allow_constant,
         "time_limit_s": time_limit_s,
         "time_limit_factor": time_limit_factor,
         "memory_limit_mb": memory_limit_mb,

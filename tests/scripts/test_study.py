@@ -93,7 +93,7 @@ def test_every_arm_has_the_same_budget(plan: StudyPlan, arm: str, capsys: pytest
     num_completions = num_rollouts * data["prompts_per_rollout"] * config["rollout"]["sampling"]["num_completions"]
     steps_per_iteration = data["prompts_per_rollout"] // (data["prompts_per_step"] or data["prompts_per_rollout"])
     num_steps = num_rollouts * data["num_ppo_iterations"] * steps_per_iteration
-    usual = (2560, 60) if plan.configs.name == "study_smollm2" else (4608, 144)
+    usual = (7680, 180) if plan.configs.name == "study_smollm2" else (4608, 144)
     assert (num_completions, num_steps) == OTHER_BUDGETS.get(arm, usual)
 
 

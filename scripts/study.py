@@ -9,9 +9,10 @@
     python scripts/study_report.py          # tables and figures of the page, without running
 
 Every arm first tries the learning rates of the plan with a seed of their own and is evaluated on the validation
-problems; the best rate is then used with the seeds of its tables and evaluated on the test problems. A job is `fit`,
-`evaluate` and a small JSON under the plan's `results`; jobs whose JSON exists are not run again. In a clone all exist:
-`--again` runs one of them in another directory, `--results DIR` all, tries of learning rates included.
+problems; the best rate is then used with the seeds of its tables and evaluated on the test problems. Where a table has
+the seed of the tries, the best try is trained further (`train` of the plan then gives `trainer.max_epochs`). A job is
+`fit`, `evaluate` and a small JSON under the plan's `results`; jobs whose JSON exists are not run again. In a clone all
+exist: `--again` runs one of them in another directory, `--results DIR` all, tries of learning rates included.
 """
 
 import argparse
@@ -99,7 +100,7 @@ def run(job: Job, runner: Runner) -> None:
             _evaluate(each, runner, policy)
             seconds = {"fit": trained - fitting_from, "evaluate": time.monotonic() - evaluating_from}
             write(runner.results, condense(each, home, runner.out(each), seconds))
-    for name in ("checkpoints", "towards"):
+    for name in ("towards",) if runner.plan.is_trained_further(job) else ("checkpoints", "towards"):
         shutil.rmtree(home / name, ignore_errors=True)
 
 

@@ -200,6 +200,11 @@ class StudyPlan:
         """List the selectors by name."""
         return self.select.split(",") if self.select else []
 
+    def is_trained_further(self, job: Job) -> bool:
+        """Whether a job is a try of a learning rate with the seed of a table, which trains the best one further."""
+        seeds = {seed for table in self.tables.values() if table.benchmark == job.benchmark for seed in table.seeds}
+        return job.split == "validation" and job.seed in seeds
+
     def label(self, arm: str) -> str:
         """Name an arm as tables and legends show it."""
         return str(self.arms[arm]["label"])

@@ -104,11 +104,11 @@ def test_every_yaml_is_an_arm(plan: StudyPlan) -> None:
     assert files == {plan.config_of(arm).resolve() for arm in plan.arms if arm != study_results.BASE}
 
 
-def _write_configs(directory: Path, num_rollouts: int = 4) -> None:
+def _write_configs(directory: Path, num_rollouts: int = 4, plan: dict[str, Any] = SMALL_PLAN) -> None:
     directory.mkdir()
     trainer = {**SMALL["trainer"], "max_epochs": num_rollouts}
     (directory / "common.yaml").write_text(yaml.safe_dump({**SMALL, "trainer": trainer}))
-    (directory / "plan.yaml").write_text(yaml.safe_dump(SMALL_PLAN))
+    (directory / "plan.yaml").write_text(yaml.safe_dump(plan))
     for arm in ("grpo_3", "grpo_1"):
         (directory / f"{arm}.yaml").write_text(PLAN.config_of(arm).read_text())
 
@@ -211,6 +211,25 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
         "main_training",
         "vague_learning_rates",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_best_try_with_the_seed_of_a_table_is_trained_further(tmp_path: Path) -> None:
+    vague = SMALL_PLAN["benchmarks"]["vague"]
+    longer = {**vague, "train": {**vague["train"], "trainer.max_epochs": 4}}
+    tuning = {"tuning": {"seed": 1, "num_samples": 4}, "select": "", "controls": {}, "benchmarks": {"vague": longer}}
+    _write_configs(tmp_path / "configs", plan={**SMALL_PLAN, **tuning})
+    subprocess.run(_study(tmp_path), cwd=ROOT, check=True)
+    results = tmp_path / "results/vague"
+    [test] = (study_results.read(path) for path in (results / "test").glob("grpo_3*.json"))
+    tried = study_results.read(results / "validation" / f"{test.job.name}.json")
+    for tag, values in tried.curves.items():
+        assert (len(values), len(test.curves[tag])) == (2, 4)
+        assert values == test.curves[tag][:2]
+    again = [*_study(tmp_path), "--again", "grpo_3", "--seed", "1", "--table", "main"]  # four rollouts in one go
+    told = subprocess.run(again, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "training curves: identical\nrewards of all samples: identical\n" in told
 
 
 @pytest.mark.slow

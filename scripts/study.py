@@ -194,6 +194,17 @@ def test_jobs(plan: StudyPlan, table: Table, num_samples: int, results: Path) ->
             )
 
 
+def quick_jobs(plan: StudyPlan, results: Path) -> Iterator[Job]:
+    """List the jobs of `--quick`, at the learning rates that the kept tries chose."""
+    table = plan.quick_table
+    if plan.quick_split == "test":
+        yield from test_jobs(plan, table, plan.quick["num_samples"], results)
+        return
+    for arm in table.arms:
+        rate = tuned_learning_rate(plan, results, table.benchmark, arm, table.tuned_for)
+        yield from (job for job in tuning_jobs(plan, table.benchmark, arm) if job.learning_rate == rate)
+
+
 def run_all(jobs: Sequence[Job], runner: Runner, num_jobs: int) -> int:
     """Run the jobs that are left, several at a time; returns how many those were.
 
@@ -291,7 +302,7 @@ def run_quick(runner: Runner, num_jobs: int) -> None:
     directory = runner.directory.with_name(f"{runner.directory.name}_quick")
     shorter = as_options(plan.quick.get("options", {}))
     quick = replace(runner, results=directory / "results", directory=directory, fit_options=shorter)
-    run_all(list(test_jobs(plan, plan.quick_table, plan.quick["num_samples"], kept)), quick, num_jobs)
+    run_all(list(quick_jobs(plan, kept)), quick, num_jobs)
     check_quick(plan, quick.results, kept)
 
 

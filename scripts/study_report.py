@@ -26,6 +26,7 @@ from study_results import (
     BASE,
     CONFIGS,
     Result,
+    Split,
     StudyPlan,
     Table,
     by_problem_and_seed,
@@ -96,11 +97,11 @@ class Comparison:
     "Test of arm minus against."
 
 
-def finished(plan: StudyPlan, results: Path, planned: Table) -> dict[str, dict[int, Result]]:
+def finished(plan: StudyPlan, results: Path, planned: Table, split: Split = "test") -> dict[str, dict[int, Result]]:
     """Collect arm -> planned seed -> result at the tuned learning rate; arms without a result are left out."""
     rates = {arm: tuned_learning_rate(plan, results, planned.benchmark, arm, planned.tuned_for) for arm in planned.arms}
     found: dict[str, dict[int, Result]] = {arm: {} for arm in planned.arms}
-    for result in read_all(results, planned.benchmark, "test"):
+    for result in read_all(results, planned.benchmark, split):
         if result.job.learning_rate == rates.get(result.job.arm) and result.job.seed in planned.seeds:
             found[result.job.arm][result.job.seed] = result
     return {arm: of_seed for arm, of_seed in found.items() if of_seed}
@@ -131,7 +132,8 @@ def comparisons(
         seeds = sorted(found[arm].keys() & found.get(other, {}).keys())
         if arm == other or not seeds:
             continue
-        for k in plan.test_ks:
+        common_ks = set[int].intersection(*(set(found[a][seed].ks) for a in (arm, other) for seed in seeds))
+        for k in sorted(common_ks.intersection(plan.test_ks)):
             ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k, metric) for a in (arm, other))
             tests.append(Comparison(arm=arm, against=other, k=k, test=crossed_test(ours - theirs)))
     return tests
@@ -310,11 +312,12 @@ def check_quick(plan: StudyPlan, quick: Path, results: Path) -> None:
     """
     planned = plan.quick_table
     ours: dict[str, dict[int, Result]] = {arm: {} for arm in planned.arms}
-    for result in read_all(quick, planned.benchmark, "test"):
+    for result in read_all(quick, planned.benchmark, plan.quick_split):
         ours[result.job.arm][result.job.seed] = result
     print(table(methods(plan, ours, planned), "max_at_k"))
-    main_table = plan.tables["main"]
-    kept = {(c.arm, c.against, c.k): c.test for c in comparisons(plan, finished(plan, results, main_table), main_table)}
+    whole = plan.tables["main"] if plan.quick_split == "test" else planned
+    found = finished(plan, results, whole, plan.quick_split)
+    kept = {(c.arm, c.against, c.k): c.test for c in comparisons(plan, found, whole)}
     num_apart = 0
     for comparison in comparisons(plan, ours, planned):
         test, other = comparison.test, kept[comparison.arm, comparison.against, comparison.k]

@@ -175,7 +175,8 @@ class StudyPlan:
     select: str = ""
     "Selectors whose realised best-of-k is measured on the test problems, as for `evaluate --select`."
     quick: Mapping[str, Any]
-    "The part of the table `main` that `--quick` runs: samples, seeds, arms, and options of `fit` that shorten it."
+    """The part of the table `main` that `--quick` runs: samples, seeds, arms, and options of `fit` that shorten it.
+    With `split: validation` it is the tries of these arms at their chosen learning rates, which are short enough."""
     test_ks: Sequence[int]
     "Of all k of the tables, those that are tested."
     drawn_tables: Sequence[str]
@@ -193,7 +194,14 @@ class StudyPlan:
     @property
     def quick_table(self) -> Table:
         """Return the part of the main table that `--quick` runs."""
-        return replace(self.tables["main"], seeds=self.quick["seeds"], arms=self.quick["arms"])
+        seeds = [self.tuning["seed"]] if self.quick_split == "validation" else self.quick["seeds"]
+        return replace(self.tables["main"], seeds=seeds, arms=self.quick["arms"])
+
+    @property
+    def quick_split(self) -> Split:
+        """Return the split on which `--quick` evaluates."""
+        split: Split = self.quick.get("split", "test")
+        return split
 
     @property
     def selectors(self) -> list[str]:

@@ -447,6 +447,25 @@ def test_a_quick_run_that_disagrees_is_told(tmp_path: Path, capsys: pytest.Captu
         study_report.check_quick(plan, tmp_path / "worse", tmp_path / "kept")
 
 
+def test_a_quick_run_of_tries_is_held_against_the_kept_tries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = replace(_plan(), quick={"split": "validation", "arms": ["base", "grpo_3"]})
+    problems = [f"test-{number:03}" for number in range(20)]
+    for name, of_base in (("kept", 0), ("same", 0), ("better", 4)):
+        for rate, solved in ((1e-4, 0), (2e-4, 2)):
+            _keep(tmp_path / name, _job("grpo_3", rate, "validation"), dict.fromkeys(problems, solved))
+        _keep(tmp_path / name, _job("base", 0.0, "validation"), dict.fromkeys(problems, of_base))
+    jobs = list(study.quick_jobs(plan, tmp_path / "kept"))
+    assert jobs == [_job("base", 0.0, "validation"), _job("grpo_3", 2e-4, "validation")]
+    study_report.check_quick(plan, tmp_path / "same", tmp_path / "kept")
+    told = capsys.readouterr().out
+    assert "GRPO - base, max@1: +0.250" in told  # half of the samples solved, where the others have half of the reward
+    assert "max@8" not in told  # of four samples
+    with pytest.raises(SystemExit, match="do not agree"):
+        study_report.check_quick(plan, tmp_path / "better", tmp_path / "kept")
+
+
 def test_a_job_that_came_out_otherwise_is_told(tmp_path: Path) -> None:
     plan, job = _plan(), _job("grpo_3", 2e-4, "test")
     _keep(tmp_path / "kept", job, {"test-000": 8, "test-001": 4})

@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,47 +12,16 @@ from maxk_lightning.rollouts import EngineError, VLLMServerEngine
 from maxk_lightning.rollouts.engines.vllm.http import Server
 from maxk_lightning.rollouts.engines.vllm.link import HOLD, RESET_OF_ALL
 from maxk_lightning.types import Completion, Prompt, Sampling, Segment
+from tests.rollouts.engines.conftest import Make
 from tests.support.served import Served
 
 PROMPTS = [Prompt(problem_id=str(seed), token_ids=(5, 6, seed), seed=seed) for seed in range(7, 9)]
 SAMPLING = Sampling(num_completions=4, max_new_tokens=4)
 NUM_ALL = 8
+IN_FLIGHT: dict[str, Any] = {"in_flight_weight_updates": True, "timeout_s": 3600.0, "max_connections": NUM_ALL}
 WEIGHTS = load_model("builtin").state_dict()
 MOVED = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
 NOT_FINITE = WEIGHTS | {"model.norm.weight": torch.full((128,), torch.nan)}
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Served, Served]]:
-    servers = Served(), Served()
-    yield servers
-    for server in servers:
-        server.kill()
-
-
-Make = Callable[..., VLLMServerEngine]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
-    """Makes engines on some servers, which have the built-in weights as version 1."""
-    engines = []
-
-    def make(*servers: Served) -> VLLMServerEngine:
-        engine = VLLMServerEngine(
-            urls=[server.url for server in servers],
-            transfer="file",
-            transfer_dir=str(tmp_path),
-            in_flight_weight_updates=True,
-            timeout_s=3600.0,
-        )
-        engines.append(engine)
-        engine.load_weights(WEIGHTS.items(), 1)
-        return engine
-
-    yield make
-    for engine in engines:
-        engine.close()
 
 
 class Sampled:
@@ -94,13 +62,13 @@ def _told(server: Served) -> list[str]:
 
 
 def test_a_push_holds_the_server_and_lets_it_go_on_with_nothing_old(pair: tuple[Served, Served], make: Make) -> None:
-    engine = make(pair[0])
+    engine = make(pair[0], **IN_FLIGHT)
     engine.load_weights(MOVED.items(), 2)
     assert _told(pair[0]) == [HOLD, "collective_rpc", RESET_OF_ALL, "update_weight_version", "resume"] * 2
 
 
 def test_tokens_tell_which_weights_drew_them(pair: tuple[Served, Served], make: Make) -> None:
-    engine = make(*pair)
+    engine = make(*pair, **IN_FLIGHT)
     old = engine.generate(PROMPTS, SAMPLING)
     sampled = Sampled(engine, *pair)
     engine.load_weights(MOVED.items(), 4)
@@ -130,7 +98,7 @@ def test_nobody_waits_for_a_server_that_failed_amid_a_push(
     pair: tuple[Served, Served], make: Make, plan: dict[str, str]
 ) -> None:
     """Its requests are held for ever, or it may have weights that are new in part."""
-    engine = make(*pair)
+    engine = make(*pair, **IN_FLIGHT)
     sampled = Sampled(engine, *pair)
     pair[1].plan(hold=True, **plan)
     engine.load_weights(MOVED.items(), 2)
@@ -155,7 +123,7 @@ def test_nobody_waits_for_a_server_that_failed_amid_a_push(
 def test_without_another_server_the_sampling_fails_too(
     pair: tuple[Served, Served], make: Make, plan: dict[str, str]
 ) -> None:
-    engine = make(pair[0])
+    engine = make(pair[0], **IN_FLIGHT)
     sampled = Sampled(engine, pair[0])
     pair[0].plan(hold=True, **plan)
     with pytest.raises(EngineError, match="resume" if "fail_at" in plan else "collective_rpc"):
@@ -166,7 +134,7 @@ def test_without_another_server_the_sampling_fails_too(
 
 
 def test_weights_that_are_wrong_end_the_sampling_too(pair: tuple[Served, Served], make: Make) -> None:
-    engine = make(*pair)
+    engine = make(*pair, **IN_FLIGHT)
     sampled = Sampled(engine, *pair)
     with pytest.raises(ValueError, match=r"model\.norm\.weight is not finite"):
         engine.load_weights(NOT_FINITE.items(), 2)
@@ -175,7 +143,7 @@ def test_weights_that_are_wrong_end_the_sampling_too(pair: tuple[Served, Served]
 
 
 def test_a_server_that_was_started_anew_has_nobodys_weights(pair: tuple[Served, Served], make: Make) -> None:
-    engine = make(pair[0])
+    engine = make(pair[0], **IN_FLIGHT)
     pair[0].kill()
     pair[0].start()
     with pytest.raises(EngineError, match="has other weights than it was given"):

@@ -4,16 +4,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from maxk_lightning.policy import load_model
-from maxk_lightning.rollouts import EngineError, VLLMServerEngine
+from maxk_lightning.rollouts import EngineError
 from maxk_lightning.rollouts.engines.vllm.fan_out import Receiver, fan_out
 from maxk_lightning.types import Completion, Prompt, Sampling
+from tests.rollouts.engines.conftest import Make
 from tests.support.served import Served
 
 PROMPTS = [Prompt(problem_id=str(seed), token_ids=(5, 6, seed), seed=seed) for seed in range(7, 11)]
@@ -21,40 +21,6 @@ SAMPLING = Sampling(num_completions=8, max_new_tokens=4)
 NUM_ALL = len(PROMPTS) * SAMPLING.num_completions
 WEIGHTS = load_model("builtin").state_dict()
 MOVED = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Served, Served]]:
-    servers = Served(), Served()
-    yield servers
-    for server in servers:
-        server.kill()
-
-
-Make = Callable[..., VLLMServerEngine]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
-    """Makes engines on some servers, which have the built-in weights."""
-    engines = []
-
-    def make(*servers: Served, timeout_s: float = 60.0, max_connections: int = 4) -> VLLMServerEngine:
-        engine = VLLMServerEngine(
-            urls=[server.url for server in servers],
-            transfer="file",
-            transfer_dir=str(tmp_path),
-            timeout_s=timeout_s,
-            start_timeout_s=2.0,
-            max_connections=max_connections,
-        )
-        engines.append(engine)
-        engine.load_weights(WEIGHTS.items(), 1)
-        return engine
-
-    yield make
-    for engine in engines:
-        engine.close()
 
 
 def _expected(make: Make, weights: dict[str, Tensor] = WEIGHTS) -> list[list[Completion]]:

@@ -5,10 +5,45 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from maxk_lightning.data import PromptTemplate
-from maxk_lightning.objectives import Objective, ToldK
+from maxk_lightning.objectives import Objective, ToldK, needs_behaviours
 from maxk_lightning.policy.processor import tell_of_slow_bfloat16
+from maxk_lightning.rewards import Reward, gives_behaviours
 from maxk_lightning.rollouts import RolloutEngine, TransformersEngine, VLLMEngine
 from maxk_lightning.strategy import FSDP2Strategy
+from maxk_lightning.types import Sampling
+
+
+def check_options(
+    engine: RolloutEngine, sampling: Sampling, rollouts_ahead: int, max_age: int | None, max_logprob_gap: float
+) -> None:
+    """Refuse options of `RolloutCallback` that are out of range or exclude each other.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if sampling.top_p != 1.0:
+        raise ValueError(
+            f"rollout.sampling.top_p is {sampling.top_p}: training needs 1.0, because log-probs of a truncated "
+            "distribution are not those of the policy being trained"
+        )
+    if rollouts_ahead < 0:
+        raise ValueError(f"rollout.rollouts_ahead is {rollouts_ahead}, must be 0 or more")
+    if max_age is not None and (max_age < 1 or not rollouts_ahead):
+        raise ValueError(f"rollout.max_age is {max_age}, must be positive, with rollout.rollouts_ahead above 0")
+    if not max_logprob_gap > 0.0:
+        raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
+    if getattr(engine, "in_flight_weight_updates", False) and not rollouts_ahead:
+        raise ValueError(
+            "rollout.engine.in_flight_weight_updates has no effect without rollout.rollouts_ahead: no rollout is "
+            "sampled while the policy is trained"
+        )
+    if rollouts_ahead and getattr(engine, "sleep_while_training", False):
+        raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
+    if rollouts_ahead and getattr(engine, "tensor_parallel_size", 1) > 1:
+        raise ValueError(
+            "rollout.engine.tensor_parallel_size: with rollouts_ahead the collectives of engine and training would "
+            "meet on the same GPUs in another order on every rank, and hang"
+        )
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -56,6 +91,20 @@ def check_overlap(engine: RolloutEngine, device: torch.device) -> None:
         raise ValueError(
             f"rollout.rollouts_ahead: {type(engine).__name__} samples on the GPU that trains, where both wait for each "
             "other and nothing is gained; set it to 0, or take VLLMServerEngine with GPUs of its own"
+        )
+
+
+def check_behaviours(objective: Objective, reward: Reward) -> None:
+    """Refuse an objective that counts behaviours where the reward gives none.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if needs_behaviours(objective) and not gives_behaviours(reward):
+        raise ValueError(
+            f"model.objective: {type(objective).__name__} counts behaviours, which the reward "
+            f"({type(reward).__name__}) does not give; UnitTestReward does, and a class of your own whose scores have "
+            "a `behaviour` and that has the attribute gives_behaviours = True"
         )
 
 

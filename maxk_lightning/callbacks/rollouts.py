@@ -11,21 +11,29 @@ import numpy as np
 import torch
 from lightning import Callback, Trainer
 
-from maxk_lightning.callbacks.checks import check_attention, check_overlap, check_told, check_trainer
+from maxk_lightning.callbacks.checks import (
+    check_attention,
+    check_behaviours,
+    check_options,
+    check_overlap,
+    check_told,
+    check_trainer,
+)
 from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
 from maxk_lightning.callbacks.realised import log_realised
 from maxk_lightning.callbacks.rescue import saved, stop
 from maxk_lightning.callbacks.reward_parts import log_parts
+from maxk_lightning.callbacks.rollout_values import rollout_values
 from maxk_lightning.datamodule import EvalStage, PromptDataModule
 from maxk_lightning.module import ONCE, PolicyModule
-from maxk_lightning.objectives import Staged, check_group_size, needs_behaviours, told_ks
-from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward, gives_behaviours
+from maxk_lightning.objectives import Staged, check_group_size, told_ks
+from maxk_lightning.rewards import Reward, UnitTestReward, WeightedReward
 from maxk_lightning.rewards.configured import as_reward, configured_reward
 from maxk_lightning.rollouts import Allocation, Replay, RolloutEngine, TransformersEngine
 from maxk_lightning.rollouts.ages import Ages, ages_of
 from maxk_lightning.rollouts.allocation import Allocator, pilot_of
 from maxk_lightning.rollouts.ranks import ranks_of
-from maxk_lightning.rollouts.refill import Further, has_credit
+from maxk_lightning.rollouts.refill import Further
 from maxk_lightning.rollouts.replay import ReplayBuffer
 from maxk_lightning.rollouts.rollout import Order, Rollout, Samples
 from maxk_lightning.rollouts.sampler import Sampler
@@ -93,29 +101,7 @@ class RolloutCallback(Callback):
             ValueError: a reward or selector cannot be had, `sampling.top_p` is not 1, a bound is not positive, or
                 options exclude each other.
         """
-        if sampling.top_p != 1.0:
-            raise ValueError(
-                f"rollout.sampling.top_p is {sampling.top_p}: training needs 1.0, because log-probs of a truncated "
-                "distribution are not those of the policy being trained"
-            )
-        if rollouts_ahead < 0:
-            raise ValueError(f"rollout.rollouts_ahead is {rollouts_ahead}, must be 0 or more")
-        if max_age is not None and (max_age < 1 or not rollouts_ahead):
-            raise ValueError(f"rollout.max_age is {max_age}, must be positive, with rollout.rollouts_ahead above 0")
-        if not max_logprob_gap > 0.0:
-            raise ValueError(f"rollout.max_logprob_gap is {max_logprob_gap}, must be positive")
-        if getattr(engine, "in_flight_weight_updates", False) and not rollouts_ahead:
-            raise ValueError(
-                "rollout.engine.in_flight_weight_updates has no effect without rollout.rollouts_ahead: no rollout is "
-                "sampled while the policy is trained"
-            )
-        if rollouts_ahead and getattr(engine, "sleep_while_training", False):
-            raise ValueError("rollout.engine.sleep_while_training: with rollouts_ahead the engine works meanwhile")
-        if rollouts_ahead and getattr(engine, "tensor_parallel_size", 1) > 1:
-            raise ValueError(
-                "rollout.engine.tensor_parallel_size: with rollouts_ahead the collectives of engine and training would "
-                "meet on the same GPUs in another order on every rank, and hang"
-            )
+        check_options(engine, sampling, rollouts_ahead, max_age, max_logprob_gap)
         self.engine = engine
         self.reward = configured_reward(reward, rewards)
         self.eval_reward = self.reward if eval_reward is None else as_reward(eval_reward, "rollout.eval_reward")
@@ -162,12 +148,7 @@ class RolloutCallback(Callback):
             if self.rollouts_ahead:
                 check_overlap(self.engine, trainer.strategy.root_device)
             check_group_size(module.objective, self.sampling.num_completions)
-            if needs_behaviours(module.objective) and not gives_behaviours(self.reward):
-                raise ValueError(
-                    f"model.objective: {type(module.objective).__name__} counts behaviours, which the reward "
-                    f"({type(self.reward).__name__}) does not give; UnitTestReward does, and a class of your own whose "
-                    "scores have a `behaviour` and that has the attribute gives_behaviours = True"
-                )
+            check_behaviours(module.objective, self.reward)
             if self.allocation is not None:
                 self.allocation.check(self.sampling, module.objective)
             check_monitors(
@@ -392,27 +373,9 @@ class RolloutCallback(Callback):
         self._training_since = self._training_until = time.perf_counter()
         pl_module.log_samples(rollout.samples)
         log_parts(pl_module, "train", self.reward, rollout.samples, ranks_of(trainer))
-        credited = has_credit(pl_module.objective_of(trainer.current_epoch), rollout.samples.groups)
-        num_prompts, num_credited = ranks_of(trainer).total([len(credited), sum(credited)])
-        sizes = [len(group.completions) for group in rollout.samples.groups] or [self.sampling.num_completions]
-        smallest, largest = ranks_of(trainer).largest([-min(sizes), max(sizes)])
-        values = {
-            "rollout/num_prompts": num_prompts,
-            "rollout/credit_fraction": num_credited / num_prompts,
-            "rollout/passed_over": float(_datamodule(trainer).num_passed_over(trainer.current_epoch)),
-            "rollout/age": self._ages.mean,
-            "rollout/age_max": float(self._ages.largest),
-            "rollout/completions_min": -smallest,
-            "rollout/completions_max": largest,
-            "rollout/replayed": float(len(self._replayed_ages)),
-            "rollout/replayed_age": sum(self._replayed_ages) / max(1, len(self._replayed_ages)),
-            "rollout/logprob_gap": rollout.logprob_gap,
-            "rollout/sequence_gap": rollout.sequence_gap,
-            "time/sync_s": rollout.sync_s,
-            "time/generate_s": rollout.generate_s,
-            "time/score_s": rollout.score_s,
-            "time/generated_tokens_per_s": rollout.samples.num_tokens / rollout.generate_s,
-        }
+        objective = pl_module.objective_of(trainer.current_epoch)
+        values = rollout_values(rollout, objective, self._ages, self._replayed_ages, ranks_of(trainer))
+        values["rollout/passed_over"] = float(_datamodule(trainer).num_passed_over(trainer.current_epoch))
         for tag, value in values.items():
             pl_module.log(tag, value, sync_dist=True, **ONCE)
 

@@ -228,7 +228,7 @@ class PromptDataModule(LightningDataModule):
 
     @property
     def schedule(self) -> dict[str, int]:
-        """What decides the optimizer steps of a rollout: a run resumed amid one must have the same."""
+        """What decides the optimizer steps of a rollout: a run resumed within one must have the same."""
         names = ("prompts_per_rollout", "prompts_per_step", "num_ppo_iterations", "seed")
         return {name: getattr(self, name) for name in names}
 

@@ -18,7 +18,7 @@ from maxk_lightning.types import Compare, Header, Problem, TestCase, ValueFormat
 
 T = TypeVar("T")
 Refuse = Callable[[Path, int, str], None]
-"Told of a malformed record: file, line, reason. Raises, or takes note and lets the reading go on without it."
+"Receives a malformed record: file, line, reason. Raises, or takes note so that reading continues without it."
 PROBLEM_KEYS = tuple(f.name for f in fields(Problem) if f.name not in ("messages", "columns"))
 "Keys of a record that mean something here; all others are columns."
 OWN_KEYS = tuple(key for key in PROBLEM_KEYS if key != "answer")
@@ -118,7 +118,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key `{next(key for key in keys if keys.count(key) > 1)}` stands twice in one object")
+        raise ValueError(f"key `{next(key for key in keys if keys.count(key) > 1)}` appears twice in one object")
     return record
 
 
@@ -262,7 +262,7 @@ def take(record: dict[str, Any], key: str, kind: type[T]) -> T:
 
 
 def check_function(function: str | None, checker: str | None) -> None:
-    """ValueError unless the name of a function can be called, and no checker stands beside it."""
+    """ValueError unless the name of a function can be called, and there is no checker beside it."""
     if function is None:
         return
     if not function.isidentifier():

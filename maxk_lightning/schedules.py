@@ -1,4 +1,4 @@
-"""Learning rate schedules, and how a run that goes on takes up a new one. Schedules count optimizer steps."""
+"""Learning rate schedules, and how a resumed run takes up a new one. Schedules count optimizer steps."""
 
 import math
 import warnings

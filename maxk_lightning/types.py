@@ -55,7 +55,7 @@ class Problem:
     prompt: str
     "The statement, before any chat template; of a chat, the text of its last message."
     messages: Sequence[Mapping[str, Any]] = ()
-    "The chat that the policy goes on from, each turn a `role` and a `content`; empty: `prompt` is the only turn."
+    "The chat that the policy continues, each turn a `role` and a `content`; empty: `prompt` is the only turn."
     tests: Sequence[TestCase] = ()
     """Needed only by rewards that run them, and then at least one. Some sources leave them on disk and decode them at
     every access."""
@@ -75,8 +75,8 @@ class Problem:
     "Name of the function or method that call tests call; None: stdin/stdout tests."
     values: ValueFormat = "json"
     """How a call's arguments (one per line), expected and returned values are written: JSON, or Python literals, which
-    tell tuples from lists and hold sets, None, complex numbers, `inf`, `nan` and `Counter({...})` too. Of a program on
-    standard input, `python` means that its output is one literal, compared as a value instead of by `compare`."""
+    distinguish tuples from lists and hold sets, None, complex numbers, `inf`, `nan` and `Counter({...})` too. Of a
+    program on standard input, `python` means that its output is one literal, compared as a value, not by `compare`."""
     atol: float | None = None
     "Python values: EvalPlus' rule, floats within this absolute tolerance (0: 1e-6); None: equal as Python compares."
     header: Header | None = None
@@ -94,7 +94,7 @@ class Prompt:
     problem_id: str
     "Id of the problem it was rendered from."
     token_ids: tuple[int, ...]
-    "What the policy goes on from: the chat template's tokens, generation prompt and prefill included; never empty."
+    "What the policy continues: the chat template's tokens, generation prompt and prefill included; never empty."
     seed: int
     "Seed of the group; sample i draws from (seed, i) alone, so no sample depends on the batch it is generated in."
     prefill: str = ""
@@ -154,13 +154,13 @@ class Completion:
     logprobs: tuple[float, ...]
     "log pi_old of every sampled token under the tempered policy, in nats; same length as `token_ids`."
     entropies: tuple[float, ...] | None
-    "Entropy in nats of the distribution each token was drawn from; None where the engine does not tell."
+    "Entropy in nats of the distribution each token was drawn from; None where the engine does not report it."
     text: str
     "Answer as a reward reads it: the prompt's prefill, then the decoded tokens without special tokens."
     finish_reason: FinishReason
     "`stop`: ended by a stop token or stop string; `length`: cut at max_new_tokens."
     segments: tuple[Segment, ...] = ()
-    """Which weights drew which tokens, in order, where they may have changed amid the rollout; empty: those of its
+    """Which weights drew which tokens, in order, where they may have changed during the rollout; empty: those of its
     `version` drew all."""
 
     @property

@@ -37,7 +37,7 @@ class CurveWriter(Callback):
             page.picture("val/max_at_k_curve", pixels, step)
 
     def state_dict(self) -> dict[str, dict[str, dict[int, float]]]:
-        """Keep the first curve, with which a resumed run goes on comparing, and the latest, for `export`."""
+        """Keep the first curve, with which a resumed run continues to compare, and the latest, for `export`."""
         return {"first": self._first, "latest": self._latest}
 
     def load_state_dict(self, state_dict: dict[str, dict[str, dict[int, float]]]) -> None:

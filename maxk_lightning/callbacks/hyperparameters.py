@@ -109,7 +109,7 @@ def metric_tags(eval_n: int) -> list[str]:
 
 
 def _columns(eval_n: int) -> Any:
-    """The summary that names the columns; the values given to `hparams` only tell their types."""
+    """The summary that names the columns; the values given to `hparams` only say their types."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 

@@ -103,7 +103,7 @@ def check_monitor(key: str, monitor: str, mode: str, tags: Mapping[str, bool], i
 
 
 def step_plateau(trainer: Trainer) -> None:
-    """Show a validation amid training to a `ReduceLROnPlateau`."""
+    """Show a validation during training to a `ReduceLROnPlateau`."""
     if trainer.state.fn != "fit":
         return
     for config in trainer.lr_scheduler_configs:

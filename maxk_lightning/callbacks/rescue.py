@@ -1,4 +1,4 @@
-"""How a run ends that cannot go on: with a checkpoint that it can be continued from, and a sentence that says so."""
+"""How a run ends that cannot continue: with a checkpoint to resume from, and a sentence that says so."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

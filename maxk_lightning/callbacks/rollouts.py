@@ -72,8 +72,8 @@ class RolloutCallback(Callback):
             rollouts_ahead: Sample and score so many further rollouts, with the weights from before, while this one
                 trains. They are off-policy, which losses with ratios and off-policy objectives correct for;
                 `rollout/age_max` says how old, at most `rollouts_ahead` times the optimizer steps of a rollout. No
-                group is dropped for being slow. Checkpoints hold the rollouts that were begun, so a resumed run goes
-                on exactly.
+                group is dropped for being slow. Checkpoints hold the rollouts that were begun, so a resumed run
+                continues exactly.
                 Above 1: with `VLLMServerEngine` training does not wait for a slow rollout, and how old each one is
                 depends on time; other engines take turns, and every rollout is as old as it may be. Not with an engine
                 on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
@@ -158,7 +158,7 @@ class RolloutCallback(Callback):
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 
     def on_train_start(self, trainer: Trainer, pl_module: PolicyModule) -> None:  # type: ignore[override]
-        """Go on amid the rollout that the checkpoint of a resumed run holds.
+        """Continue within the rollout that the checkpoint of a resumed run holds.
 
         Raises:
             ValueError: the optimizer steps left in it would not be those that this configuration makes.
@@ -172,15 +172,15 @@ class RolloutCallback(Callback):
             return
         if stored["schedule"] != data.schedule:
             raise ValueError(
-                f"data: the checkpoint was saved amid a rollout with {stored['schedule']}, which cannot go on with "
-                f"{data.schedule}; change these at the end of a rollout"
+                f"data: the checkpoint was saved within a rollout with {stored['schedule']}, which cannot continue "
+                f"with {data.schedule}; change these at the end of a rollout"
             )
         orders = partial(data.order, stored["index"], self.sampling)
         rollout = self.sampler.restore(stored, orders, ranks_of(trainer))
         self._serve(trainer, pl_module, rollout, stored["index"], stored["num_done"])
         pl_module.guard.spreads = stored["spreads"]
         if (stored["old_logprobs"] is None) != (pl_module.old is None):
-            raise ValueError("model.old_logprobs: the checkpoint was saved amid a rollout with another choice")
+            raise ValueError("model.old_logprobs: the checkpoint was saved within a rollout with another choice")
         if pl_module.old is not None:
             pl_module.old.load_state(data.buffers["fit"].steps, stored["old_logprobs"], pl_module.device)
 
@@ -381,7 +381,7 @@ class RolloutCallback(Callback):
 
 
 def rollout_callback(trainer: Trainer) -> RolloutCallback | None:
-    """The rollout callback of a Trainer, for callbacks that tell about its rollouts; None: it has none."""
+    """The rollout callback of a Trainer, for callbacks that report on its rollouts; None: it has none."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)), None)  # type: ignore[attr-defined]
 
 

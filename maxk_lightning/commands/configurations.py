@@ -35,7 +35,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key, named as on the command line: a class stands under the key of its object.
+    """Values by dotted key, named as on the command line: a class has the key of its object.
 
     >>> flat({"model": {"objective": {"class_path": "MaxAtK", "init_args": {"k": 4}}}})
     {'model.objective': 'MaxAtK', 'model.objective.k': 4}

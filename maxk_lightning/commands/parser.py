@@ -20,7 +20,7 @@ SEAMS = {
 }
 "Protocol -> what satisfies it."
 MISSING = re.compile(r"class_path '(?:[\w.]+\.)?(\w+)':\s+(Requirement '.*)")
-"What jsonargparse says, amid a page, of a class of Lightning's whose package is missing."
+"What jsonargparse says, within a page, of a class of Lightning's whose package is missing."
 UNION = re.compile(
     r"Does not validate against any of the Union subtypes\n.*?Errors:\n(.*?)\nGiven value type:", re.DOTALL
 )

@@ -16,7 +16,7 @@ CLASS_OF_OPTIMIZER = "model.optimizer"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """How a run goes on."""
+    """How a run is resumed."""
 
     args: list[str]
     "Arguments of `fit` that say so in full."
@@ -92,7 +92,7 @@ def _check_optimizer(before: Mapping[str, Any], after: Mapping[str, Any]) -> Non
     old, new = flat(before).get(CLASS_OF_OPTIMIZER), flat(after).get(CLASS_OF_OPTIMIZER)
     if old != new:
         raise ValueError(
-            f"model.optimizer is {new}: the checkpoint holds the states of {old}, which it cannot go on from"
+            f"model.optimizer is {new}: the checkpoint holds the states of {old}, which it cannot continue from"
         )
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: its checkpoints hold it, a resumed run goes on with it, and what changed is told."""
+"""The configuration of a run: its checkpoints hold it, a resumed run keeps it, and changes are named."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ OPTIMIZER = ("model.optimizer", "model.lr_scheduler")
 class RunConfigCallback(SaveConfigCallback):
     """Writes `config.yaml` into the run's directory, and every configuration of the run into its checkpoints.
 
-    A run that is resumed with other settings of `model.optimizer` or `model.lr_scheduler` goes on with these, where
+    A run that is resumed with other settings of `model.optimizer` or `model.lr_scheduler` continues with these, where
     Lightning restores those of the checkpoint.
     """
 

@@ -118,7 +118,7 @@ class MaxKCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=42, help="Seed of everything random in the run.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line; a run that is resumed goes on with its own configuration."""
+        """Parse the command line; a resumed run keeps its own configuration."""
         super().parse_arguments(parser, args)
         if self.config.get("subcommand") != "fit" or self.config["fit"]["ckpt_path"] is None:
             return  # written out as YAML below, which takes longer than parsing
@@ -145,7 +145,7 @@ class MaxKCLI(LightningCLI):
             self.parser.error(str(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Give the run one directory for everything, so that a resumed run goes on in the same TensorBoard curves."""
+        """Give the run one directory for everything, so that a resumed run continues the same TensorBoard curves."""
         config = self._get(self.config_init, "trainer")
         kwargs |= self._stand_in(config)
         if config.get("logger") in (None, True):
@@ -284,7 +284,7 @@ def ignore_noise() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()  # an advertisement
     )
-    # Checkpoints amid an epoch hold the rollout and how far it was used; Lightning looks for that in the DataLoader.
+    # Checkpoints within an epoch hold the rollout and how far it was used; Lightning looks for that in the DataLoader.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")  # after the step: right
     # vLLM starts torch.distributed in a process of one rank; across ranks, what is logged has been summed before.

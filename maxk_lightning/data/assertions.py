@@ -81,7 +81,7 @@ def _calls(test: ast.expr, functions: Collection[str]) -> list[ast.Call]:
 
 
 class _ResultInstead(ast.NodeTransformer):
-    """Puts the name `result` where a call stands."""
+    """Puts the name `result` in the place of a call."""
 
     def __init__(self, call: ast.Call) -> None:
         self._call = call

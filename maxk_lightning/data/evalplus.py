@@ -254,7 +254,7 @@ def _call(module: ast.Module) -> tuple[str, float]:
 
 
 def _condition(module: ast.Module) -> str | None:
-    """How `assertion` compares, told by what is special in it."""
+    """How `assertion` compares, recognised by what is special in it."""
     assertion = _definition(module, "assertion")
     text = "" if assertion is None else ast.unparse(assertion)
     if "set(out)" in text:

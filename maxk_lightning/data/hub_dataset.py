@@ -1,4 +1,4 @@
-"""Any set of questions: of the hub, in a directory, or in one file; its columns are told by name."""
+"""Any set of questions: of the hub, in a directory, or in one file; its columns are given by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

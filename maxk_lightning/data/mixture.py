@@ -119,7 +119,7 @@ class SolveRate:
             below: Keep rates less than this; None: no upper bound.
             measure: `solved`: share of fully correct samples; `mean_reward`: mean reward.
             unknown: What to do with problems that were not measured.
-            max_copies: A problem of rate p stands 1 + (max_copies - 1) * 4p(1 - p) times, rounded, in a pass: those
+            max_copies: A problem of rate p appears 1 + (max_copies - 1) * 4p(1 - p) times, rounded, in a pass: those
                 that are solved half of the time most often.
 
         Raises:

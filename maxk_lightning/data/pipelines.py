@@ -1,6 +1,6 @@
-"""The built-in benchmark: pipelines of list operations told in English, answered by a program on stdin and stdout.
+"""The built-in benchmark: pipelines of list operations in English, answered by a program on stdin and stdout.
 
-A *phrase* tells one operation. Clear phrases have one reading; vague ones ("sort") have two, as in real statements, and
+A *phrase* names one operation. Clear phrases have one reading; vague ones ("sort") have two, as in real statements, and
 the example at the end of the statement settles which one the tests want. There are two variants of the benchmark,
 each with a policy pre-trained for it. Standard library only; everything is a pure function of the variant.
 """
@@ -36,7 +36,7 @@ class Variant:
     seed: int
     "Seed of its problems."
     vague_share: float
-    "Share of steps told by a vague phrase."
+    "Share of steps that a vague phrase describes."
     rare_reading_share: float
     "Share of vague steps that mean the less usual reading."
     taught_rare_share: float
@@ -83,17 +83,17 @@ class Operation:
     family: str
     "Operations of a family are easily confused."
     expression: str
-    "Python expression in the list `x`; `{n}` stands for the parameter."
+    "Python expression in the list `x`; `{n}` is the parameter."
     parameters: tuple[int, ...] = ()
     "Values the parameter may take; empty: no parameter."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phrase:
-    """One way to tell an operation."""
+    """One way to name an operation."""
 
     text: str
-    "English, imperative; `{n}` stands for the parameter."
+    "English, imperative; `{n}` is the parameter."
     meaning: str
     "Name of the operation it usually means."
     rare_meaning: str | None = None
@@ -110,7 +110,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """Steps and the phrases that tell them."""
+    """Steps and the phrases that name them."""
 
     steps: tuple[Step, ...]
     phrases: tuple[Phrase, ...]

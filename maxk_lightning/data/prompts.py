@@ -18,7 +18,7 @@ OWN_KWARGS = ("messages", "conversation", "add_generation_prompt", "continue_fin
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A solved problem that stands before the one that is asked."""
+    """A solved problem, shown before the one that is asked."""
 
     prompt: str
     "Statement, as a problem's; the template's `user` is put around it."
@@ -28,7 +28,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTemplate:
-    """The text around a problem's statement, inside the tokenizer's own chat template, or as it stands.
+    """The text around a problem's statement, inside the tokenizer's own chat template, or as plain text.
 
     The answer's beginning may be given (`prefill`). It belongs to the prompt: it is not sampled and not trained on, and
     rewards see it in front of what was. The whole is tokenized at once, as a text that the policy has read would be.
@@ -37,7 +37,7 @@ class PromptTemplate:
     system: str | None = None
     "System message; None: whatever the chat template puts there by itself."
     user: str = "{prompt}"
-    """User message; `{prompt}` stands for the statement. `{k}`, here or in `system`, is how many tries there will be:
+    """User message; `{prompt}` is the statement. `{k}`, here or in `system`, is how many tries there will be:
     what `objectives.ToldK` drew for the group, or else `data.told_k`."""
     examples: tuple[Example, ...] = ()
     "Solved problems before the one that is asked: turns of the chat, or text with an empty line behind each answer."
@@ -190,8 +190,8 @@ def signature_in(problem: Problem) -> str | None:
 class PromptStream:
     """An endless, seeded order of problems: one shuffled pass after another.
 
-    Position is all the state there is: what stands at a position is a function of the seed, so a resumed run continues
-    exactly, and every rank can tell its own part without talking to the others.
+    Position is all the state there is: the problem at a position is a function of the seed, so a resumed run continues
+    exactly, and every rank knows its own part without asking the others.
     """
 
     num_problems: int
@@ -200,7 +200,7 @@ class PromptStream:
     "Seed of all shuffles."
 
     def index(self, position: int) -> int:
-        """Index of the problem that stands at a position, counted from 0 over all passes."""
+        """Index of the problem at a position, counted from 0 over all passes."""
         data_pass, offset = divmod(position, self.num_problems)
         return _permutation(self.num_problems, derive_seed(self.seed, "pass", data_pass))[offset]
 

@@ -167,7 +167,7 @@ def load_rows(
     options |= {"streaming": True} if streaming else {}
     if is_local:
         state = hashlib.blake2b("".join(map(state_of, files)).encode(), digest_size=8).hexdigest()
-        # `datasets` tells two directories of one name apart by neither path nor content, and would serve the first.
+        # `datasets` distinguishes two directories of one name by neither path nor content, and would serve the first.
         options["cache_dir"] = str(Path(config_of_datasets.HF_DATASETS_CACHE) / f"local-{state}")
     try:
         return load_dataset(builder, config, split=split, data_files=data_files, **options)

@@ -82,7 +82,7 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS, selec
         selectors: Names of those whose realised best-of-k is drawn dashed below max@k in the colour of the run, where a
             run has it, with intervals as thin lines beside the points.
 
-    What a run predicts beyond its samples goes on dashed, without markers, in a hatched band.
+    Predictions beyond the samples of a run are dashed, without markers, in a hatched band.
 
     Raises:
         ValueError: no run is given.

@@ -76,7 +76,7 @@ def origin_from(record: Mapping[str, Any] | None) -> Origin | None:
 
 
 def origin_cells(name: str, origin: Origin | None) -> Sequence[str]:
-    """Write a run under `ORIGIN_HEADINGS`; a hyphen stands for what is not known."""
+    """Write a run under `ORIGIN_HEADINGS`; a hyphen marks what is not known."""
     training = origin and origin.training
     sampled = (origin.policy, f"{origin.temperature:g}", str(origin.seed)) if origin else (None, None, None)
     trained = (

@@ -180,7 +180,7 @@ def _problem_ids(comparison: Comparison) -> list[str]:
 
 
 def _programs(comparison: Comparison) -> list[str]:
-    """Statement, and best and most common failing program of every run, for the problems that tell most."""
+    """Statement, and best and most common failing program of every run, where runs differ most."""
     return [
         f"<details><summary>{escape(id_)}: {escape(_rates_text(comparison.runs, id_))}</summary><div>"
         f"{_statement(comparison, id_)}"

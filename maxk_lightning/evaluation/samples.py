@@ -33,9 +33,9 @@ class Sample:
     num_tokens: int
     "Number of sampled tokens, the stop token included."
     mean_entropy: float | None
-    "Mean over tokens of the sampling distribution's entropy, in nats; None where the engine does not tell."
+    "Mean over tokens of the sampling distribution's entropy, in nats; None where the engine does not report it."
     entropy_counts: Mapping[int, int]
-    "Counts: bin number (entropy / ENTROPY_BIN, rounded down) -> tokens; empty where the engine does not tell."
+    "Counts: bin number (entropy / ENTROPY_BIN, rounded down) -> tokens; empty where the engine does not report them."
     mean_logprob: float | None = None
     "Mean over tokens of their log-prob under the tempered policy, in nats; None in files from before it was kept."
 

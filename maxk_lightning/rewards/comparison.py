@@ -72,7 +72,7 @@ def same_literal(output: bytes, expected: bytes, atol: float | None = None) -> b
         output: What a program printed or returned.
         expected: Where it is no literal, both are compared as `tokens`.
         atol: EvalPlus' rule (evalplus/eval/__init__.py, commit 26d6d00): equal, or floats of the same shape within this
-            absolute tolerance; 0 stands for 1e-6 where floats are expected. None: equal as Python compares.
+            absolute tolerance; 0 means 1e-6 where floats are expected. None: equal as Python compares.
     """
     if output == expected and b"nan" not in output:
         return True

@@ -1,4 +1,4 @@
-"""From what stands under `rollout.reward` and `rollout.rewards` to one reward."""
+"""From `rollout.reward` and `rollout.rewards` to one reward."""
 
 import inspect
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def configured_reward(reward: Reward | str, several: Sequence[Given] | None = No
 
 
 def is_default(reward: Reward | str) -> bool:
-    """Whether a reward is the one that stands there where the user gives none."""
+    """Whether a reward is the default, which is used where the user gives none."""
     if not isinstance(reward, UnitTestReward):
         return False
     default = vars(UnitTestReward())

@@ -35,7 +35,7 @@ def extract_code(text: str, *, allow_unclosed: bool = False) -> str | None:
 
 
 def with_prefix(code: str, prefix: str | None) -> str:
-    r"""The program of a completion that goes on with code the prompt has begun, or repeats it (LiveBench's rule).
+    r"""The program of a completion that continues code of the prompt, or repeats it (LiveBench's rule).
 
     >>> with_prefix("print(x)", "x = 1")
     'x = 1\nprint(x)'

@@ -183,7 +183,7 @@ class _Checking:
         self._start(job, self._go_on, is_next=True)
 
     def _go_on(self, checked: tuple[Verdict, ...]) -> None:
-        """Take the checker's verdicts; go on with the next slice, or end."""
+        """Take the checker's verdicts; continue with the next slice, or end."""
         for test, verdict in zip(self._outputs, checked, strict=True):
             self._verdicts[test] = verdict
         self._outputs = {}

@@ -36,7 +36,7 @@ class Reward(Protocol):
 
 @runtime_checkable
 class CheckableReward(Protocol):
-    """A reward that can tell before a run whether it will work."""
+    """A reward that knows before a run whether it will work."""
 
     def check(self) -> None:
         """Raise ValueError with one sentence where it will not."""
@@ -54,7 +54,7 @@ class StreamingReward(Protocol):
 
 @runtime_checkable
 class ProblemChecker(Protocol):
-    """A reward that can tell before a run whether it can judge the answers to these problems."""
+    """A reward that knows before a run whether it can judge the answers to these problems."""
 
     def check_problems(self, problems: Sequence[Problem]) -> None:
         """Raise ValueError with one sentence that names a problem it cannot judge."""
@@ -78,6 +78,6 @@ def gives_behaviours(reward: Reward) -> bool:
 
 
 def check_problems(reward: Reward, problems: Sequence[Problem]) -> None:
-    """Raise ValueError naming a problem that the reward, as far as it can tell, cannot judge."""
+    """Raise ValueError naming a problem that the reward, as far as it knows, cannot judge."""
     if isinstance(reward, ProblemChecker):
         reward.check_problems(problems)

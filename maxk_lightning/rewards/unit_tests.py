@@ -67,7 +67,7 @@ class UnitTestReward:
         max_tests: use only the first so many tests of each problem, of those that `tests` leaves; None: all.
         tests: which tests the reward counts: `all`, the `hidden` ones alone (what is left to gain when an answer is
             chosen by the public ones), or the `public` ones alone. A problem without any of them is refused. Selectors
-            run the public tests whatever stands here.
+            run the public tests whatever this says.
         is_binary: reward 1.0 only when every selected test passes, else 0.0.
         allow_constant: false: a program that says the same on every test, such as `return True`, gets 0 instead of the
             share of the tests that happen to expect that.

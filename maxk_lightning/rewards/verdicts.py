@@ -48,7 +48,7 @@ def behaviour_on(said: Mapping[int, bytes], verdicts: tuple[Verdict, ...]) -> st
     """A short text, equal for programs that said the same on every test; None when the sandbox failed.
 
     Args:
-        said: By index of the test, what stands for the output of a run that ended well; a test without is one that the
+        said: By index of the test, a digest of the output of a run that ended well; a test without is one that the
             program failed on, however.
         verdicts: Of all tests.
     """

@@ -91,7 +91,7 @@ class RolloutBuffer(Dataset[Samples]):
         return len(self._steps) * self.num_iterations
 
     def __getitem__(self, index: int) -> Samples:
-        """The samples of the step that stands at this place of the order."""
+        """The samples of the step at this place of the order."""
         assert self._order, "the rollout callback has not filled this buffer"
         return self._shares[self._order[index]]
 

@@ -14,7 +14,7 @@ from maxk_lightning.types import Completion, Prompt, Sampling, Score
 
 
 class Watcher(Protocol):
-    """Is told how far sampling is, in the thread that samples."""
+    """Hears how far sampling is, in the thread that samples."""
 
     def begin(self, num_completions: int) -> None:
         """So many completions are to come."""
@@ -81,8 +81,8 @@ def arrivals(
 ) -> Iterator[Iterator[tuple[int, int, Completion]]]:
     """What `engine.stream` yields, watched; all at the end, if the engine does not stream.
 
-    When its reader fails, the engine is told at once: ranks that compute together wait for each other's steps, while
-    the error keeps the stream alive.
+    When its reader fails, the engine hears of it at once: ranks that compute together wait for each other's steps,
+    while the error keeps the stream alive.
     """
     stream = (
         engine.stream(prompts, sampling)

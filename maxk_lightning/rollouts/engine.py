@@ -89,7 +89,7 @@ class EngineLoad:
 
 @runtime_checkable
 class MeasuredEngine(Protocol):
-    """An engine that can tell what it will need, for `fit --dry_run true`."""
+    """An engine that knows what it will need, for `fit --dry_run true`."""
 
     def memory(self, load: EngineLoad) -> EngineMemory | None:
         """Tell what it will hold beside the policy; None: it has GPUs of its own."""

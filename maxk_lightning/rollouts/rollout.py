@@ -131,7 +131,7 @@ class Rollout:
     score_s: float
     "Wall-clock seconds spent scoring after sampling had ended."
     version: int = 0
-    "Optimizer step of the weights that it was begun with; `Completion.segments` tells of those pushed meanwhile."
+    "Optimizer step of the weights that it was begun with; `Completion.segments` lists those pushed meanwhile."
     sync_s: float = 0.0
     "Wall-clock seconds that pushing these weights to the engine took, and those pushed meanwhile, proofs included."
     logprob_gap: float = float("nan")

@@ -1,4 +1,4 @@
-"""Orders -> rollouts: at once, or in a thread while training goes on; and what a checkpoint keeps of them.
+"""Orders -> rollouts: at once, or in a thread during training; and what a checkpoint keeps of them.
 
 How a rollout is made: push the weights and prove them (`weight_sync`), sample and score (`collect`), the same for
 further prompts from the same weights (`refill`); all of it once more with a fresh engine when that of any rank fails.
@@ -107,7 +107,7 @@ class Sampler:
         return self._part is None
 
     def begin(self, order: Order, weights: Weights, ranks: Ranks, further: Further | None = None) -> bool:
-        """Begin to sample with the weights as they are, while training goes on; first wait for what is under way.
+        """Begin to sample with the weights as they are, during training; first wait for what is under way.
 
         Returns:
             False: the engine of a rank has failed. A rollout that was not begun is sampled when its epoch begins.
@@ -141,7 +141,7 @@ class Sampler:
         self._part.set_exception(EngineError("weights could not be pushed to the rollout engine while it sampled"))
 
     def advance(self, ranks: Ranks) -> None:
-        """Take up what was under way once it is done on every rank, and go on with further prompts."""
+        """Take up what was under way once it is done on every rank, and continue with further prompts."""
         while self._part is not None and ranks.all_true(_has_ended_well(self._part)):
             self._add_part(ranks)
 
@@ -200,7 +200,7 @@ class Sampler:
         self._stored_current = state.get("current")
 
     def take_current(self) -> Record | None:
-        """The stored rollout that a resumed run was amid, with what was kept beside it; None: it was amid none."""
+        """The stored rollout that a resumed run was within, with what was kept beside it; None: it was within none."""
         stored, self._stored_current = self._stored_current, None
         return stored
 

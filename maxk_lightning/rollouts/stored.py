@@ -37,7 +37,7 @@ def from_state(state: Record, order: Order, ranks: Ranks) -> Rollout:
     for record, problem, prompt in zip(ranks.own(state["groups"]), order.problems, order.prompts, strict=True):
         if record["problem"] != problem.id or record["prompt"].tolist() != list(prompt.token_ids):
             raise ValueError(
-                "data: the checkpoint was saved amid a rollout, whose prompts are not those of this configuration "
+                "data: the checkpoint was saved within a rollout, whose prompts are not those of this configuration "
                 f"({record['problem']} there, {problem.id} here)"
             )
         completions, scores = completions_of(record), scores_of(record)

@@ -1,8 +1,8 @@
 """Inputs for which nobody knows the output: the public ones, changed a little.
 
-Mutations keep what an input looks like (as many lines, numbers where numbers were), so that a program cannot tell them
-from hidden tests. Some break rules of the statement all the same; programs then fail or disagree, which costs nothing
-but an input.
+Mutations keep what an input looks like (as many lines, numbers where numbers were), so that a program cannot
+distinguish them from hidden tests. Some break rules of the statement all the same; programs then fail or disagree,
+which costs nothing but an input.
 """
 
 import ast

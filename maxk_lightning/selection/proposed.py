@@ -2,7 +2,7 @@
 
 Asserts, examples in comments and docstrings, a `__main__` block, prose: all are found the same way.
 Texts are hostile: nothing is executed, and what is read of each is bounded. Programs on standard input propose nothing,
-for no rule tells an input from other text.
+for no rule separates an input from other text.
 """
 
 import json
@@ -19,7 +19,7 @@ from maxk_lightning.types import Problem
 PER_CANDIDATE = 2
 "Of one text, so that nobody gains by proposing many."
 MAX_TEXT_CHARACTERS = 1 << 16
-"Of a longer text only the end is read, where the program stands."
+"Of a longer text only the end is read, where the program is."
 MAX_CALL_CHARACTERS = 1000
 "A longer call proposes nothing."
 MAX_CALLS = 64
@@ -69,7 +69,7 @@ def _proposals(problem: Problem, text: str, taken: set[str], shapes: set[tuple[s
 
 
 def _calls(function: str, text: str) -> Iterator[str]:
-    """What stands between the brackets of each call."""
+    """The text between the brackets of each call."""
     opened = re.finditer(rf"(?<!\w)(?<!def ){re.escape(function)}\(", text)
     for match in islice(opened, MAX_CALLS):
         depth, place = 1, match.end()

@@ -35,7 +35,7 @@ def realised_values(
     """Realised best-of-k by selector, problem and k; NaN where a problem has fewer than k candidates.
 
     Args:
-        selectors: Orders; a selector that stands in several looks once.
+        selectors: Orders; a selector that is in several looks once.
         groups: Problems, each with candidates.
         ks: Values of k.
         seed: Of the subsets that are drawn, with the id of the problem.

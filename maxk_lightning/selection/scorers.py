@@ -32,7 +32,7 @@ class Likelihood:
     name: str = "likelihood"
 
     def observe(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list[Numbers]:
-        """Take what the engine told; a candidate without a log-prob comes last."""
+        """Take what the engine reported; a candidate without a log-prob comes last."""
         return [
             Numbers([c.mean_logprob if c.mean_logprob is not None else float("-inf") for c in group])
             for group in groups

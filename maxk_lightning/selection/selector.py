@@ -28,7 +28,7 @@ class Choice:
     """Selector that set it apart from all candidates of another text, else `mean_logprob` or `first sampled`; `only`
     where there is no other text."""
     confidence: float | None
-    "Share of the group that agrees with it, in [0, 1]; None: no selector tells."
+    "Share of the group that agrees with it, in [0, 1]; None: no selector says."
 
 
 class Observation(Protocol):
@@ -39,7 +39,7 @@ class Observation(Protocol):
         ...
 
     def confidence(self, index: int) -> float | None:
-        """Share of the group that agrees with a candidate; None: it does not tell."""
+        """Share of the group that agrees with a candidate; None: it does not say."""
         ...
 
     @property
@@ -80,7 +80,7 @@ class Then:
 def observe_all(
     orders: Sequence[Then], problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]
 ) -> list[list["Seen"]]:
-    """Let every selector of several orders look, once where it stands in several; returns a list per order."""
+    """Let every selector of several orders look, once where it is in several; returns a list per order."""
     problems = [shown(problem) for problem in problems]
     selectors: list[Selector] = []
     for selector in (selector for order in orders for selector in order.selectors):

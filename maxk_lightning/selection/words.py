@@ -24,7 +24,7 @@ def parse_selectors(text: str, reward: Reward, key: str = "--select") -> list[Th
     """
     names = [name.strip() for name in text.split(",")]
     if len(set(names)) < len(names):
-        raise ValueError(f"{key} is {text!r}, in which one stands twice")
+        raise ValueError(f"{key} is {text!r}, in which one appears twice")
     return [Then([_selector(word.strip(), text, reward, key) for word in name.split("+")]) for name in names]
 
 

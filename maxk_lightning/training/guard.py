@@ -31,7 +31,7 @@ class StepGuard:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether so many steps in a row were skipped that training cannot go on."""
+        """Whether so many steps in a row were skipped that training cannot continue."""
         return self.num_skipped >= MAX_SKIPPED
 
     def allows(self, loss: float, grad_norm: float) -> bool:

@@ -19,7 +19,7 @@ from maxk_lightning.types import Completion
 class Reference:
     """The policy as it was before training, and what it said of the completions of the current rollout.
 
-    Its answers stand in no checkpoint: a run that is resumed amid a rollout asks again, in the same micro-batches and
+    Its answers are in no checkpoint: a run that is resumed within a rollout asks again, in the same micro-batches and
     so to the same bits.
     """
 

@@ -321,7 +321,7 @@ def test_realised_best_of_k_lies_beside_max_at_k(
         ("codet", r"--select codet needs rollout\.reward: UnitTestReward, not LengthReward"),
         ("public", r"--select public needs rollout\.reward: UnitTestReward, not LengthReward"),
         ("best", r"'best' must be one of public, agreement, codet, majority, likelihood, joined by , or \+"),
-        ("likelihood,likelihood", "in which one stands twice"),
+        ("likelihood,likelihood", "in which one appears twice"),
     ],
 )
 def test_a_selector_that_cannot_work_is_refused(

@@ -48,7 +48,7 @@ PROBLEMS = {
     "NaN": (with_number("time_limit_s", "NaN"), r"p.jsonl:1: `time_limit_s` must be a positive number, not nan"),
     "negative": (with_number("memory_limit_mb", "-1"), r"p.jsonl:1: `memory_limit_mb` must be a positive number"),
     "repeated id": (line_of(SQUARE) * 2, r"p.jsonl:2: id 'a' was used on line 1"),
-    "repeated key": (b'{"id": "b", ' + line_of(SQUARE)[1:], r"p.jsonl:1: key `id` stands twice in one object"),
+    "repeated key": (b'{"id": "b", ' + line_of(SQUARE)[1:], r"p.jsonl:1: key `id` appears twice in one object"),
     "tests are text": (line_of(SQUARE, tests="x"), r"p.jsonl:1: `tests` must be list, not str"),
     "input is a number": (
         line_of(SQUARE, tests=[{"input": 1, "output": ""}]),

@@ -23,7 +23,7 @@ def best(
 ) -> None:
     """Sample N answers to each problem and keep one: chosen by public tests and by agreement, never by hidden tests.
 
-    A run that was killed goes on where it stopped when the same command is given again.
+    A run that was killed continues when the same command is given again.
 
     Args:
         policy: Policy directory, hub name, `builtin`, or a `.ckpt` file written by `fit`.

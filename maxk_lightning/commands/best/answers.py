@@ -111,7 +111,7 @@ class Searcher:
             self.settings.reward.close()
 
     def read(self, source: ProblemSource, name: str) -> list[Problem]:
-        """The problems of a source; what is left out is told.
+        """The problems of a source; what is left out is named.
 
         Raises:
             ValueError: naming file, line and reason, or no problem is usable.

@@ -146,7 +146,7 @@ def _answer(searcher: Searcher, job: Job) -> None:
 
 
 class _Tests:
-    """Runs the public tests of candidates as they end, in the sandbox; tells of both."""
+    """Runs the public tests of candidates as they end, in the sandbox; reports both."""
 
     def __init__(self, searcher: Searcher, problem: Problem, job: Job) -> None:
         reward = searcher.settings.reward

@@ -42,7 +42,7 @@ def score(
 ) -> None:
     """Run completions on the unit tests of their problems; write one record of rewards and verdicts per input record.
 
-    Records already in `out` are kept: a run that was stopped goes on where it was.
+    Records already in `out` are kept: a run that was stopped continues where it was.
 
     Args:
         problems: JSON Lines of problems.

@@ -99,7 +99,7 @@ class ScoresFile:
             file.write(json.dumps(record) + "\n")
             file.flush()
         except OSError as error:
-            raise ValueError(f"--out is {self.path}: {error.strerror}; run again to go on from here") from error
+            raise ValueError(f"--out is {self.path}: {error.strerror}; run again to continue from here") from error
 
     def records_done(self) -> dict[str, int]:
         """Number of rewards by id; cuts off a last line of scores that was not finished.
@@ -124,7 +124,7 @@ class ScoresFile:
         return done
 
     def _read(self) -> tuple[dict[str, int], int, bytes]:
-        """Number of rewards by id, the bytes of all finished lines, and what stands after them."""
+        """Number of rewards by id, the bytes of all finished lines, and what follows them."""
         done: dict[str, int] = {}
         end = 0
         with self.path.open("rb") as file:

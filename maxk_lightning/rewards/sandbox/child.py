@@ -276,7 +276,7 @@ def _end(status: int, original_builtins: dict[str, Any] | None) -> NoReturn:
     if original_builtins is None and _has_nothing_but_stdout():
         _exit(status if _flush(sys.stdout) else NOT_FLUSHED_STATUS)
     for step in (_flush_streams, _join_threads, atexit._run_exitfuncs):
-        with contextlib.suppress(BaseException):  # the interpreter reports it and goes on
+        with contextlib.suppress(BaseException):  # the interpreter reports it and continues
             step()
     is_flushed = _flush_streams()
     with contextlib.suppress(BaseException):

@@ -142,7 +142,7 @@ def unpack_reply(message: bytes) -> tuple[int, list[Outcome]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """What the pool tells a server at its start."""
+    """What the pool sends a server at its start."""
 
     readable: tuple[str, ...]
     "Paths programs may read below."

@@ -50,7 +50,7 @@ CLOCK_CALLS = ("clock_gettime", "clock_getres", "clock_nanosleep")
 PROCESS_CALLS = (
     *("getpgid", "getsid", "sched_getparam", "sched_getscheduler", "sched_rr_get_interval", "sched_getaffinity"),
 )
-"Calls that tell something of the process whose number is the first argument."
+"Calls that reveal something about the process whose number is the first argument."
 
 
 def _return(action: int) -> Instruction:

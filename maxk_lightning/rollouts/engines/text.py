@@ -27,7 +27,7 @@ class StopStrings:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._special = set(tokenizer.all_special_ids)
-        # A token that is not special stands for at least one byte; one more, for its blank may be lost at the start.
+        # A token that is not special is at least one byte; one more, for its blank may be lost at the start.
         self._window = 1 + max((len(text.encode()) for text in self._stop), default=0)
 
     def end(self, token_ids: Sequence[int]) -> bool:

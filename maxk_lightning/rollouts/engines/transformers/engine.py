@@ -55,7 +55,7 @@ class TransformersEngine:
             ValueError: `max_batch_rows` is below 1.
         """
         # A default of its own would follow a YAML to another engine: jsonargparse keeps arguments of the same name when
-        # `rollout.engine` names another class than the one that stands as default.
+        # `rollout.engine` names another class than the default.
         if max_batch_rows < 1:
             raise ValueError(f"rollout.engine.max_batch_rows is {max_batch_rows}, must be at least 1")
         self.policy = policy

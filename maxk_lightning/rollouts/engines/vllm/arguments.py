@@ -16,7 +16,7 @@ HeadDtype = Literal["float32", "model"]
 DEFAULT_UTILIZATION = 0.92
 "Share of a GPU that vLLM takes where nobody says how much."
 ADMITTED_UTILIZATION = 0.01
-"""Share that vLLM is told beside a size of the KV cache. It refuses to start unless so much of the GPU is free (0.92 if
+"""Share that vLLM gets beside a size of the KV cache. It refuses to start unless so much of the GPU is free (0.92 if
 untold), and once the cache has a size it reads the share no more."""
 BATCHED_TOKENS = 8192
 "Tokens that vLLM computes at once on a GPU; its own 16384 cost 1 GiB more of activations at 7B."
@@ -71,7 +71,7 @@ class VLLMSettings:
                 raise ValueError(f"rollout.engine.{name} is {value}, must be positive")
 
     def batched_tokens(self, *, on_gpu: bool) -> int | None:
-        """Tokens that vLLM is told to compute at once; None: it decides."""
+        """Tokens that vLLM may compute at once; None: it decides."""
         return self.max_num_batched_tokens or (BATCHED_TOKENS if on_gpu else None)
 
 
@@ -158,7 +158,7 @@ def memory_of(settings: VLLMSettings, gpu_bytes: int | None) -> EngineMemory:
 
 
 def _shares(settings: VLLMSettings, *, on_gpu: bool) -> dict[str, float | int | None]:
-    """How much memory vLLM is told to take."""
+    """How much memory vLLM may take."""
     if settings.kv_cache_gib is None:
         return {"gpu_memory_utilization": settings.gpu_memory_utilization}
     return {

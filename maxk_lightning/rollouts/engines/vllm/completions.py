@@ -46,7 +46,7 @@ class Asker:
 
         Args:
             server: Who samples it.
-            prompt: What it goes on from.
+            prompt: What it continues.
             sample: Its number in its group.
             sampling: How it is drawn.
             run: Of the labels that weights have been given; None: the server has weights that nobody gave it.
@@ -91,12 +91,12 @@ class Asker:
 
 
 def label_of(version: int, run: str) -> str:
-    """What a server is told to call the weights of a version."""
+    """The server's name for the weights of a version."""
     return f"{version}-{run}"
 
 
 def _segments(spans: Sequence[dict[str, Any]] | None, run: str, server: Server) -> tuple[Segment, ...]:
-    """The versions behind the labels of the spans that vLLM tells of."""
+    """The versions behind the labels of the spans that vLLM reports."""
     segments = []
     for span in spans or ():
         version, _, of_run = span["version"].partition("-")

@@ -90,7 +90,7 @@ class VLLMEngine:
                 twice. Those are neighbours; the number of ranks must be a multiple. Not with `rollouts_ahead`.
             enforce_eager: No CUDA graphs: slower, starts sooner.
             sleep_while_training: Free the KV cache and the weights between rollouts (CUDA only).
-            record_entropy: Also tell the entropy of the distribution each token was drawn from, before top_p; costs
+            record_entropy: Also report the entropy of the distribution each token was drawn from, before top_p; costs
                 a pass over the logits per token. For `evaluate`; training measures entropies itself.
             timeout_s: A call of `generate` that takes longer counts as a failed engine; looked at between steps.
 
@@ -220,7 +220,7 @@ class VLLMEngine:
         return True
 
     def close(self) -> None:
-        """Free vLLM's memory; a process group that stood before vLLM started stays.
+        """Free vLLM's memory; a process group that existed before vLLM started stays.
 
         An engine that sleeps is woken before: freeing memory that it has given back breaks vLLM's allocator, in this
         process for good. Where there is no room to wake, the engine is left as it is, and no other one can start.

@@ -11,7 +11,7 @@ from torch import Tensor
 from maxk_lightning.rollouts.engines.vllm.slot_entropies import SlotEntropies, entropies_of
 
 REQUEST, PROMPT_TOKENS = "request", "prompt_tokens"
-"Arguments of a request by which it tells the recorder its name, and the length of its prompt."
+"Arguments of a request that give the recorder its name, and the length of its prompt."
 
 
 class Entropies:

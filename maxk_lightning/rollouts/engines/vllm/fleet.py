@@ -143,7 +143,7 @@ def watched(
 ) -> Iterator[None]:
     """While the body runs, end the requests of servers that are gone.
 
-    One that was told to stop closes its port and ends what computes, but a request that it had taken stays open.
+    One that is asked to stop closes its port and ends what computes, but a request that it had taken stays open.
 
     Args:
         links: Gives the links to the servers to look at.

@@ -35,7 +35,7 @@ class Launch:
     gpus: str | None
     "CUDA_VISIBLE_DEVICES; None: that of this process."
     takes_handles: bool
-    "Whether weights reach it as handles of memory, which vLLM unpickles only when told so."
+    "Whether weights reach it as handles of memory, which vLLM unpickles only when asked to."
 
     @property
     def command(self) -> list[str]:

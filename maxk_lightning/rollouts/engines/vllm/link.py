@@ -29,7 +29,7 @@ class Link:
         self.process: Process | None = None
         self.sender: Sender | None = None
         self.mark: str | None = None
-        "What the server was told to call the weights that it has; None: it has none of ours, or cannot note it."
+        "The server's name for the weights that it has; None: it has none of ours, or cannot note it."
 
     def send(self, weights: Iterable[tuple[str, Tensor]], mark: str, open_sender: Callable[["Link"], Sender]) -> None:
         """Push weights by the transfer API, over the group that is open, unless the server was started anew since.
@@ -53,7 +53,7 @@ class Link:
             self._take_note(mark)
 
     def has_its_weights(self) -> bool:
-        """Whether it is the process that was given weights last, as far as it can tell: one started anew has others.
+        """Whether it is the process that was given weights last, as far as it knows: one started anew has others.
 
         Raises:
             EngineError: the server does not answer.
@@ -90,7 +90,7 @@ class Link:
     def _held(self) -> Iterator[None]:
         """Hold what it samples while the body gives it other weights, each completion where it is.
 
-        Where the body fails, nothing goes on: its weights may be new in part.
+        Where the body fails, nothing continues: its weights may be new in part.
         """
         if not self.is_in_flight:
             yield

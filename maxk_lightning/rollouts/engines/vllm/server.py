@@ -52,7 +52,7 @@ class VLLMServerEngine:
     it owed is sampled by the others, until it answers again at a later push.
 
     With `in_flight_weight_updates` weights may be pushed while a rollout is sampled. A server holds what it samples
-    where it is, takes the weights, computes the keys and values of what it held anew with them, and goes on. So every
+    where it is, takes the weights, computes the keys and values of what it held anew with them, and continues. So every
     token is drawn from one version of the policy, given the tokens before it, whoever drew those;
     `Completion.segments` says from which, and the log-probs are that version's. (Old keys and values are not kept, as
     PipelineRL does: with weights 5 % larger, log-probs were off by 1 to 3 nats at most, and vLLM cannot forget those of
@@ -97,7 +97,7 @@ class VLLMServerEngine:
             transfer_dir: Of `file`; memory or a fast disk, with room for the weights.
             wire_dtype: Type in which weights travel. None: the dtype in server_args, else bfloat16.
             in_flight_weight_updates: Push the weights after every optimizer step, also while a rollout is sampled,
-                which goes on with them; with `rollout.rollouts_ahead`. Needs vllm 0.32 or later, and of a server that
+                which continues with them; with `rollout.rollouts_ahead`. Needs vllm 0.32 or later, and of a server that
                 is yours also `--enable-scale-out`.
             master_address: Of `nccl`: this machine as the server reaches it.
             master_port: Of `nccl`: a free port of this machine, with `urls` the first of as many; None: looked for.
@@ -245,7 +245,7 @@ class VLLMServerEngine:
         self._connect("auto")
         self._asker.prepare()
         fleet = self._fleet = self._fleet or Fleet(self._links)
-        if self.in_flight_weight_updates:  # weights may be on their way; every completion tells which it has
+        if self.in_flight_weight_updates:  # weights may be on their way; every completion says which it has
             fleet.check()
         else:
             fleet.ask_each(Link.check)

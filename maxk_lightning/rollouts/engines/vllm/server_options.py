@@ -33,7 +33,7 @@ def urls_of(url: str | None, urls: list[str] | None) -> list[str]:
 
 
 def check_address(url: str, master_address: str) -> None:
-    """Refuse to tell a server on another machine that the trainer is on its own."""
+    """Refuse to give a server on another machine an address of this machine alone."""
     host = urlsplit(url).hostname or ""
     if is_this_machine(host) or master_address not in (LOOPBACK, "localhost", "::1"):
         return

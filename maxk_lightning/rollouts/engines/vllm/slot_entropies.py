@@ -24,7 +24,7 @@ class SlotEntropies:
         self._left: dict[str, Tensor] = {}  # rows of requests that lost their slot and were not taken
 
     def add(self, slot: int, request: str | None, temperature: float, num_prompt_tokens: int) -> None:
-        """Give a slot to a request; one that vLLM had preempted goes on with the row it had.
+        """Give a slot to a request; one that vLLM had preempted keeps the row it had.
 
         Args:
             slot: Its number; the request that had it before is over, or preempted.

@@ -1,4 +1,4 @@
-"""What a vLLM server that is started here is told, and the GPUs that it takes."""
+"""The arguments of a vLLM server that is started here, and the GPUs that it takes."""
 
 import math
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def num_gpus(server_args: Mapping[str, Any]) -> int:
 
 
 def _defaults(server_args: Mapping[str, Any], head_dtype: HeadDtype) -> Arguments:
-    """What a server is told unless server_args say otherwise; the reasons stand in `arguments`."""
+    """The arguments of a server unless server_args say otherwise; the reasons are in `arguments`."""
     told: Arguments = {}
     if not torch.cuda.is_available():
         told["enable-chunked-prefill"] = False

@@ -1,5 +1,6 @@
 """The generation callback: before every epoch it refreshes the rollout that the epoch is about."""
 
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ from maxk_lightning.rollouts.weight_sync import Weights
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.selection import parse_selector
 from maxk_lightning.types import Sampling
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutCallback(Callback):
@@ -95,7 +98,8 @@ class RolloutCallback(Callback):
                 whole drift with `model.old_logprobs: engine`.
             allocation: Give prompts different numbers of completions, by the rewards of a pilot; the mean is that of
                 `sampling`. None: all get as many. Not with `data.refill`. `train/max_at_k/K` is then of the prompts
-                that got K completions, the harder ones for a large K.
+                that got K completions, the harder ones for a large K. A reward that compares the completions of a
+                prompt sees the pilot together, and each later completion alone.
 
         Raises:
             ValueError: a reward or selector cannot be had, `sampling.top_p` is not 1, a bound is not positive, or
@@ -166,6 +170,10 @@ class RolloutCallback(Callback):
         data = _datamodule(trainer)
         if self.replayed is not None:
             self.replayed.load_state(self._stored_replay)
+        elif num_dropped := len(self._stored_replay.get("kept", [])):
+            logger.warning(
+                "the checkpoint holds %d groups to replay, which are dropped without rollout.replay", num_dropped
+            )
         self._stored_replay = {}
         stored = self.sampler.take_current()
         if stored is None:

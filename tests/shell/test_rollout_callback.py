@@ -3,6 +3,7 @@
 The engines here are real ones that are made to fail or to lie at a chosen moment.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -310,6 +311,21 @@ def test_groups_of_earlier_rollouts_are_trained_on_again(random_policy: str, tmp
     ]
     without = _fit(random_policy, tmp_path / "without", Recording(TransformersEngine(random_policy)))
     assert any(not torch.equal(weights[name], without[name]) for name in weights)
+
+
+def test_groups_that_a_resumed_run_does_not_replay_are_counted(
+    random_policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped = Stopping(TransformersEngine(random_policy), replay=Replay(share=0.5))
+    with pytest.raises(ZeroDivisionError):
+        _fit(random_policy, tmp_path / "stopped", stopped)
+    _fit(
+        random_policy,
+        tmp_path / "resumed",
+        Recording(TransformersEngine(random_policy)),
+        tmp_path / "stopped/early.ckpt",
+    )
+    assert re.search(r"holds [1-4] groups to replay, which are dropped without rollout.replay", caplog.text)
 
 
 class Replaying(Recording):

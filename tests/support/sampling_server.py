@@ -88,6 +88,8 @@ class Handler(JsonHandler):
 
     def _sample(self, body: dict[str, Any]) -> dict[str, Any]:
         self._count()
+        with State.changed:
+            State.changed.wait_for(lambda: not State.is_paused)
         self._hold()
         tokens, logprobs = _draw(f"{body['seed']} {body['prompt']}", 4)
         return {"choices": [{"token_ids": tokens, "logprobs": {"token_logprobs": logprobs}, "finish_reason": "stop"}]}

@@ -12,6 +12,8 @@ from torch import Tensor
 from maxk_lightning.policy import load_model
 from maxk_lightning.rollouts import EngineError
 from maxk_lightning.rollouts.engines.vllm.fan_out import Receiver, fan_out
+from maxk_lightning.rollouts.engines.vllm.http import Server
+from maxk_lightning.rollouts.engines.vllm.link import HOLD
 from maxk_lightning.types import Completion, Prompt, Sampling
 from tests.rollouts.engines.conftest import Make
 from tests.support.served import Served
@@ -55,6 +57,13 @@ def test_requests_are_shared_by_load(pair: tuple[Served, Served], make: Make) ->
     consumer.join()
     assert len(first) == NUM_ALL
     assert all(completion == expected[index][sample] for index, sample, completion in first)
+
+
+def test_a_server_that_a_killed_run_left_on_hold_samples_again(pair: tuple[Served, Served], make: Make) -> None:
+    expected = _expected(make)
+    for server in pair:
+        Server(server.url, 30.0).post(HOLD, {})
+    assert make(*pair).generate(PROMPTS, SAMPLING) == expected
 
 
 def test_a_slow_server_is_asked_less(pair: tuple[Served, Served], make: Make) -> None:

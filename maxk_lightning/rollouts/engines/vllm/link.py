@@ -88,16 +88,16 @@ class Link:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Hold what it samples while the body gives it other weights, each completion where it is.
+        """Hold what it samples while the body gives it other weights, each completion where it is, if it is in flight.
 
         Where the body fails, nothing continues: its weights may be new in part.
         """
-        if not self.is_in_flight:
-            yield
-            return
-        self.server.post(HOLD, {})
+        if self.is_in_flight:
+            self.server.post(HOLD, {})
         yield
-        self.server.post(GO_ON, {})
+        # Also a server that another run left on hold, killed during a push; an older vLLM has no such route.
+        with nullcontext() if self.is_in_flight else suppress(ValueError):
+            self.server.post(GO_ON, {})
 
     def _take_note(self, mark: str) -> None:
         """Forget what was computed with earlier weights, and name the new ones."""

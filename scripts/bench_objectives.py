@@ -42,6 +42,7 @@ from maxk_lightning.objectives import (
     PassKTraining,
     PlugInMaxAtK,
     TopMMean,
+    UniquenessWeighted,
     WReinforce,
     credits_of,
     group_diagnostics,
@@ -69,6 +70,7 @@ def objectives(k: int) -> dict[str, Credits]:
     named["ExactRatios TopMMean"] = ExactRatios(TopMMean(k, max(1, k // 2)))
     named["DistinctMaxAtK"] = partial(with_behaviours, DistinctMaxAtK(k))
     named["ExactRatios DistinctMaxAtK"] = partial(with_behaviours, ExactRatios(DistinctMaxAtK(k)))
+    named["UniquenessWeighted"] = partial(with_behaviours, UniquenessWeighted())
     named["group_diagnostics"] = lambda rewards_PN, log_ratios_PN: group_diagnostics(rewards_PN, log_ratios_PN, k)
     return named
 

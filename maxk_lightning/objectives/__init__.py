@@ -74,10 +74,10 @@ also pushes away from the behaviour policy. `group_diagnostics` says how far the
 
 **Comparing with published methods?** `GRPO`, `DrGRPO`, `RLOO`, `BonMaxMean`, `BonMaxSecond`, `PassKTraining`, `MaxRL`
 (binary rewards only), `RSGRPO`, `NSR` and `WReinforce` (what is not wholly correct is wrong), and `Entropic`
-(TTT-Discover) are here under their names. They see no ratio, only rewards. DAPO's clip-higher is a loss,
+(TTT-Discover) are here under their names. They see no ratio, only rewards. `UniquenessWeighted` (uniqueness-aware RL)
+sees behaviours too, where the authors ask a judge which samples are alike. DAPO's clip-higher is a loss,
 `losses.ClippedSurrogate(clip_high=.28)`, an entropy bonus is `model.entropy_coef`; `configs/study_rivals` has all of
-them as arms of one study. Uniqueness weighting (arXiv:2601.08763) and UCPO (arXiv:2605.00365) are not: they need to
-know which samples are alike, or how likely each is, and equal rewards say neither.
+them as arms of one study. UCPO (arXiv:2605.00365) is not: it needs to know how likely each sample is.
 
 **One policy for every k?** `ToldK([1, 2, 4, 8])` draws a k for every group, its prompt says so (`{k}` in
 `data.template`), and the group gets the credits of that k; `evaluate --told_k same` asks for the k it reports.
@@ -116,6 +116,7 @@ from maxk_lightning.objectives.schedule import (
 from maxk_lightning.objectives.set_advantage import SetAdvantage
 from maxk_lightning.objectives.subset_objective import SubsetObjective
 from maxk_lightning.objectives.told_k import ToldK
+from maxk_lightning.objectives.uniqueness import UniquenessWeighted
 
 __all__ = [
     "GRPO",
@@ -149,6 +150,7 @@ __all__ = [
     "TemperedRatios",
     "ToldK",
     "TopMMean",
+    "UniquenessWeighted",
     "WReinforce",
     "WeightedObjectives",
     "check_group_size",

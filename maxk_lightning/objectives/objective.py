@@ -6,6 +6,7 @@ Shapes: P prompts, N completions per prompt.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 # jsonargparse 4.53 takes a Protocol whose `__call__` returns a class for a *factory* of that class, and would refuse
@@ -79,3 +80,25 @@ def credits_of(
     else:
         credits_PN = ask(rewards_PN, log_ratios_PN)
     return credits_PN
+
+
+def given_behaviours(objective: Objective, rewards_PN: Tensor, behaviours_PN: Tensor | None) -> Tensor:
+    """Behaviours of the samples, unknown where none were given.
+
+    Raises:
+        ValueError: none were given to an objective that needs them, or they have another shape than the rewards.
+    """
+    if behaviours_PN is None:
+        if needs_behaviours(objective):
+            raise ValueError(f"{type(objective).__name__} needs `behaviours_PN`, see `Objective`")
+        return torch.full_like(rewards_PN, UNKNOWN_BEHAVIOUR, dtype=torch.int64)
+    if behaviours_PN.shape != rewards_PN.shape:
+        raise ValueError(f"behaviours have shape {tuple(behaviours_PN.shape)}, rewards {tuple(rewards_PN.shape)}")
+    return behaviours_PN
+
+
+def is_alike(is_counted_PN: Tensor, behaviours_PN: Tensor) -> Tensor:
+    """Whether two samples both count and are known to behave alike, itself included: is_alike_PNN."""
+    is_known_PN = is_counted_PN & (behaviours_PN > UNKNOWN_BEHAVIOUR)
+    is_equal_PNN = behaviours_PN.unsqueeze(2) == behaviours_PN.unsqueeze(1)
+    return is_equal_PNN & is_known_PN.unsqueeze(2) & is_known_PN.unsqueeze(1)

@@ -8,7 +8,7 @@ from maxk_lightning.evaluation.figures import label_of
 from maxk_lightning.evaluation.origin import origin_cells
 from maxk_lightning.evaluation.paired import PairedTest, best_against_second, paired_tests
 from maxk_lightning.evaluation.realised import PREFIX
-from maxk_lightning.evaluation.runs import PublishedRun, Run, published
+from maxk_lightning.evaluation.runs import NamedCurves, Run, published
 from maxk_lightning.evaluation.tables import Table, table
 
 ALPHA = 0.05
@@ -122,7 +122,7 @@ def published_tables(benchmark: str) -> list[Table]:
     rows = [run for run in published() if _letters(run.benchmark) in _letters(benchmark)]
     found = []
     for metric in METRICS:
-        by_ks: dict[tuple[int, ...], list[PublishedRun]] = {}
+        by_ks: dict[tuple[int, ...], list[NamedCurves]] = {}
         for run in rows:
             by_ks.setdefault(tuple(point.k for point in run.curve(metric)), []).append(run)
         found += [table(group, metric) for ks, group in by_ks.items() if ks]

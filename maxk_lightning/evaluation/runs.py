@@ -91,18 +91,18 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedRun:
-    """A row of the paper's tables."""
+class NamedCurves:
+    """Curves that no single set of samples stands behind: a row of the paper, or a policy that is told every k."""
 
     name: str
-    "Name of the method in the paper."
+    "Name of the method or policy."
     benchmark: str
-    "Name of the data set in the paper."
+    "Name of the data set in the paper, or of the problems."
     curves: Mapping[Metric, Sequence[Estimate]]
-    "Points over k, without intervals: none were published."
+    "Points over k; without intervals where none were published."
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Return the points over k; none where the paper has no such row."""
+        """Return the points over k; none where there is no such curve."""
         return self.curves.get(metric, ())
 
 
@@ -129,7 +129,7 @@ def selectors_of(runs: Iterable[Run]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.realised))
 
 
-def published(benchmark: str | None = None) -> list[PublishedRun]:
+def published(benchmark: str | None = None) -> list[NamedCurves]:
     """Read the paper's numbers (arXiv:2510.23393, Tables 1-14), on one data set or on all."""
     curves_of: dict[tuple[str, str], dict[Metric, list[Estimate]]] = {}
     with PAPER_TABLES.open(encoding="utf-8", newline="") as file:
@@ -138,7 +138,7 @@ def published(benchmark: str | None = None) -> list[PublishedRun]:
             point = Estimate(k=int(row["k"]), value=float(row["value"]))
             curves.setdefault(PAPER_METRICS[row["metric"]], []).append(point)
     return [
-        PublishedRun(name=name, benchmark=dataset, curves=curves)
+        NamedCurves(name=name, benchmark=dataset, curves=curves)
         for (dataset, name), curves in curves_of.items()
         if benchmark in (None, dataset)
     ]

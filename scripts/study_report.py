@@ -14,7 +14,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -183,6 +183,8 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
             yield f"{name} pass", str(table(rows, "pass_at_k"))
             yield f"{name} cost", cost_table(rows)
             yield f"{name} spread", spread_table(rows)
+        if any(result.told for row in rows for result in row.results):
+            yield f"{name} told", told_table(rows, plan.test_ks)
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests, "max")
@@ -217,6 +219,16 @@ def realised_table(rows: Sequence[Method], selectors: Sequence[str], ks: Sequenc
             values = {k: _mean_at(row, k, f"{PREFIX}{selector}") for k in ks}
             lines.append(["", f"`{selector}`", *(f"{values[k]:.3f} ({values[k] / best[k]:.0%})" for k in ks)])
     return markdown_table(["method", "chosen by", *(f"k = {k}" for k in ks)], lines)
+
+
+def told_table(rows: Sequence[Method], ks: Sequence[int]) -> str:
+    """What a policy makes of the k that it is told: max@k of the samples that were told each, and how they differ."""
+    lines = []
+    for row in rows:
+        for told_k in row.results[0].told:
+            alone = replace(row, results=[result.told_only(told_k) for result in row.results])
+            lines.append([row.name, told_k, *(f"{_mean_at(alone, k):.3f}" for k in ks), *_spread(alone)[:2]])
+    return markdown_table(["method", "told", *(f"max@{k}" for k in ks), *SPREAD_HEADS[:2]], lines)
 
 
 def _mean_at(row: Method, k: int, metric: Metric = "max_at_k") -> float:

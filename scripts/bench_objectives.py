@@ -35,6 +35,7 @@ from maxk_lightning.objectives import (
     Entropic,
     ExactMaxAtK,
     ExactRatios,
+    GroupFacts,
     MaxAtK,
     MaxRL,
     Objective,
@@ -78,7 +79,8 @@ def objectives(k: int) -> dict[str, Credits]:
 def with_behaviours(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
     """Credits where the samples of a group behave in four ways by turns."""
     behaviours_N = torch.arange(rewards_PN.shape[1], device=rewards_PN.device) % 4
-    return credits_of(objective, rewards_PN, log_ratios_PN, behaviours_N.expand_as(rewards_PN))
+    facts = GroupFacts(behaviours_PN=behaviours_N.expand_as(rewards_PN))
+    return credits_of(objective, rewards_PN, log_ratios_PN, facts)
 
 
 def groups(num_prompts: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:

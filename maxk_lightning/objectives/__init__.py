@@ -99,7 +99,14 @@ from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
 from maxk_lightning.objectives.group_size import check_group_size
 from maxk_lightning.objectives.idle import ZERO_CREDIT, is_idle
 from maxk_lightning.objectives.negative import NSR, WReinforce
-from maxk_lightning.objectives.objective import UNKNOWN_BEHAVIOUR, Objective, credits_of, needs_behaviours, told_ks
+from maxk_lightning.objectives.objective import (
+    UNKNOWN_BEHAVIOUR,
+    GroupFacts,
+    Objective,
+    credits_of,
+    needs_behaviours,
+    told_ks,
+)
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.plug_in import PlugInMaxAtK
 from maxk_lightning.objectives.rank_weighted import CVaR, RankWeighted, SubsetQuantile, TopMMean
@@ -112,6 +119,7 @@ from maxk_lightning.objectives.schedule import (
     largest_k,
     largest_subset,
     objective_at,
+    parts_of,
 )
 from maxk_lightning.objectives.set_advantage import SetAdvantage
 from maxk_lightning.objectives.subset_objective import SubsetObjective
@@ -135,6 +143,7 @@ __all__ = [
     "ExactMaxAtK",
     "ExactRatios",
     "GroupDiagnostics",
+    "GroupFacts",
     "MaxAtK",
     "MaxRL",
     "Mixture",
@@ -162,6 +171,7 @@ __all__ = [
     "largest_subset",
     "needs_behaviours",
     "objective_at",
+    "parts_of",
     "tempering",
     "told_ks",
 ]

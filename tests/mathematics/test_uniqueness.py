@@ -8,6 +8,7 @@ import torch
 
 from maxk_lightning.objectives import (
     GRPO,
+    GroupFacts,
     MaxAtK,
     UniquenessWeighted,
     WeightedObjectives,
@@ -98,11 +99,12 @@ def test_numbers_and_order_of_behaviours_and_the_groups_around_do_not_matter() -
 def test_ratios_are_left_to_the_loss_and_equal_rewards_are_idle_whatever_behaves() -> None:
     rewards_PN, behaviours_PN = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), torch.tensor([[0, 1, 2], [0, 0, 0]])
     objective = UniquenessWeighted()
-    assert is_idle(objective, rewards_PN, behaviours_PN).tolist() == [True, False]
+    assert is_idle(objective, rewards_PN, GroupFacts(behaviours_PN=behaviours_PN)).tolist() == [True, False]
     mixture = WeightedObjectives([objective, MaxAtK(2)], [2.0, 1.0])
     ratios_PN = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
     expected_PN = 2 * objective(rewards_PN, torch.zeros(2, 3), behaviours_PN) + MaxAtK(2)(rewards_PN, ratios_PN)
-    torch.testing.assert_close(credits_of(mixture, rewards_PN, ratios_PN, behaviours_PN), expected_PN, **EXACT)
+    credits_PN = credits_of(mixture, rewards_PN, ratios_PN, GroupFacts(behaviours_PN=behaviours_PN))
+    torch.testing.assert_close(credits_PN, expected_PN, **EXACT)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maxk_lightning.commands.evaluate.told import TOLD
 from maxk_lightning.evaluation import load
+from maxk_lightning.evaluation.estimates import correct_counts
 from maxk_lightning.evaluation.runs import Run
 from maxk_lightning.evaluation.samples import Sample
 
@@ -45,7 +46,8 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
         formed=_formed(evaluation.samples),
         blind=blind_counts(evaluation.samples),
         realised={name: curve.problems for name, curve in evaluation.realised.items()},
-        told={str(k): Told(rewards=_counts(run), summary=_summary(run)) for k, run in sorted(told.items())},
+        correct=_correct(evaluation),
+        told={str(k): _told(run) for k, run in sorted(told.items())},
     )
 
 
@@ -54,6 +56,16 @@ def _counts(evaluation: Run) -> dict[str, dict[str, int]]:
         problem: {f"{reward:.17g}": group.count(reward) for reward in sorted(set(group))}
         for problem, group in evaluation.rewards.items()
     }
+
+
+def _correct(evaluation: Run) -> dict[str, list[int]]:
+    """Fully correct samples of each behaviour; nothing where the reward tells none."""
+    groups = evaluation.samples if evaluation.summary.distinct_at_k else {}
+    return {problem: correct_counts(group) for problem, group in groups.items()}
+
+
+def _told(evaluation: Run) -> Told:
+    return Told(rewards=_counts(evaluation), summary=_summary(evaluation), correct=_correct(evaluation))
 
 
 def _summary(evaluation: Run) -> dict[str, float]:

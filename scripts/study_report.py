@@ -42,7 +42,7 @@ from study_results import (
 from maxk_lightning.evaluation import curves, published, table
 from maxk_lightning.evaluation.comparison import ALPHA
 from maxk_lightning.evaluation.crossed import CrossedTest, crossed_test
-from maxk_lightning.evaluation.estimates import Estimate, Metric
+from maxk_lightning.evaluation.estimates import DISTINCT, Estimate, Metric
 from maxk_lightning.evaluation.figures import difference_curves, entropy_densities
 from maxk_lightning.evaluation.paired import holm
 from maxk_lightning.evaluation.prediction import PREDICTED
@@ -178,13 +178,7 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
     for name, planned in plan.tables.items():
         found = finished(plan, results, planned)
         rows = methods(plan, found, planned)
-        if rows:
-            yield name, str(table(rows, "max_at_k"))
-            yield f"{name} pass", str(table(rows, "pass_at_k"))
-            yield f"{name} cost", cost_table(rows)
-            yield f"{name} spread", spread_table(rows)
-        if any(result.told for row in rows for result in row.results):
-            yield f"{name} told", told_table(rows, plan.test_ks)
+        yield from _curve_blocks(name, rows, plan.test_ks)
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests, "max")
@@ -202,6 +196,21 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         if name in plan.grouped_tables and rows:
             yield f"{name} groups", group_table([(row.name, row.results) for row in rows], plan.test_ks[-1])
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
+
+
+def _curve_blocks(name: str, rows: Sequence[Method], test_ks: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """Yield name and content of the blocks that say what the arms of a table do, one by one."""
+    if not rows:
+        return
+    yield name, str(table(rows, "max_at_k"))
+    yield f"{name} pass", str(table(rows, "pass_at_k"))
+    yield f"{name} cost", cost_table(rows)
+    yield f"{name} spread", spread_table(rows)
+    results = [result for row in rows for result in row.results]
+    if all(result.correct for result in results):
+        yield f"{name} distinct", str(table(rows, DISTINCT))
+    if any(result.told for result in results):
+        yield f"{name} told", told_table(rows, test_ks)
 
 
 def _have_chosen(rows: Sequence[Method]) -> bool:

@@ -16,7 +16,7 @@ import yaml
 
 from maxk_lightning.commands.evaluate.told import SAME, parse_told_ks
 from maxk_lightning.evaluation.bootstrap import Floats
-from maxk_lightning.evaluation.estimates import Metric, ladder, per_problem
+from maxk_lightning.evaluation.estimates import DISTINCT, Metric, distinct_at_k, ladder, per_problem
 from maxk_lightning.evaluation.realised import PREFIX
 
 CONFIGS = Path("configs/study")
@@ -64,6 +64,8 @@ class Told:
     "Counts, as in `Result`."
     summary: Mapping[str, float]
     "Other numbers of the evaluation, as in `Result`."
+    correct: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    "As in `Result`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,8 @@ class Result:
     "Counts as in `rewards`, of the samples whose program never reads its arguments."
     realised: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     "Selector -> problem -> realised best-of-k at every k of `ks`."
+    correct: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    "Problem -> fully correct samples of each behaviour, the most frequent first."
     told: Mapping[str, Told] = field(default_factory=dict)
     """Told k -> the samples that were told it; none for an arm that is told nothing. Everything else here is then of
     the samples that were told the largest, and max@k and pass@k are of those that were told k, or the next below it."""
@@ -117,22 +121,31 @@ class Result:
         return self._per_problem("pass_at_k")
 
     def values_PK(self, metric: Metric) -> Floats:
-        """Return max@k, pass@k or what a selector realised (`realised:NAME`), for every problem, at every k of `ks`."""
+        """Return a metric of every problem, at every k of `ks`: max@k, pass@k, distinct@k, or `realised:SELECTOR`."""
         if metric.startswith(PREFIX):
             return np.array([values for _, values in sorted(self.realised[metric.removeprefix(PREFIX)].items())])
+        if metric == DISTINCT:
+            return self._per_problem(metric)
         return self.max_at_k_PK if metric == "max_at_k" else self.pass_at_k_PK
 
     def told_only(self, k: str) -> "Result":
         """The same of the samples that were told this k, at every k."""
         told = self.told[k]
-        return replace(self, told={}, rewards=told.rewards, summary=told.summary)
+        return replace(self, told={}, rewards=told.rewards, summary=told.summary, correct=told.correct)
 
     def _per_problem(self, metric: Metric) -> Floats:
         if not self.told:
-            return per_problem(self.rewards_of, metric, self.ks)
-        values_of = {int(k): per_problem(_listed(told.rewards), metric, self.ks) for k, told in self.told.items()}
+            return self._distinct() if metric == DISTINCT else per_problem(self.rewards_of, metric, self.ks)
+        values_of = {int(k): self.told_only(k)._per_problem(metric) for k in self.told}
         asked = [max(told_k for told_k in values_of if told_k <= k) for k in self.ks]
         return np.stack([values_of[told_k][:, place] for place, told_k in enumerate(asked)], axis=1)
+
+    def _distinct(self) -> Floats:
+        """Estimate the different behaviours among the fully correct of k samples."""
+        rewards_of = self.rewards_of
+        return np.array(
+            [distinct_at_k(self.correct.get(problem, []), len(rewards_of[problem]), self.ks) for problem in rewards_of]
+        )
 
     @property
     def entropy_counts(self) -> Counter[int]:

@@ -38,7 +38,8 @@ def html_report(comparisons: Sequence[Comparison], plots: Mapping[str, Sequence[
 def _explanation() -> str:
     return (
         '<p class="soft">max@k is the expected best reward of k samples, pass@k the chance that at least one of k '
-        "samples passes every test; both are unbiased estimates, averaged over problems. Best of k by a selector, "
+        "samples passes every test; both are unbiased estimates, averaged over problems. distinct@k, where behaviours "
+        "are known, counts the different ones among the fully correct of k samples. Best of k by a selector, "
         "where it was measured, is what is realised of max@k when that selector chooses one of k samples without "
         "the hidden tests. Bands and brackets are 95% bootstrap intervals over problems, not corrected for the number "
         "of ks; verdicts are rank tests that are: an "

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from maxk_lightning.evaluation.estimates import Estimate, Metric, rewards_of
+from maxk_lightning.evaluation.estimates import DISTINCT, Estimate, Metric, rewards_of
 from maxk_lightning.evaluation.prediction import PREDICTED
 from maxk_lightning.evaluation.realised import PREFIX, Realised, read_realised
 from maxk_lightning.evaluation.samples import Sample, by_problem, read_samples
@@ -45,13 +45,15 @@ class Run:
         return self.summary.benchmark
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Return the points over k; none of a selector that was not measured, nor beyond n if it was not asked for."""
+        """Return the points over k; none of what was not measured, nor beyond n if it was not asked for."""
         if metric.startswith(PREFIX):
             realised = self.realised.get(metric.removeprefix(PREFIX))
             return () if realised is None else realised.curve
         if metric.startswith(PREDICTED):
             is_max = metric == f"{PREDICTED}max_at_k"
             return self.summary.predicted_max_at_k if is_max else self.summary.predicted_pass_at_k
+        if metric == DISTINCT:
+            return self.summary.distinct_at_k
         return self.summary.max_at_k if metric == "max_at_k" else self.summary.pass_at_k
 
     @cached_property

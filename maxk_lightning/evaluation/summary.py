@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from maxk_lightning.evaluation.estimates import CORRECT_AT, METRICS, Estimate, estimates, rewards_of
+from maxk_lightning.evaluation.estimates import CORRECT_AT, METRICS, Estimate, distinct_estimates, estimates, rewards_of
 from maxk_lightning.evaluation.origin import Origin, origin_from
 from maxk_lightning.evaluation.prediction import predicted_curves
 from maxk_lightning.evaluation.samples import Sample, by_problem
 from maxk_lightning.rewards.extraction import extract_code
+
+LATER_CURVES = ("predicted_max_at_k", "predicted_pass_at_k", "distinct_at_k")
+"Older files have none."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,8 @@ class Summary:
     "Beyond n, as a model predicts it; none where it was not asked for."
     predicted_pass_at_k: tuple[Estimate, ...] = ()
     "Likewise."
+    distinct_at_k: tuple[Estimate, ...] = ()
+    "Different behaviours among the fully correct of k samples; none where the reward tells no behaviours."
 
     @property
     def notes(self) -> list[str]:
@@ -154,6 +159,7 @@ def summarise(
         origin=origin,
         predicted_max_at_k=predicted["max_at_k"],
         predicted_pass_at_k=predicted["pass_at_k"],
+        distinct_at_k=distinct_estimates(groups),
     )
 
 
@@ -185,7 +191,7 @@ def _from_record(record: dict[str, Any]) -> Summary:
     del record["notes"]
     for problem in record["problems"]:
         del problem["solve_rate"]
-    curves = {key: record.get(key, []) for key in ("predicted_max_at_k", "predicted_pass_at_k")}  # older files: none
+    curves = {key: record.get(key, []) for key in LATER_CURVES}
     curves |= {metric: record[metric] for metric in METRICS}
     nested = {
         **{key: tuple(Estimate(**point) for point in points) for key, points in curves.items()},

@@ -290,6 +290,28 @@ def test_an_arm_that_is_told_k_is_asked_for_every_k_and_its_numbers_are_of_those
     assert "rewards of all samples: identical\n" in said
 
 
+def test_different_correct_behaviours_follow_from_the_kept_counts(tmp_path: Path) -> None:
+    _keep(tmp_path, _job("grpo_3", 1e-4, "test"), {"a": 3, "b": 0})
+    (kept,) = study_results.read_all(tmp_path, "vague", "test")
+    assert "main distinct" not in dict(study_report._curve_blocks("main", [_method(kept)], [1, 8]))
+    result = replace(kept, correct={"a": [2, 1], "b": []})
+    # of 8 samples 2 are right in one way and 1 in another: 1 - C(6, k) / C(8, k) + 1 - C(7, k) / C(8, k)
+    expected = [3 / 8, 1 - 15 / 28 + 1 - 21 / 28, 1 - 15 / 70 + 1 - 35 / 70, 2.0]
+    np.testing.assert_allclose(result.values_PK("distinct_at_k"), [expected, [0.0] * 4], rtol=1e-12)
+    told = {
+        "1": Told(rewards=kept.rewards, summary={}, correct={"a": [1]}),
+        "2": Told(rewards=kept.rewards, summary={}, correct=result.correct),
+    }
+    asked = replace(result, told=told).values_PK("distinct_at_k")
+    np.testing.assert_allclose(asked[0], [1 / 8, *expected[1:]], rtol=1e-12)
+    blocks = dict(study_report._curve_blocks("main", [_method(result)], [1, 8]))
+    assert blocks["main distinct"].startswith("| vague, distinct@k | k = 1 | k = 2 | k = 4 | k = 8 |")
+
+
+def _method(result: Result) -> study_report.Method:
+    return study_report.Method(name="arm", benchmark="vague", results=[result])
+
+
 def test_a_told_curve_takes_every_k_from_the_samples_that_were_told_it_or_the_next_below(tmp_path: Path) -> None:
     job = _job("grpo_3", 1e-4, "test")
     _keep(tmp_path, job, {"a": 0})
@@ -303,8 +325,7 @@ def test_a_told_curve_takes_every_k_from_the_samples_that_were_told_it_or_the_ne
     # k = 1 and 2 of 4 right samples among 8, k = 4 and 8 of 2
     np.testing.assert_allclose(read.max_at_k_PK[0], [4 / 8, 1 - 6 / 28, 1 - 15 / 70, 1.0], rtol=1e-12)
     np.testing.assert_allclose(read.told_only("4").pass_at_k_PK[0], [2 / 8, 1 - 15 / 28, 1 - 15 / 70, 1.0], rtol=1e-12)
-    row = study_report.Method(name="arm", benchmark="vague", results=[read])
-    assert study_report.told_table([row], [1, 2]).splitlines()[2:] == [
+    assert study_report.told_table([_method(read)], [1, 2]).splitlines()[2:] == [
         "| arm | 1 | 0.500 | 0.786 | - | 50.0% |",
         "| arm | 4 | 0.250 | 0.464 | - | 25.0% |",
     ]

@@ -26,7 +26,7 @@ class Comparison:
     others: tuple[Run, ...]
     "Other runs, in the order given."
     tables: tuple[Table, ...]
-    "Tables, one per metric, and one of different correct behaviours where these are known."
+    "Tables, one per metric, and distinct@k where a problem was solved in several ways."
     published: tuple[Table, ...]
     "Tables of the paper for this benchmark; empty for others."
     tests: Mapping[tuple[Metric, str], Sequence[PairedTest]]
@@ -137,7 +137,7 @@ def _compare(baseline: Run, others: Sequence[Run]) -> Comparison:
     has_more = len(runs) > 2
     selectors = [name for name in baseline.realised if all(name in run.realised for run in runs)]
     metrics = [*METRICS, *(f"{PREFIX}{name}" for name in selectors)]
-    counted = [DISTINCT] if any(run.curve(DISTINCT) for run in runs) else []
+    counted = [DISTINCT] if any(run.summary.has_ways for run in runs) else []
     return Comparison(
         benchmark=baseline.benchmark,
         baseline=baseline,

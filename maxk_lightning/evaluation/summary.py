@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from maxk_lightning.evaluation.estimates import CORRECT_AT, METRICS, Estimate, distinct_estimates, estimates, rewards_of
+from maxk_lightning.evaluation.estimates import (
+    CORRECT_AT,
+    METRICS,
+    Estimate,
+    correct_counts,
+    distinct_estimates,
+    estimates,
+    rewards_of,
+)
 from maxk_lightning.evaluation.origin import Origin, origin_from
 from maxk_lightning.evaluation.prediction import predicted_curves
 from maxk_lightning.evaluation.samples import Sample, by_problem
@@ -35,6 +43,8 @@ class ProblemSummary:
     "Largest of scored samples; None without any."
     num_distinct: int
     "Number of different programs in the group."
+    num_ways: int = 0
+    "Number of different behaviours among fully correct samples; 0 where the reward tells none, and in older files."
 
     @property
     def solve_rate(self) -> float:
@@ -96,6 +106,11 @@ class Summary:
     "Likewise."
     distinct_at_k: tuple[Estimate, ...] = ()
     "Different behaviours among the fully correct of k samples; none where the reward tells no behaviours."
+
+    @property
+    def has_ways(self) -> bool:
+        """Whether some problem was solved in more than one way; if none was, distinct@k is pass@k."""
+        return any(problem.num_ways > 1 for problem in self.problems)
 
     @property
     def notes(self) -> list[str]:
@@ -213,6 +228,7 @@ def _summarise_problem(id_: str, group: Sequence[Sample]) -> ProblemSummary:
         mean_reward=_finite(_mean(rewards)),
         best_reward=max(rewards, default=None),
         num_distinct=len(programs),
+        num_ways=len(correct_counts(group)),
     )
 
 

@@ -166,7 +166,7 @@ def test_different_correct_behaviours_have_a_table_and_no_verdict(tmp_path: Path
     assert values == {"varied": pytest.approx([1.0, 1.5, 2.0]), "alike": pytest.approx([0.75, 1.0, 1.0])}
     assert {metric for metric, _ in comparison.tests} == set(METRICS)
     assert "| varied | **1.000** | **1.500** | **2.000** |" in to_markdown([comparison])
-    (without,) = compare_benchmarks([make_run(tmp_path / "none", make_samples({"p": [1.0, 0.0]}))])
+    (without,) = compare_benchmarks([runs[1]])
     assert [table.metric for table in without.tables] == list(METRICS)
 
 

@@ -71,7 +71,10 @@ def test_different_correct_behaviours_of_k_samples_are_the_mean_over_all_subsets
             found = [len({b for reward, b in subset if reward == 1.0 and b is not None}) for subset in subsets]
             means += [fmean(found)] if subsets else []
         assert point.value == pytest.approx(fmean(means), rel=1e-12)
-    assert summarise(SAMPLES, name="run", benchmark="bench").distinct_at_k == ()
+    summary = summarise(samples, name="run", benchmark="bench")
+    assert ([problem.num_ways for problem in summary.problems], summary.has_ways) == ([2, 1, 0, 0], True)
+    alone = summarise(SAMPLES, name="run", benchmark="bench")
+    assert (alone.distinct_at_k, alone.has_ways) == ((), False)
 
 
 def test_a_problem_without_any_score_is_no_number() -> None:

@@ -13,7 +13,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     """The curves, the state of the completions, and where the time went."""
     size = f"{summary.num_problems} problems x {summary.num_samples} samples"
     console.print(f"{summary.name} on {summary.benchmark}: {size}", markup=False, soft_wrap=True)
-    table = _curve_table(summary.max_at_k, summary.pass_at_k, summary.distinct_at_k)
+    table = _curve_table(summary.max_at_k, summary.pass_at_k)
     for best, passed in zip(summary.predicted_max_at_k, summary.predicted_pass_at_k, strict=True):
         table.add_row(f"predicted {best.k}", *_cells(best), *_cells(passed), style="italic")
     console.print(table)
@@ -22,6 +22,9 @@ def print_summary(summary: Summary, console: Console) -> None:
         f"truncated {summary.truncation_rate:.1%}, without code {summary.no_code_rate:.1%}, "
         f"different programs {summary.distinct_rate:.1%}, entropy per token {entropy}"
     )
+    if summary.distinct_at_k:
+        last = summary.distinct_at_k[-1]
+        console.print(f"different correct behaviours per problem, among {last.k} samples: {last.value:.2f}")
     seconds = summary.seconds
     console.print(
         f"seconds: generating {seconds.generating:.1f}, scoring {seconds.scoring:.1f} "
@@ -36,18 +39,12 @@ def print_curves(max_at_k: Sequence[Estimate], pass_at_k: Sequence[Estimate], co
     console.print(_curve_table(max_at_k, pass_at_k))
 
 
-def _curve_table(
-    max_at_k: Sequence[Estimate], pass_at_k: Sequence[Estimate], distinct_at_k: Sequence[Estimate] = ()
-) -> Table:
+def _curve_table(max_at_k: Sequence[Estimate], pass_at_k: Sequence[Estimate]) -> Table:
     table = Table()
-    counted = {point.k: point for point in distinct_at_k}
-    table.add_column("k", justify="right")
-    for name in ["max@k", "pass@k", *["distinct@k"] * bool(counted)]:
-        table.add_column(name, justify="right")
-        table.add_column("95% interval", justify="right")
+    for heading in ("k", "max@k", "95% interval", "pass@k", "95% interval"):
+        table.add_column(heading, justify="right")
     for best, passed in zip(max_at_k, pass_at_k, strict=True):
-        different = _cells(counted[best.k]) if best.k in counted else ()
-        table.add_row(str(best.k), *_cells(best), *_cells(passed), *different)
+        table.add_row(str(best.k), *_cells(best), *_cells(passed))
     return table
 
 

@@ -80,7 +80,8 @@ sees behaviours too, where the authors ask a judge which samples are alike. DAPO
 them as arms of one study. UCPO (arXiv:2605.00365) is not: it needs to know how likely each sample is.
 
 **One policy for every k?** `ToldK([1, 2, 4, 8])` draws a k for every group, its prompt says so (`{k}` in
-`data.template`), and the group gets the credits of that k; `evaluate --told_k same` asks for the k it reports.
+`data.template`), and the group gets the credits of that k; `evaluate --told_k same` asks for the k it reports. It may
+be one of several `WeightedObjectives`.
 
 **A k above n?** `PlugInMaxAtK(k)` makes its draws from the group, and has a bias that its docstring sizes: with
 replacement little credit is left at a k far above n, with `draws: urn` more. A larger group with `MaxAtK` is the better

@@ -35,6 +35,7 @@ from maxk_lightning.objectives import (
     Entropic,
     ExactMaxAtK,
     ExactRatios,
+    GroupFacts,
     MaxAtK,
     MaxRL,
     Objective,
@@ -42,6 +43,7 @@ from maxk_lightning.objectives import (
     PassKTraining,
     PlugInMaxAtK,
     TopMMean,
+    UniquenessWeighted,
     WReinforce,
     credits_of,
     group_diagnostics,
@@ -69,6 +71,7 @@ def objectives(k: int) -> dict[str, Credits]:
     named["ExactRatios TopMMean"] = ExactRatios(TopMMean(k, max(1, k // 2)))
     named["DistinctMaxAtK"] = partial(with_behaviours, DistinctMaxAtK(k))
     named["ExactRatios DistinctMaxAtK"] = partial(with_behaviours, ExactRatios(DistinctMaxAtK(k)))
+    named["UniquenessWeighted"] = partial(with_behaviours, UniquenessWeighted())
     named["group_diagnostics"] = lambda rewards_PN, log_ratios_PN: group_diagnostics(rewards_PN, log_ratios_PN, k)
     return named
 
@@ -76,7 +79,8 @@ def objectives(k: int) -> dict[str, Credits]:
 def with_behaviours(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
     """Credits where the samples of a group behave in four ways by turns."""
     behaviours_N = torch.arange(rewards_PN.shape[1], device=rewards_PN.device) % 4
-    return credits_of(objective, rewards_PN, log_ratios_PN, behaviours_N.expand_as(rewards_PN))
+    facts = GroupFacts(behaviours_PN=behaviours_N.expand_as(rewards_PN))
+    return credits_of(objective, rewards_PN, log_ratios_PN, facts)
 
 
 def groups(num_prompts: int, n: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,8 @@ def _evaluate(job: Job, runner: Runner, policy: str) -> None:
     samples += ["--rollout.eval_sampling.temperature", value] if kind == "temperature" else []
     if runner.plan.select and job.split == "test" and not job.control:
         samples += ["--select", runner.plan.select]
+    told_k = runner.plan.told_k(job.arm)  # the template that tells it is the arm's
+    samples += ["--config", str(runner.plan.config_of(job.arm)), "--told_k", told_k] if told_k else []
     problems = as_options(benchmark.test if job.split == "test" else benchmark.validation)
     maxk(log, "evaluate", *_common(runner.plan), *samples, *problems, *runner.options)
 
@@ -232,8 +234,9 @@ def run_all(jobs: Sequence[Job], runner: Runner, num_jobs: int) -> int:
 def compare(jobs: Sequence[Job], runner: Runner, table: str) -> None:
     """Let `compare` test the arms of every seed, problem by problem, where their samples are on this machine.
 
-    A kept report that is newer than all samples stays.
+    A kept report that is newer than all samples stays. Arms that are told k have no set of samples for all k.
     """
+    jobs = [job for job in jobs if not runner.plan.told_k(job.arm)]
     for seed in dict.fromkeys(job.seed for job in jobs):
         evaluations = [runner.home(job) / job.split for job in jobs if job.seed == seed]
         samples = [evaluation / "samples.jsonl" for evaluation in evaluations]

@@ -51,8 +51,10 @@ def _first_apart(mine: Sequence[float], kept: Sequence[float]) -> int | None:
 
 def _rewards_apart(mine: Result, kept: Result) -> str:
     """Count the problems whose samples have other rewards; nothing where none has."""
+    pairs = [(mine.rewards, kept.rewards)]
+    pairs += [(mine.told[k].rewards, kept.told[k].rewards) for k in kept.told if k in mine.told]
     problems = kept.rewards.keys() | mine.rewards.keys()
-    num_apart = sum(mine.rewards.get(problem) != kept.rewards.get(problem) for problem in problems)
+    num_apart = sum(any(ours.get(problem) != theirs.get(problem) for ours, theirs in pairs) for problem in problems)
     return f"apart in {num_apart} of {len(problems)} problems" if num_apart else ""
 
 

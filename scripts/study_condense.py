@@ -9,10 +9,13 @@ from pathlib import Path
 
 import torch
 from study_programs import blind_counts
-from study_results import BASE, Job, Result
+from study_results import BASE, Job, Result, Told
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from maxk_lightning.commands.evaluate.told import TOLD
 from maxk_lightning.evaluation import load
+from maxk_lightning.evaluation.estimates import correct_counts
+from maxk_lightning.evaluation.runs import Run
 from maxk_lightning.evaluation.samples import Sample
 
 CURVES = (
@@ -28,31 +31,53 @@ CURVES = (
 
 def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Result:
     """Collect what is kept of a finished job."""
-    (evaluation,) = load(out)
-    rewards: dict[str, dict[str, int]] = {}
-    for problem, group in evaluation.rewards.items():
-        rewards[problem] = {f"{reward:.17g}": group.count(reward) for reward in sorted(set(group))}
-    summary = evaluation.summary
+    runs = load(out)
+    told = {int(run.path.name.removeprefix(TOLD)): run for run in runs if run.path.name.startswith(TOLD)}
+    (evaluation,) = [told[max(told)]] if told else runs
     return Result(
         job=job,
         commit=_commit(),
         machine={"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__},
         seconds={name: round(value, 1) for name, value in seconds.items()},
-        rewards=rewards,
+        rewards=_counts(evaluation),
         entropy_bins={str(bin_): count for bin_, count in sorted(evaluation.entropy_counts.items())},
-        summary={
-            **({} if summary.mean_entropy is None else {"mean_entropy": summary.mean_entropy}),
-            "mean_tokens": summary.mean_tokens,
-            "distinct_rate": summary.distinct_rate,
-            "num_missing": summary.num_missing,
-            "truncation_rate": summary.truncation_rate,
-            "no_code_rate": summary.no_code_rate,
-        },
+        summary=_summary(evaluation),
         curves={} if job.arm == BASE or job.control else training_curves(home / "tensorboard"),
         formed=_formed(evaluation.samples),
         blind=blind_counts(evaluation.samples),
         realised={name: curve.problems for name, curve in evaluation.realised.items()},
+        correct=_correct(evaluation),
+        told={str(k): _told(run) for k, run in sorted(told.items())},
     )
+
+
+def _counts(evaluation: Run) -> dict[str, dict[str, int]]:
+    return {
+        problem: {f"{reward:.17g}": group.count(reward) for reward in sorted(set(group))}
+        for problem, group in evaluation.rewards.items()
+    }
+
+
+def _correct(evaluation: Run) -> dict[str, list[int]]:
+    """Fully correct samples of each behaviour; nothing where the reward tells none."""
+    groups = evaluation.samples if evaluation.summary.distinct_at_k else {}
+    return {problem: correct_counts(group) for problem, group in groups.items()}
+
+
+def _told(evaluation: Run) -> Told:
+    return Told(rewards=_counts(evaluation), summary=_summary(evaluation), correct=_correct(evaluation))
+
+
+def _summary(evaluation: Run) -> dict[str, float]:
+    summary = evaluation.summary
+    return {
+        **({} if summary.mean_entropy is None else {"mean_entropy": summary.mean_entropy}),
+        "mean_tokens": summary.mean_tokens,
+        "distinct_rate": summary.distinct_rate,
+        "num_missing": summary.num_missing,
+        "truncation_rate": summary.truncation_rate,
+        "no_code_rate": summary.no_code_rate,
+    }
 
 
 def _formed(groups: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, int]]:

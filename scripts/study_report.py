@@ -14,7 +14,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ from study_results import (
 from maxk_lightning.evaluation import curves, published, table
 from maxk_lightning.evaluation.comparison import ALPHA
 from maxk_lightning.evaluation.crossed import CrossedTest, crossed_test
-from maxk_lightning.evaluation.estimates import Estimate, Metric
+from maxk_lightning.evaluation.estimates import DISTINCT, Estimate, Metric
 from maxk_lightning.evaluation.figures import difference_curves, entropy_densities
 from maxk_lightning.evaluation.paired import holm
 from maxk_lightning.evaluation.prediction import PREDICTED
@@ -180,11 +180,7 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
     for name, planned in plan.tables.items():
         found = finished(plan, results, planned)
         rows = methods(plan, found, planned)
-        if rows:
-            yield name, str(table(rows, "max_at_k"))
-            yield f"{name} pass", str(table(rows, "pass_at_k"))
-            yield f"{name} cost", cost_table(rows)
-            yield f"{name} spread", spread_table(rows)
+        yield from _curve_blocks(name, rows, plan.test_ks)
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests, "max")
@@ -204,6 +200,21 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
 
 
+def _curve_blocks(name: str, rows: Sequence[Method], test_ks: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """Yield name and content of the blocks that say what the arms of a table do, one by one."""
+    if not rows:
+        return
+    yield name, str(table(rows, "max_at_k"))
+    yield f"{name} pass", str(table(rows, "pass_at_k"))
+    yield f"{name} cost", cost_table(rows)
+    yield f"{name} spread", spread_table(rows)
+    results = [result for row in rows for result in row.results]
+    if all(result.correct for result in results):
+        yield f"{name} distinct", str(table(rows, DISTINCT))
+    if any(result.told for result in results):
+        yield f"{name} told", told_table(rows, test_ks)
+
+
 def _have_chosen(rows: Sequence[Method]) -> bool:
     """Whether selectors were asked in every run."""
     return all(result.realised for row in rows for result in row.results)
@@ -219,6 +230,16 @@ def realised_table(rows: Sequence[Method], selectors: Sequence[str], ks: Sequenc
             values = {k: _mean_at(row, k, f"{PREFIX}{selector}") for k in ks}
             lines.append(["", f"`{selector}`", *(f"{values[k]:.3f} ({values[k] / best[k]:.0%})" for k in ks)])
     return markdown_table(["method", "chosen by", *(f"k = {k}" for k in ks)], lines)
+
+
+def told_table(rows: Sequence[Method], ks: Sequence[int]) -> str:
+    """What a policy makes of the k that it is told: max@k of the samples that were told each, and how they differ."""
+    lines = []
+    for row in rows:
+        for told_k in row.results[0].told:
+            alone = replace(row, results=[result.told_only(told_k) for result in row.results])
+            lines.append([row.name, told_k, *(f"{_mean_at(alone, k):.3f}" for k in ks), *_spread(alone)[:2]])
+    return markdown_table(["method", "told", *(f"max@{k}" for k in ks), *SPREAD_HEADS[:2]], lines)
 
 
 def _mean_at(row: Method, k: int, metric: Metric = "max_at_k") -> float:

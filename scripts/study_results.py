@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from maxk_lightning.commands.evaluate.told import SAME, parse_told_ks
 from maxk_lightning.evaluation.bootstrap import Floats
-from maxk_lightning.evaluation.estimates import Metric, ladder, per_problem
+from maxk_lightning.evaluation.estimates import DISTINCT, Metric, distinct_at_k, ladder, per_problem
 from maxk_lightning.evaluation.realised import PREFIX
 
 CONFIGS = Path("configs/study")
@@ -55,6 +56,18 @@ class Job:
         return f"{self.training}-{self.control}" if self.control else self.training
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """The samples of a policy that was told one number of tries."""
+
+    rewards: Mapping[str, Mapping[str, int]]
+    "Counts, as in `Result`."
+    summary: Mapping[str, float]
+    "Other numbers of the evaluation, as in `Result`."
+    correct: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    "As in `Result`."
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """The kept result of a job."""
@@ -81,14 +94,16 @@ class Result:
     "Counts as in `rewards`, of the samples whose program never reads its arguments."
     realised: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     "Selector -> problem -> realised best-of-k at every k of `ks`."
+    correct: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    "Problem -> fully correct samples of each behaviour, the most frequent first."
+    told: Mapping[str, Told] = field(default_factory=dict)
+    """Told k -> the samples that were told it; none for an arm that is told nothing. Everything else here is then of
+    the samples that were told the largest, and max@k and pass@k are of those that were told k, or the next below it."""
 
     @cached_property
     def rewards_of(self) -> dict[str, list[float]]:
         """List the rewards of the samples of each problem."""
-        return {
-            problem: [reward for text, count in counts.items() for reward in [float(text)] * count]
-            for problem, counts in sorted(self.rewards.items())
-        }
+        return _listed(self.rewards)
 
     @cached_property
     def ks(self) -> list[int]:
@@ -98,18 +113,39 @@ class Result:
     @cached_property
     def max_at_k_PK(self) -> Floats:
         """Estimate max@k of every problem, at every k of `ks`."""
-        return per_problem(self.rewards_of, "max_at_k", self.ks)
+        return self._per_problem("max_at_k")
 
     @cached_property
     def pass_at_k_PK(self) -> Floats:
         """Estimate pass@k of every problem, at every k of `ks`."""
-        return per_problem(self.rewards_of, "pass_at_k", self.ks)
+        return self._per_problem("pass_at_k")
 
     def values_PK(self, metric: Metric) -> Floats:
-        """Return max@k, pass@k or what a selector realised (`realised:NAME`), for every problem, at every k of `ks`."""
+        """Return a metric of every problem, at every k of `ks`: max@k, pass@k, distinct@k, or `realised:SELECTOR`."""
         if metric.startswith(PREFIX):
             return np.array([values for _, values in sorted(self.realised[metric.removeprefix(PREFIX)].items())])
+        if metric == DISTINCT:
+            return self._per_problem(metric)
         return self.max_at_k_PK if metric == "max_at_k" else self.pass_at_k_PK
+
+    def told_only(self, k: str) -> "Result":
+        """The same of the samples that were told this k, at every k."""
+        told = self.told[k]
+        return replace(self, told={}, rewards=told.rewards, summary=told.summary, correct=told.correct)
+
+    def _per_problem(self, metric: Metric) -> Floats:
+        if not self.told:
+            return self._distinct() if metric == DISTINCT else per_problem(self.rewards_of, metric, self.ks)
+        values_of = {int(k): self.told_only(k)._per_problem(metric) for k in self.told}
+        asked = [max(told_k for told_k in values_of if told_k <= k) for k in self.ks]
+        return np.stack([values_of[told_k][:, place] for place, told_k in enumerate(asked)], axis=1)
+
+    def _distinct(self) -> Floats:
+        """Estimate the different behaviours among the fully correct of k samples."""
+        rewards_of = self.rewards_of
+        return np.array(
+            [distinct_at_k(self.correct.get(problem, []), len(rewards_of[problem]), self.ks) for problem in rewards_of]
+        )
 
     @property
     def entropy_counts(self) -> Counter[int]:
@@ -187,7 +223,8 @@ class StudyPlan:
     "Benchmarks by name."
     arms: Mapping[str, Mapping[str, Any]]
     """Label of each arm, its YAML as a path from the directory of the plan (`config`) if that is not ARM.yaml, further
-    `options` of its `fit`, and whose learning rate it takes (`tuned_as`) if it is not tuned itself."""
+    `options` of its `fit`, and whose learning rate it takes (`tuned_as`) if it is not tuned itself. `told_k` is of an
+    arm that is told k: what `evaluate --told_k` tells it, `same` or a list that begins with 1."""
     tables: Mapping[str, Table]
     "Tables, in the order in which they are run."
 
@@ -225,6 +262,11 @@ class StudyPlan:
         """Find the YAML of an arm's method."""
         return self.configs / self.arms[arm].get("config", f"{arm}.yaml")
 
+    def told_k(self, arm: str) -> str:
+        """What its evaluation tells an arm, as words of the command line; nothing for one that is told nothing."""
+        told = self.arms[arm].get("told_k", "")
+        return told if isinstance(told, str) else ",".join(map(str, told))
+
     def options_of(self, arm: str) -> Mapping[str, Any]:
         """Options of `fit` that an arm lays over its YAML."""
         options: Mapping[str, Any] = self.arms[arm].get("options", {})
@@ -247,7 +289,28 @@ def read_plan(configs: Path = CONFIGS) -> StudyPlan:
         for arm in (*table.arms, *table.against):
             if arm not in plan.arms or (arm != BASE and not plan.config_of(arm).is_file()):
                 raise ValueError(f"{path}: tables.{name}: {arm} is not under `arms`, or has no YAML")
+    for arm in plan.arms:
+        try:
+            _check_told(plan, arm)
+        except ValueError as error:
+            raise ValueError(f"{path}: arms.{arm}: {error}") from error
     return plan
+
+
+def _check_told(plan: StudyPlan, arm: str) -> None:
+    told_k = plan.told_k(arm)
+    if told_k not in ("", SAME) and 1 not in parse_told_ks(told_k, 0):
+        raise ValueError(f"`told_k` is {told_k}, must be `{SAME}` or hold 1, with which k = 1 is asked for")
+    if told_k and plan.select:
+        raise ValueError("`told_k` does not go with `select`")
+
+
+def _listed(counts_of: Mapping[str, Mapping[str, int]]) -> dict[str, list[float]]:
+    """List the rewards of the samples of each problem, in the order of their ids."""
+    return {
+        problem: [reward for text, count in counts.items() for reward in [float(text)] * count]
+        for problem, counts in sorted(counts_of.items())
+    }
 
 
 def path_of(results: Path, job: Job) -> Path:
@@ -268,7 +331,8 @@ def write(results: Path, result: Result) -> None:
 def read(path: Path) -> Result:
     """Read a kept result, once per process: several tables share it and what is computed from it."""
     record = json.loads(path.read_text(encoding="utf-8"))
-    return Result(**{**record, "job": Job(**record["job"])})
+    told = {k: Told(**part) for k, part in record.get("told", {}).items()}
+    return Result(**{**record, "job": Job(**record["job"]), "told": told})
 
 
 def read_all(results: Path, benchmark: str, split: Split) -> list[Result]:

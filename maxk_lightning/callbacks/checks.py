@@ -5,7 +5,7 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from maxk_lightning.data import PromptTemplate
-from maxk_lightning.objectives import Objective, ToldK, needs_behaviours
+from maxk_lightning.objectives import Objective, ToldK, needs_behaviours, parts_of
 from maxk_lightning.policy.processor import tell_of_slow_bfloat16
 from maxk_lightning.rewards import Reward, gives_behaviours
 from maxk_lightning.rollouts import RolloutEngine, TransformersEngine, VLLMEngine
@@ -114,6 +114,7 @@ def check_told(objective: Objective, template: PromptTemplate) -> None:
     Raises:
         ValueError: naming the template.
     """
-    if isinstance(objective, ToldK) and objective.tells != template.tells_k:
-        needed = "needs {k} in `user` or `system`" if objective.tells else "must hold no {k}"
-        raise ValueError(f"data.template {needed}: objectives.ToldK(tells={objective.tells})")
+    for part in parts_of(objective):
+        if isinstance(part, ToldK) and part.tells != template.tells_k:
+            needed = "needs {k} in `user` or `system`" if part.tells else "must hold no {k}"
+            raise ValueError(f"data.template {needed}: objectives.ToldK(tells={part.tells})")

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from maxk_lightning.evaluation.estimates import METRICS, Metric
+from maxk_lightning.evaluation.estimates import DISTINCT, METRICS, Metric
 from maxk_lightning.evaluation.figures import label_of
 from maxk_lightning.evaluation.origin import origin_cells
 from maxk_lightning.evaluation.paired import PairedTest, best_against_second, paired_tests
 from maxk_lightning.evaluation.realised import PREFIX
-from maxk_lightning.evaluation.runs import PublishedRun, Run, published
+from maxk_lightning.evaluation.runs import NamedCurves, Run, published
 from maxk_lightning.evaluation.tables import Table, table
 
 ALPHA = 0.05
@@ -26,7 +26,7 @@ class Comparison:
     others: tuple[Run, ...]
     "Other runs, in the order given."
     tables: tuple[Table, ...]
-    "Tables, one per metric."
+    "Tables, one per metric, and distinct@k where a problem was solved in several ways."
     published: tuple[Table, ...]
     "Tables of the paper for this benchmark; empty for others."
     tests: Mapping[tuple[Metric, str], Sequence[PairedTest]]
@@ -122,7 +122,7 @@ def published_tables(benchmark: str) -> list[Table]:
     rows = [run for run in published() if _letters(run.benchmark) in _letters(benchmark)]
     found = []
     for metric in METRICS:
-        by_ks: dict[tuple[int, ...], list[PublishedRun]] = {}
+        by_ks: dict[tuple[int, ...], list[NamedCurves]] = {}
         for run in rows:
             by_ks.setdefault(tuple(point.k for point in run.curve(metric)), []).append(run)
         found += [table(group, metric) for ks, group in by_ks.items() if ks]
@@ -137,11 +137,12 @@ def _compare(baseline: Run, others: Sequence[Run]) -> Comparison:
     has_more = len(runs) > 2
     selectors = [name for name in baseline.realised if all(name in run.realised for run in runs)]
     metrics = [*METRICS, *(f"{PREFIX}{name}" for name in selectors)]
+    counted = [DISTINCT] if any(run.summary.has_ways for run in runs) else []
     return Comparison(
         benchmark=baseline.benchmark,
         baseline=baseline,
         others=tuple(others),
-        tables=tuple(table(runs, metric, is_marked=_have_same_problems(runs)) for metric in metrics),
+        tables=tuple(table(runs, metric, is_marked=_have_same_problems(runs)) for metric in [*metrics, *counted]),
         published=tuple(published_tables(baseline.benchmark)),
         tests={(metric, other.name): paired_tests(baseline, other, metric) for metric in metrics for other in others},
         best_against_second={metric: best_against_second(runs, metric) for metric in metrics} if has_more else {},

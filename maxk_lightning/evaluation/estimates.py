@@ -3,8 +3,11 @@
 Shapes: P problems, N samples per problem, K values of k. NaN: a k that a problem has too few samples for.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 import torch
@@ -14,8 +17,11 @@ from maxk_lightning.evaluation.bootstrap import Floats, bootstrap
 from maxk_lightning.evaluation.samples import Sample
 
 Metric = str
-"`max_at_k`, `pass_at_k`, `realised:SELECTOR` where `evaluate --select` measured it, or `predicted:` and a metric."
+"""`max_at_k`, `pass_at_k`, `distinct_at_k` where behaviours are known, `realised:SELECTOR` where `evaluate --select`
+measured it, or `predicted:` and a metric."""
 METRICS: tuple[Metric, ...] = ("max_at_k", "pass_at_k")
+DISTINCT: Metric = "distinct_at_k"
+"Number of different behaviours among the fully correct of k samples."
 CORRECT_AT = 1.0
 "Reward of a fully correct completion: all tests passed."
 LEVEL = 0.95
@@ -74,6 +80,47 @@ def estimates(rewards: Mapping[str, Sequence[float]], metric: Metric) -> tuple[E
     """Draw up the curve over k = 1, 2, 4, ..., n, each k over the problems with at least k scored samples."""
     ks = ladder(max(map(len, rewards.values()), default=0))
     return curve_of(per_problem(rewards, metric, ks), ks)
+
+
+def distinct_estimates(groups: Mapping[str, Sequence[Sample]]) -> tuple[Estimate, ...]:
+    """Draw up the curve of different behaviours among the fully correct of k samples, k = 1, 2, 4, ..., n.
+
+    Over the problems of which a behaviour is known; no point where there is none, as of rewards that give none. A
+    correct sample of unknown behaviour is not counted, one without a reward is left out of its group.
+    """
+    scored = {id_: [sample for sample in group if sample.reward is not None] for id_, group in groups.items()}
+    known = [group for group in scored.values() if any(sample.behaviour is not None for sample in group)]
+    ks = ladder(max(map(len, known), default=0))
+    values = [distinct_at_k(correct_counts(group), len(group), ks) for group in known]
+    return curve_of(np.array(values).reshape(len(known), len(ks)), ks)
+
+
+def correct_counts(samples: Sequence[Sample]) -> list[int]:
+    """Count the fully correct samples of each known behaviour, the most frequent first."""
+    correct = (sample for sample in samples if sample.reward is not None and sample.reward >= CORRECT_AT)
+    counts = Counter(sample.behaviour for sample in correct if sample.behaviour is not None)
+    return sorted(counts.values(), reverse=True)
+
+
+def distinct_at_k(counts: Sequence[int], num_samples: int, ks: Sequence[int]) -> list[float]:
+    """Estimate the number of kinds among k samples, without bias; NaN for a k above the number of samples.
+
+    The mean over all k-subsets: a kind is missed by C(n - count, k) of C(n, k). What `DistinctMaxAtK` adds to max@k.
+
+    Args:
+        counts: Samples of each kind that counts.
+        num_samples: All samples n, also those of no kind.
+        ks: Values of k.
+
+    >>> distinct_at_k([2, 1], 4, [1, 2, 4])
+    [0.75, 1.3333333333333333, 2.0]
+    """
+    return [
+        sum(1.0 - comb(num_samples - count, k) / comb(num_samples, k) for count in counts)
+        if k <= num_samples
+        else math.nan
+        for k in ks
+    ]
 
 
 def curve_of(values: Floats, ks: Sequence[int]) -> tuple[Estimate, ...]:

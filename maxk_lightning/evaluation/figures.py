@@ -40,7 +40,7 @@ HANDLE = 3.5
 "Length of the lines in a legend: long enough to show their dashes."
 MAX_COLUMNS = 4
 "Of a legend below several panels."
-LABELS: Mapping[Metric, str] = {"max_at_k": "max@k", "pass_at_k": "pass@k"}
+LABELS: Mapping[Metric, str] = {"max_at_k": "max@k", "pass_at_k": "pass@k", "distinct_at_k": "distinct@k"}
 Z_95 = 1.96
 "Quantile of the normal distribution for 95 %, two-sided."
 Curves = Mapping[str, Sequence[Estimate]]

@@ -38,9 +38,11 @@ def html_report(comparisons: Sequence[Comparison], plots: Mapping[str, Sequence[
 def _explanation() -> str:
     return (
         '<p class="soft">max@k is the expected best reward of k samples, pass@k the chance that at least one of k '
-        "samples passes every test; both are unbiased estimates, averaged over problems. Best of k by a selector, "
-        "where it was measured, is what is realised of max@k when that selector chooses one of k samples without "
-        "the hidden tests. Bands and brackets are 95% bootstrap intervals over problems, not corrected for the number "
+        "samples passes every test; both are unbiased estimates, averaged over problems. distinct@k, where "
+        "problems were solved in several ways, counts the different behaviours among the fully correct of k samples. "
+        "Best of k by a selector, where it was measured, is what is realised of max@k when that selector chooses one "
+        "of k samples without the hidden tests. Bands and brackets are 95% bootstrap intervals over problems, not "
+        "corrected for the number "
         "of ks; verdicts are rank tests that are: an "
         "interval may exclude 0 where the verdict is &quot;not significant&quot;. Every run is compared with the one "
         "given first. Headings sort their table.</p>"

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from maxk_lightning.evaluation.estimates import Estimate, Metric, rewards_of
+from maxk_lightning.evaluation.estimates import DISTINCT, Estimate, Metric, rewards_of
 from maxk_lightning.evaluation.prediction import PREDICTED
 from maxk_lightning.evaluation.realised import PREFIX, Realised, read_realised
 from maxk_lightning.evaluation.samples import Sample, by_problem, read_samples
@@ -45,13 +45,15 @@ class Run:
         return self.summary.benchmark
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Return the points over k; none of a selector that was not measured, nor beyond n if it was not asked for."""
+        """Return the points over k; none of what was not measured, nor beyond n if it was not asked for."""
         if metric.startswith(PREFIX):
             realised = self.realised.get(metric.removeprefix(PREFIX))
             return () if realised is None else realised.curve
         if metric.startswith(PREDICTED):
             is_max = metric == f"{PREDICTED}max_at_k"
             return self.summary.predicted_max_at_k if is_max else self.summary.predicted_pass_at_k
+        if metric == DISTINCT:
+            return self.summary.distinct_at_k
         return self.summary.max_at_k if metric == "max_at_k" else self.summary.pass_at_k
 
     @cached_property
@@ -91,18 +93,18 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedRun:
-    """A row of the paper's tables."""
+class NamedCurves:
+    """Curves that no single set of samples stands behind: a row of the paper, or a policy that is told every k."""
 
     name: str
-    "Name of the method in the paper."
+    "Name of the method or policy."
     benchmark: str
-    "Name of the data set in the paper."
+    "Name of the data set in the paper, or of the problems."
     curves: Mapping[Metric, Sequence[Estimate]]
-    "Points over k, without intervals: none were published."
+    "Points over k; without intervals where none were published."
 
     def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Return the points over k; none where the paper has no such row."""
+        """Return the points over k; none where there is no such curve."""
         return self.curves.get(metric, ())
 
 
@@ -129,7 +131,7 @@ def selectors_of(runs: Iterable[Run]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.realised))
 
 
-def published(benchmark: str | None = None) -> list[PublishedRun]:
+def published(benchmark: str | None = None) -> list[NamedCurves]:
     """Read the paper's numbers (arXiv:2510.23393, Tables 1-14), on one data set or on all."""
     curves_of: dict[tuple[str, str], dict[Metric, list[Estimate]]] = {}
     with PAPER_TABLES.open(encoding="utf-8", newline="") as file:
@@ -138,7 +140,7 @@ def published(benchmark: str | None = None) -> list[PublishedRun]:
             point = Estimate(k=int(row["k"]), value=float(row["value"]))
             curves.setdefault(PAPER_METRICS[row["metric"]], []).append(point)
     return [
-        PublishedRun(name=name, benchmark=dataset, curves=curves)
+        NamedCurves(name=name, benchmark=dataset, curves=curves)
         for (dataset, name), curves in curves_of.items()
         if benchmark in (None, dataset)
     ]

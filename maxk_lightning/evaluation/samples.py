@@ -38,6 +38,8 @@ class Sample:
     "Counts: bin number (entropy / ENTROPY_BIN, rounded down) -> tokens; empty where the engine does not report them."
     mean_logprob: float | None = None
     "Mean over tokens of their log-prob under the tempered policy, in nats; None in files from before it was kept."
+    behaviour: int | str | None = None
+    "What it said on all tests (`Score.behaviour`), equal for completions that said the same; None: not known."
 
 
 SAMPLE_KEYS = tuple(field.name for field in fields(Sample))
@@ -58,6 +60,7 @@ def to_sample(problem_id: str, index: int, completion: Completion, score: Score)
         mean_entropy=sum(entropies) / len(entropies) if entropies else None,
         entropy_counts=dict(sorted(Counter(int(entropy / ENTROPY_BIN) for entropy in entropies).items())),
         mean_logprob=completion.mean_logprob,
+        behaviour=score.behaviour,
     )
 
 
@@ -115,6 +118,7 @@ def sample_from_record(record: dict[str, Any]) -> Sample:
         mean_entropy=_optional_number(record, "mean_entropy"),
         entropy_counts={int(bin_): int(count) for bin_, count in take(record, "entropy_counts", dict).items()},
         mean_logprob=_optional_number({"mean_logprob": None} | record, "mean_logprob"),
+        behaviour=_behaviour(record.get("behaviour")),
     )
 
 
@@ -124,6 +128,12 @@ def by_problem(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     for sample in samples:
         groups.setdefault(sample.id, []).append(sample)
     return groups
+
+
+def _behaviour(value: Any) -> int | str | None:
+    if isinstance(value, bool) or not isinstance(value, int | str | None):
+        raise ValueError(f"`behaviour` must be a whole number, a text or null, not {value!r}")
+    return value
 
 
 def _optional_number(record: dict[str, Any], key: str) -> float | None:

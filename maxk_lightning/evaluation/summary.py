@@ -7,11 +7,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from maxk_lightning.evaluation.estimates import CORRECT_AT, METRICS, Estimate, estimates, rewards_of
+from maxk_lightning.evaluation.estimates import (
+    CORRECT_AT,
+    METRICS,
+    Estimate,
+    correct_counts,
+    distinct_estimates,
+    estimates,
+    rewards_of,
+)
 from maxk_lightning.evaluation.origin import Origin, origin_from
 from maxk_lightning.evaluation.prediction import predicted_curves
 from maxk_lightning.evaluation.samples import Sample, by_problem
 from maxk_lightning.rewards.extraction import extract_code
+
+LATER_CURVES = ("predicted_max_at_k", "predicted_pass_at_k", "distinct_at_k")
+"Older files have none."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +43,8 @@ class ProblemSummary:
     "Largest of scored samples; None without any."
     num_distinct: int
     "Number of different programs in the group."
+    num_ways: int = 0
+    "Number of different behaviours among fully correct samples; 0 where the reward tells none, and in older files."
 
     @property
     def solve_rate(self) -> float:
@@ -91,6 +104,13 @@ class Summary:
     "Beyond n, as a model predicts it; none where it was not asked for."
     predicted_pass_at_k: tuple[Estimate, ...] = ()
     "Likewise."
+    distinct_at_k: tuple[Estimate, ...] = ()
+    "Different behaviours among the fully correct of k samples; none where the reward tells no behaviours."
+
+    @property
+    def has_ways(self) -> bool:
+        """Whether some problem was solved in more than one way; if none was, distinct@k is pass@k."""
+        return any(problem.num_ways > 1 for problem in self.problems)
 
     @property
     def notes(self) -> list[str]:
@@ -154,6 +174,7 @@ def summarise(
         origin=origin,
         predicted_max_at_k=predicted["max_at_k"],
         predicted_pass_at_k=predicted["pass_at_k"],
+        distinct_at_k=distinct_estimates(groups),
     )
 
 
@@ -185,7 +206,7 @@ def _from_record(record: dict[str, Any]) -> Summary:
     del record["notes"]
     for problem in record["problems"]:
         del problem["solve_rate"]
-    curves = {key: record.get(key, []) for key in ("predicted_max_at_k", "predicted_pass_at_k")}  # older files: none
+    curves = {key: record.get(key, []) for key in LATER_CURVES}
     curves |= {metric: record[metric] for metric in METRICS}
     nested = {
         **{key: tuple(Estimate(**point) for point in points) for key, points in curves.items()},
@@ -207,6 +228,7 @@ def _summarise_problem(id_: str, group: Sequence[Sample]) -> ProblemSummary:
         mean_reward=_finite(_mean(rewards)),
         best_reward=max(rewards, default=None),
         num_distinct=len(programs),
+        num_ways=len(correct_counts(group)),
     )
 
 

@@ -74,13 +74,14 @@ also pushes away from the behaviour policy. `group_diagnostics` says how far the
 
 **Comparing with published methods?** `GRPO`, `DrGRPO`, `RLOO`, `BonMaxMean`, `BonMaxSecond`, `PassKTraining`, `MaxRL`
 (binary rewards only), `RSGRPO`, `NSR` and `WReinforce` (what is not wholly correct is wrong), and `Entropic`
-(TTT-Discover) are here under their names. They see no ratio, only rewards. DAPO's clip-higher is a loss,
+(TTT-Discover) are here under their names. They see no ratio, only rewards. `UniquenessWeighted` (uniqueness-aware RL)
+sees behaviours too, where the authors ask a judge which samples are alike. DAPO's clip-higher is a loss,
 `losses.ClippedSurrogate(clip_high=.28)`, an entropy bonus is `model.entropy_coef`; `configs/study_rivals` has all of
-them as arms of one study. Uniqueness weighting (arXiv:2601.08763) and UCPO (arXiv:2605.00365) are not: they need to
-know which samples are alike, or how likely each is, and equal rewards say neither.
+them as arms of one study. UCPO (arXiv:2605.00365) is not: it needs to know how likely each sample is.
 
 **One policy for every k?** `ToldK([1, 2, 4, 8])` draws a k for every group, its prompt says so (`{k}` in
-`data.template`), and the group gets the credits of that k; `evaluate --told_k same` asks for the k it reports.
+`data.template`), and the group gets the credits of that k; `evaluate --told_k same` asks for the k it reports. It may
+be one of several `WeightedObjectives`.
 
 **A k above n?** `PlugInMaxAtK(k)` makes its draws from the group, and has a bias that its docstring sizes: with
 replacement little credit is left at a k far above n, with `draws: urn` more. A larger group with `MaxAtK` is the better
@@ -99,7 +100,14 @@ from maxk_lightning.objectives.group import LOG_RATIO_LIMIT
 from maxk_lightning.objectives.group_size import check_group_size
 from maxk_lightning.objectives.idle import ZERO_CREDIT, is_idle
 from maxk_lightning.objectives.negative import NSR, WReinforce
-from maxk_lightning.objectives.objective import UNKNOWN_BEHAVIOUR, Objective, credits_of, needs_behaviours, told_ks
+from maxk_lightning.objectives.objective import (
+    UNKNOWN_BEHAVIOUR,
+    GroupFacts,
+    Objective,
+    credits_of,
+    needs_behaviours,
+    told_ks,
+)
 from maxk_lightning.objectives.on_policy import MaxAtK, PassKTraining
 from maxk_lightning.objectives.plug_in import PlugInMaxAtK
 from maxk_lightning.objectives.rank_weighted import CVaR, RankWeighted, SubsetQuantile, TopMMean
@@ -112,10 +120,12 @@ from maxk_lightning.objectives.schedule import (
     largest_k,
     largest_subset,
     objective_at,
+    parts_of,
 )
 from maxk_lightning.objectives.set_advantage import SetAdvantage
 from maxk_lightning.objectives.subset_objective import SubsetObjective
 from maxk_lightning.objectives.told_k import ToldK
+from maxk_lightning.objectives.uniqueness import UniquenessWeighted
 
 __all__ = [
     "GRPO",
@@ -134,6 +144,7 @@ __all__ = [
     "ExactMaxAtK",
     "ExactRatios",
     "GroupDiagnostics",
+    "GroupFacts",
     "MaxAtK",
     "MaxRL",
     "Mixture",
@@ -149,6 +160,7 @@ __all__ = [
     "TemperedRatios",
     "ToldK",
     "TopMMean",
+    "UniquenessWeighted",
     "WReinforce",
     "WeightedObjectives",
     "check_group_size",
@@ -160,6 +172,7 @@ __all__ = [
     "largest_subset",
     "needs_behaviours",
     "objective_at",
+    "parts_of",
     "tempering",
     "told_ks",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.objectives.group import SortedGroups
-from maxk_lightning.objectives.objective import UNKNOWN_BEHAVIOUR
+from maxk_lightning.objectives.objective import is_alike
 from maxk_lightning.objectives.on_policy import check_k
 from maxk_lightning.objectives.subset_law import SubsetLaw, is_first, missing_law, subset_law
 from maxk_lightning.objectives.subset_objective import Baseline, SubsetObjective
@@ -45,8 +45,8 @@ class DistinctMaxAtK(SubsetObjective):
     def law(self, groups: SortedGroups, log_ratios_PN: Tensor, behaviours_PN: Tensor) -> SubsetLaw:
         """See `SubsetObjective`."""
         best = subset_law(groups.rewards_PN - groups.best_P1, log_ratios_PN, groups.num_samples_P, self.k)
-        is_same_PNN = _is_same(groups.is_present_PN & (groups.rewards_PN >= self.correct_at), behaviours_PN)
-        missed = missing_law(is_same_PNN, log_ratios_PN, groups.num_samples_P, best, self.k)
+        is_alike_PNN = is_alike(groups.is_present_PN & (groups.rewards_PN >= self.correct_at), behaviours_PN)
+        missed = missing_law(is_alike_PNN, log_ratios_PN, groups.num_samples_P, best, self.k)
         return replace(
             best,
             value_with_PN=best.value_with_PN + self.weight * missed.value_with_PN,
@@ -65,11 +65,4 @@ def distinct_correct(rewards_PN: Tensor, behaviours_PN: Tensor, correct_at: floa
     >>> distinct_correct(torch.tensor([[1.0, 1.0, 1.0, 0.5]]), torch.tensor([[4, 4, 0, 2]]))
     tensor([2.], dtype=torch.float64)
     """
-    return is_first(_is_same(rewards_PN >= correct_at, behaviours_PN)).sum(-1, dtype=torch.float64)
-
-
-def _is_same(is_correct_PN: Tensor, behaviours_PN: Tensor) -> Tensor:
-    """Whether two samples are both correct and behave alike: is_same_PNN."""
-    counts_PN = is_correct_PN & (behaviours_PN > UNKNOWN_BEHAVIOUR)
-    is_equal_PNN = behaviours_PN.unsqueeze(2) == behaviours_PN.unsqueeze(1)
-    return is_equal_PNN & counts_PN.unsqueeze(2) & counts_PN.unsqueeze(1)
+    return is_first(is_alike(rewards_PN >= correct_at, behaviours_PN)).sum(-1, dtype=torch.float64)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives.objective import Objective, credits_of, told_ks
+from maxk_lightning.objectives.objective import GroupFacts, Objective, credits_of, told_ks
 from maxk_lightning.objectives.schedule import Staged
 
 
@@ -30,8 +30,8 @@ def check_group_size(objective: Objective, num_completions: int) -> None:
 
 def _check_credits(objective: Objective, name: str, rewards_PN: Tensor, told_k: int) -> None:
     num_completions = rewards_PN.shape[1]
-    behaviours_PN, told_ks_P = torch.arange(num_completions).unsqueeze(0), torch.tensor([told_k])
-    credits_PN = credits_of(objective, rewards_PN, torch.zeros_like(rewards_PN), behaviours_PN, told_ks_P)
+    facts = GroupFacts(behaviours_PN=torch.arange(num_completions).unsqueeze(0), told_ks_P=torch.tensor([told_k]))
+    credits_PN = credits_of(objective, rewards_PN, torch.zeros_like(rewards_PN), facts)
     if not isinstance(credits_PN, Tensor) or credits_PN.shape != rewards_PN.shape:
         raise ValueError(f"`objective`: {name} must return one credit per sample, shape {tuple(rewards_PN.shape)}")
     if not credits_PN.isfinite().all():

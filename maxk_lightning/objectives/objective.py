@@ -3,9 +3,11 @@
 Shapes: P prompts, N completions per prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 # jsonargparse 4.53 takes a Protocol whose `__call__` returns a class for a *factory* of that class, and would refuse
@@ -29,8 +31,8 @@ class Objective(Protocol):
 
     One with an attribute `needs_behaviours: bool` that is True is called with a third argument, `behaviours_PN`, int64,
     which has a default: equal numbers are samples of a group that said the same on all tests, -1 is one of which that
-    is not known. One with `told_ks: Sequence[int]` that is not empty is called with `told_ks_P`, int64, as the third:
-    which of them was drawn for each group.
+    is not known. One with `told_ks: Sequence[int]` that is not empty is called with the keyword `told_ks_P`, int64:
+    which of them was drawn for each group. See `GroupFacts`.
     """
 
     @property
@@ -62,20 +64,53 @@ def told_ks(objective: Objective) -> Sequence[int]:
     return ks
 
 
-def credits_of(
-    objective: Objective,
-    rewards_PN: Tensor,
-    log_ratios_PN: Tensor,
-    behaviours_PN: Tensor | None = None,
-    told_ks_P: Tensor | None = None,
-) -> Tensor:
-    """The credits of any objective, given behaviours or numbers of tries if it needs them; see `Objective`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFacts:
+    """What some objectives ask about groups, beside rewards and ratios; None: not known."""
+
+    behaviours_PN: Tensor | None = None
+    "Equal numbers are samples of a group that said the same on all tests, -1 is one of which that is not known; int64."
+    told_ks_P: Tensor | None = None
+    "Number of tries that was drawn for each group, int64; 0 where none was."
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "GroupFacts":
+        """The same facts where `move` puts them: on a device."""
+        behaviours_PN, told_ks_P = (
+            None if fact is None else move(fact) for fact in (self.behaviours_PN, self.told_ks_P)
+        )
+        return GroupFacts(behaviours_PN=behaviours_PN, told_ks_P=told_ks_P)
+
+
+NO_FACTS = GroupFacts()
+"For objectives that ask for none."
+
+
+def credits_of(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor, facts: GroupFacts = NO_FACTS) -> Tensor:
+    """The credits of any objective, given the facts that it asks for; see `Objective`."""
     ask: Any = objective
-    credits_PN: Tensor
-    if needs_behaviours(objective):
-        credits_PN = ask(rewards_PN, log_ratios_PN, behaviours_PN)
-    elif told_ks(objective):
-        credits_PN = ask(rewards_PN, log_ratios_PN, told_ks_P)
-    else:
-        credits_PN = ask(rewards_PN, log_ratios_PN)
+    behaviours = [facts.behaviours_PN] if needs_behaviours(objective) else []
+    told = {"told_ks_P": facts.told_ks_P} if told_ks(objective) else {}
+    credits_PN: Tensor = ask(rewards_PN, log_ratios_PN, *behaviours, **told)
     return credits_PN
+
+
+def given_behaviours(objective: Objective, rewards_PN: Tensor, behaviours_PN: Tensor | None) -> Tensor:
+    """Behaviours of the samples, unknown where none were given.
+
+    Raises:
+        ValueError: none were given to an objective that needs them, or they have another shape than the rewards.
+    """
+    if behaviours_PN is None:
+        if needs_behaviours(objective):
+            raise ValueError(f"{type(objective).__name__} needs `behaviours_PN`, see `Objective`")
+        return torch.full_like(rewards_PN, UNKNOWN_BEHAVIOUR, dtype=torch.int64)
+    if behaviours_PN.shape != rewards_PN.shape:
+        raise ValueError(f"behaviours have shape {tuple(behaviours_PN.shape)}, rewards {tuple(rewards_PN.shape)}")
+    return behaviours_PN
+
+
+def is_alike(is_counted_PN: Tensor, behaviours_PN: Tensor) -> Tensor:
+    """Whether two samples both count and are known to behave alike, itself included: is_alike_PNN."""
+    is_known_PN = is_counted_PN & (behaviours_PN > UNKNOWN_BEHAVIOUR)
+    is_equal_PNN = behaviours_PN.unsqueeze(2) == behaviours_PN.unsqueeze(1)
+    return is_equal_PNN & is_known_PN.unsqueeze(2) & is_known_PN.unsqueeze(1)

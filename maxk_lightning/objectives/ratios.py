@@ -4,7 +4,7 @@ Shapes: P prompts, N completions per prompt.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,28 @@ from maxk_lightning.objectives.set_advantage import SetAdvantage, check_fraction
 from maxk_lightning.objectives.subset_objective import SubsetObjective, sorted_behaviours, subset_credits
 
 
+class OnOldSamples(Objective, Protocol):
+    """A subset objective in a form for samples of an earlier policy: it asks for what the objective asks for."""
+
+    if TYPE_CHECKING:  # see `SubsetObjective`
+
+        @property
+        def objective(self) -> SubsetObjective:
+            """What is maximised."""
+
+    @property
+    def k(self) -> int:
+        """Size of the subsets."""
+        return self.objective.k
+
+    @property
+    def needs_behaviours(self) -> bool:
+        """See `Objective`."""
+        return needs_behaviours(self.objective)
+
+
 @dataclass(frozen=True)
-class ExactRatios(Objective):
+class ExactRatios(OnOldSamples):
     """The gradient of a subset objective at the present policy; unbiased where no ratio is clipped.
 
     E pi_i A_i, or without a baseline E pi_i E[f | i in I]; see `ExactMaxAtK`, which this is for the maximum.
@@ -33,16 +53,6 @@ class ExactRatios(Objective):
         check_ratio_clip(self.ratio_clip)
         check_subset_objective(self.objective, "ExactRatios")
 
-    @property
-    def k(self) -> int:
-        """Size of the subsets."""
-        return self.objective.k
-
-    @property
-    def needs_behaviours(self) -> bool:
-        """See `Objective`."""
-        return needs_behaviours(self.objective)
-
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor, behaviours_PN: Tensor | None = None) -> Tensor:
         """Compute credits; see `SubsetObjective`."""
         credits_PN, log_normaliser_P = subset_credits(
@@ -52,7 +62,7 @@ class ExactRatios(Objective):
 
 
 @dataclass(frozen=True)
-class TemperedRatios(Objective):
+class TemperedRatios(OnOldSamples):
     """(k/n) A_i of a subset objective with the ratios of the others tempered; see `SetAdvantage`, this for the maximum.
 
     A_i is a difference of two means of f: never beyond the range of f, whatever the ratios are. Needs k < n.
@@ -69,16 +79,6 @@ class TemperedRatios(Objective):
         check_subset_objective(self.objective, "TemperedRatios")
         if self.objective.baseline != "centred":
             raise ValueError("`objective.baseline` of TemperedRatios must be centred: that is what it tempers")
-
-    @property
-    def k(self) -> int:
-        """Size of the subsets."""
-        return self.objective.k
-
-    @property
-    def needs_behaviours(self) -> bool:
-        """See `Objective`."""
-        return needs_behaviours(self.objective)
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor, behaviours_PN: Tensor | None = None) -> Tensor:
         """Compute credits; see `SubsetObjective`."""

@@ -12,12 +12,13 @@ The paper leaves schedules of k to future work; annealing k from 8 down to 1 exp
         starts: [0.0, 0.5, 0.8]
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives.objective import Objective, credits_of, needs_behaviours, told_ks
+from maxk_lightning.objectives.objective import GroupFacts, Objective, credits_of, needs_behaviours, told_ks
 from maxk_lightning.objectives.plug_in import PlugInMaxAtK
 
 
@@ -34,6 +35,9 @@ class WeightedObjectives(Objective):
         check_alike(self.objectives)
         if any(isinstance(objective, Staged) for objective in self.objectives):
             raise ValueError("`objectives` of WeightedObjectives must not be Staged; put them into a Staged instead")
+        told = {tuple(told_ks(objective)) for objective in self.objectives if told_ks(objective)}
+        if len(told) > 1:
+            raise ValueError(f"`objectives` must all draw k from the same numbers, not from {sorted(told)}")
         if len(self.weights) != len(self.objectives):
             raise ValueError(f"`weights` has {len(self.weights)} numbers for {len(self.objectives)} `objectives`")
         if not torch.tensor(self.weights).isfinite().all():
@@ -49,10 +53,22 @@ class WeightedObjectives(Objective):
         """Whether one of them does; see `Objective`."""
         return any(map(needs_behaviours, self.objectives))
 
-    def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor, behaviours_PN: Tensor | None = None) -> Tensor:
+    @property
+    def told_ks(self) -> Sequence[int]:
+        """Those of the parts that want a k drawn, which all want the same; see `Objective`."""
+        return next((ks for ks in map(told_ks, self.objectives) if ks), ())
+
+    def __call__(
+        self,
+        rewards_PN: Tensor,
+        log_ratios_PN: Tensor,
+        behaviours_PN: Tensor | None = None,
+        told_ks_P: Tensor | None = None,
+    ) -> Tensor:
         """Sum the weighted credits; see `Objective`."""
+        facts = GroupFacts(behaviours_PN=behaviours_PN, told_ks_P=told_ks_P)
         parts = [
-            weight * credits_of(objective, rewards_PN, log_ratios_PN, behaviours_PN)
+            weight * credits_of(objective, rewards_PN, log_ratios_PN, facts)
             for objective, weight in zip(self.objectives, self.weights, strict=True)
         ]
         return torch.stack(parts).sum(0)
@@ -75,6 +91,8 @@ class Staged(Objective):
         check_alike(self.objectives)
         if any(isinstance(objective, Staged) for objective in self.objectives):
             raise ValueError("`objectives` of a Staged must not be Staged themselves")
+        if any(map(told_ks, self.objectives)):
+            raise ValueError("`objectives` of a Staged has a ToldK, whose prompts would tell k in the other stages too")
         if len(self.starts) != len(self.objectives):
             raise ValueError(f"`starts` has {len(self.starts)} numbers for {len(self.objectives)} `objectives`")
         is_increasing = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
@@ -135,8 +153,6 @@ def check_alike(objectives: list[Objective]) -> None:
     """Refuse an empty list, and one that mixes credits with and without the ratio: no loss could take both."""
     if not objectives:
         raise ValueError("`objectives` is empty, needs at least one")
-    if any(map(told_ks, objectives)):
-        raise ValueError("`objectives` has a ToldK, which is a mixture of k itself and cannot be part of another")
     if len({objective.includes_ratio for objective in objectives}) > 1:
         names = ", ".join(f"{type(o).__name__} ({'with' if o.includes_ratio else 'without'})" for o in objectives)
         raise ValueError(f"`objectives` must all have credits with the ratio inside, or all without: {names}")

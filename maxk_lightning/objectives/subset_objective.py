@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maxk_lightning.objectives.exact import normaliser, sorted_log_ratios
 from maxk_lightning.objectives.group import SortedGroups, sort_groups
-from maxk_lightning.objectives.objective import UNKNOWN_BEHAVIOUR, AnyTensor, Objective, needs_behaviours
+from maxk_lightning.objectives.objective import AnyTensor, Objective, given_behaviours
 from maxk_lightning.objectives.on_policy import check_k_below_n, check_k_of_n
 from maxk_lightning.objectives.subset_law import SubsetLaw
 
@@ -99,10 +99,4 @@ def subset_credits(
 
 def sorted_behaviours(objective: Objective, groups: SortedGroups, behaviours_PN: Tensor | None) -> Tensor:
     """Behaviours in rank order, unknown where none were given; ValueError if the objective needs them."""
-    if behaviours_PN is None:
-        if needs_behaviours(objective):
-            raise ValueError(f"{type(objective).__name__} needs `behaviours_PN`, see `Objective`")
-        return torch.full_like(groups.order_PN, UNKNOWN_BEHAVIOUR)
-    if behaviours_PN.shape != groups.order_PN.shape:
-        raise ValueError(f"behaviours have shape {tuple(behaviours_PN.shape)}, rewards {tuple(groups.order_PN.shape)}")
-    return groups.sort_like(behaviours_PN)
+    return groups.sort_like(given_behaviours(objective, groups.rewards_PN, behaviours_PN))

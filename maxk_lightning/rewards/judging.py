@@ -88,7 +88,10 @@ def _judgement(verdicts: tuple[Verdict, ...], missing_cause: MissingCause | None
 def _what(problem: Problem, output: bytes) -> bytes:
     """A digest of what an output says, the same however it is laid out."""
     is_value = problem.function is not None or problem.values == "python"
-    said = behaviour_of(output, is_value=is_value, is_literal=problem.values == "python")
+    # where the judge may take 1.0 for 1; under `tokens` and `exact` it does not, and agreement must not either
+    is_numeric = problem.checker is not None or problem.compare in ("tokens_float", "lines_decimal")
+    is_literal = problem.values == "python"
+    said = behaviour_of(output, is_value=is_value, is_literal=is_literal, is_numeric=is_numeric)
     return hashlib.sha256(said).digest()[:DIGEST_BYTES]
 
 

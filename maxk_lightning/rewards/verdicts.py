@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from maxk_lightning.rewards.sandbox.protocol import MEMORY_EXIT_STATUS, Outcome
 from maxk_lightning.types import MissingCause, Verdict
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 "Raise it with every change of what is kept of a program: what lies in files under another number is void."
 
 BEHAVIOUR_LENGTH = 16

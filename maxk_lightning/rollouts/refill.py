@@ -10,7 +10,7 @@ from typing import Protocol
 
 from maxk_lightning.objectives import Objective, is_idle
 from maxk_lightning.rollouts.ranks import Ranks
-from maxk_lightning.rollouts.rollout import Group, Order, Rollout, behaviours_of, extended, rewards_of, told_ks_of
+from maxk_lightning.rollouts.rollout import Group, Order, Rollout, extended, facts_of, rewards_of
 
 Orders = Callable[[range], Order]
 "Places of a rollout -> what this rank is to sample of them."
@@ -111,7 +111,7 @@ def has_credit(objective: Objective, groups: Sequence[Group]) -> list[bool]:
     """Whether each group can get credit, whatever its ratios are; see `objectives.is_idle`."""
     if not groups:
         return []
-    return is_idle(objective, rewards_of(groups), behaviours_of(groups), told_ks_of(groups)).logical_not().tolist()
+    return is_idle(objective, rewards_of(groups), facts_of(groups)).logical_not().tolist()
 
 
 def choose(has_credit: Sequence[bool], number: int) -> list[int]:

@@ -14,7 +14,7 @@ from maxk_lightning.objectives import Objective, credits_of
 from maxk_lightning.rollouts.ages import oldest_version
 from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.refill import has_credit
-from maxk_lightning.rollouts.rollout import Group, Rollout, behaviours_of, lean, rewards_of, told_ks_of
+from maxk_lightning.rollouts.rollout import Group, Rollout, facts_of, lean, rewards_of
 from maxk_lightning.rollouts.stored import as_record, completions_of, scores_of
 from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Problem, Prompt
@@ -157,8 +157,6 @@ def _group(record: dict[str, Any]) -> Group:
 def _mean_credits(objective: Objective, groups: Sequence[Group]) -> list[float]:
     """Mean size of a group's credits at ratios of 1: how much it would teach the policy that sampled it."""
     rewards_MN = rewards_of(groups)
-    credits_MN = credits_of(
-        objective, rewards_MN, torch.zeros_like(rewards_MN), behaviours_of(groups), told_ks_of(groups)
-    )
+    credits_MN = credits_of(objective, rewards_MN, torch.zeros_like(rewards_MN), facts_of(groups))
     means_M: list[float] = credits_MN.abs().mean(1).tolist()
     return means_M

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from maxk_lightning.objectives import UNKNOWN_BEHAVIOUR
+from maxk_lightning.objectives import UNKNOWN_BEHAVIOUR, GroupFacts
 from maxk_lightning.types import Completion, MissingCause, Problem, Prompt, Sampling, Score
 
 
@@ -173,9 +173,12 @@ def behaviours_of(groups: Sequence[Group], num_completions: int = 0) -> Tensor:
     return _padded([group.behaviours for group in groups], num_completions, UNKNOWN_BEHAVIOUR, torch.int64)
 
 
-def told_ks_of(groups: Sequence[Group]) -> Tensor:
-    """Numbers of tries that the prompts were drawn, told_ks_P, int64; 0 where none was."""
-    return torch.tensor([group.prompt.told_k or 0 for group in groups], dtype=torch.int64)
+def facts_of(groups: Sequence[Group], num_completions: int = 0) -> GroupFacts:
+    """What objectives may ask about the groups; arguments as for `rewards_of`."""
+    return GroupFacts(
+        behaviours_PN=behaviours_of(groups, num_completions),
+        told_ks_P=torch.tensor([group.prompt.told_k or 0 for group in groups], dtype=torch.int64),
+    )
 
 
 def _padded(rows: Sequence[Sequence[float]], size: int, filling: float, dtype: torch.dtype) -> Tensor:

@@ -5,12 +5,14 @@ Legend: P prompts, N completions per prompt, B = P*N completions, T completion t
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from maxk_lightning.objectives import GroupFacts
 from maxk_lightning.policy.packing import PackedRows, pack, to_device
-from maxk_lightning.rollouts.rollout import Group, behaviours_of, rewards_of, told_ks_of
+from maxk_lightning.rollouts.rollout import Group, facts_of, rewards_of
 from maxk_lightning.types import Completion
 
 NO_COMPLETION = Completion(token_ids=(), logprobs=(), entropies=None, text="", finish_reason="stop")
@@ -27,10 +29,8 @@ class Batch:
     "Log-prob that the engine reported of every completion token, float32, nats; 0 where masked."
     rewards_PN: Tensor
     "Rewards, float64; NaN where a sample could not be scored. No rows where credits are given."
-    behaviours_PN: Tensor
-    "Behaviours, int64, of the same shape; see `Group.behaviours`."
-    told_ks_P: Tensor
-    "Numbers of tries that the prompts were drawn, int64, a number for each row of `rewards_PN`."
+    facts: GroupFacts
+    "What objectives may ask about the same groups."
     credits_B: Tensor | None = None
     "Credits, float64, of parts of groups: they depend on completions that are not here."
     completions: Sequence[Completion] = ()
@@ -48,8 +48,7 @@ class Batch:
             rows=self.rows.to(device),
             behaviour_logprobs_BT=to_device(self.behaviour_logprobs_BT, device),
             rewards_PN=to_device(self.rewards_PN, device),
-            behaviours_PN=to_device(self.behaviours_PN, device),
-            told_ks_P=to_device(self.told_ks_P, device),
+            facts=self.facts.moved(partial(to_device, device=device)),
             credits_B=None if self.credits_B is None else to_device(self.credits_B, device),
         )
 
@@ -100,8 +99,7 @@ def to_batch(
         rows=rows,
         behaviour_logprobs_BT=behaviour_logprobs_BT,
         rewards_PN=rewards_of(whole, 0 if whole else num_completions),
-        behaviours_PN=behaviours_of(whole, 0 if whole else num_completions),
-        told_ks_P=told_ks_of(whole),
+        facts=facts_of(whole, 0 if whole else num_completions),
         credits_B=credits_B,
         completions=completions,
     )

@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from maxk_lightning.losses import EngineCorrection, PolicyLoss, StepCounts, kl_k3
-from maxk_lightning.objectives import ZERO_CREDIT, Objective, credits_of, group_diagnostics, largest_subset, tempering
+from maxk_lightning.objectives import (
+    ZERO_CREDIT,
+    GroupFacts,
+    Objective,
+    credits_of,
+    group_diagnostics,
+    largest_subset,
+    tempering,
+)
 from maxk_lightning.policy import Policy, TokenStats
 from maxk_lightning.rollouts.ranks import Ranks
-from maxk_lightning.rollouts.rollout import Group, Samples, behaviours_of, rewards_of, told_ks_of
+from maxk_lightning.rollouts.rollout import Group, Samples, facts_of, rewards_of
 from maxk_lightning.training.batch import NO_COMPLETION, Batch, Batches, to_batch
 from maxk_lightning.training.micro_batches import MicroBatches, cut_by_prompts, cut_by_tokens
 from maxk_lightning.training.old_policy import OldPolicy
@@ -94,7 +102,7 @@ class StepLoss:
         old_BT = self._old_logprobs(stats, batch)
         if credits_B is None:
             log_ratios_PN = _log_ratios(stats, old_BT).view_as(batch.rewards_PN)
-            credits_PN, sums = self._credits(batch.rewards_PN, log_ratios_PN, batch.behaviours_PN, batch.told_ks_P)
+            credits_PN, sums = self._credits(batch.rewards_PN, log_ratios_PN, batch.facts)
             credits_B = credits_PN.flatten()
         terms = self.policy_loss(stats.logprobs_BT, old_BT, credits_B, batch.mask_BT)
         weights_BT = self.token_weights(batch.mask_BT, self.counts)
@@ -150,13 +158,11 @@ class StepLoss:
             return cut_by_prompts(groups, self.max_prompts)
         return cut_by_tokens(groups, self.max_tokens, self.max_row_tokens)
 
-    def _credits(
-        self, rewards_PN: Tensor, log_ratios_PN: Tensor, behaviours_PN: Tensor, told_ks_P: Tensor
-    ) -> tuple[Tensor, Sums]:
+    def _credits(self, rewards_PN: Tensor, log_ratios_PN: Tensor, facts: GroupFacts) -> tuple[Tensor, Sums]:
         """Credits of whole groups, and sums over groups for the log."""
         credits_PN = rewards_PN
         if len(rewards_PN) > 0:
-            credits_PN = credits_of(self.objective, rewards_PN, log_ratios_PN, behaviours_PN, told_ks_P)
+            credits_PN = credits_of(self.objective, rewards_PN, log_ratios_PN, facts)
         diagnostics = group_diagnostics(rewards_PN, log_ratios_PN, largest_subset(self.objective))
         sums: Sums = {}
         if (alpha_P := tempering(self.objective, rewards_PN, log_ratios_PN)) is not None:
@@ -200,8 +206,8 @@ class StepLoss:
         for group, num_parts in zip(cut.split, cut.num_parts, strict=True):
             rewards_1N = torch.tensor([group.rewards], dtype=torch.float64, device=ranks.device)
             parts = log_ratios[start : start + num_parts]
-            facts = behaviours_of([group]).to(ranks.device), told_ks_of([group]).to(ranks.device)
-            credits_1N, group_sums = self._credits(rewards_1N, torch.cat(parts)[None], *facts)
+            facts = facts_of([group]).moved(lambda fact: fact.to(ranks.device))
+            credits_1N, group_sums = self._credits(rewards_1N, torch.cat(parts)[None], facts)
             credits_of_parts += torch.split(credits_1N[0], [len(part) for part in parts])
             add(sums, group_sums)
             start += num_parts

@@ -15,7 +15,7 @@ from maxk_lightning.evaluation.figures import (
     solve_rates,
     to_svg,
 )
-from maxk_lightning.evaluation.runs import PublishedRun
+from maxk_lightning.evaluation.runs import NamedCurves
 from maxk_lightning.evaluation.samples import ENTROPY_BIN
 
 POINTS = [Estimate(k=1, value=0.2, low=0.1, high=0.3), Estimate(k=2, value=0.4, low=0.25, high=0.5)]
@@ -42,8 +42,8 @@ def test_curves_hold_every_published_point_in_one_panel_per_benchmark_and_metric
 
 def test_predictions_go_on_dashed_from_the_last_measured_point() -> None:
     further = [Estimate(k=4, value=0.5, low=0.3, high=0.8), Estimate(k=8, value=0.6, low=0.35, high=0.9)]
-    with_it = PublishedRun(name="with", benchmark="b", curves={"max_at_k": POINTS, "predicted:max_at_k": further})
-    without = PublishedRun(name="without", benchmark="b", curves={"max_at_k": POINTS})
+    with_it = NamedCurves(name="with", benchmark="b", curves={"max_at_k": POINTS, "predicted:max_at_k": further})
+    without = NamedCurves(name="without", benchmark="b", curves={"max_at_k": POINTS})
     figure = curves([without, with_it], ["max_at_k"])
     (axes,) = figure.axes
     (dashed,) = [line for line in axes.lines if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def test_the_noise_band_is_left_once_in_20_times() -> None:
 
 def test_a_legend_is_no_wider_than_its_figure() -> None:
     points = {"max_at_k": POINTS, "pass_at_k": POINTS}
-    named = [PublishedRun(name=f"a method of many words {i}", benchmark="b", curves=points) for i in range(5)]  # type: ignore[arg-type]
+    named = [NamedCurves(name=f"a method of many words {i}", benchmark="b", curves=points) for i in range(5)]  # type: ignore[arg-type]
     figure = curves(named)
     (legend,) = figure.legends
     width = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width

@@ -153,6 +153,23 @@ def test_predictions_are_drawn_and_said_but_are_in_no_table(tmp_path: Path) -> N
     assert "predicted" not in (tmp_path / "alone" / "report.html").read_text()
 
 
+def test_different_correct_behaviours_have_a_table_and_no_verdict(tmp_path: Path) -> None:
+    said = [["x", "x", "x", "y"], ["x", "x", None, "x"]]
+    runs = [
+        make_run(tmp_path / name, [make_sample("p", i, 1.0, behaviour=each) for i, each in enumerate(group)])
+        for name, group in zip(("varied", "alike"), said, strict=True)
+    ]
+    (comparison,) = compare_benchmarks([*runs, make_run(tmp_path / "unknown", make_samples({"p": [1.0, 0.0]}))])
+    *_, counted = comparison.tables
+    assert (counted.title, counted.ks) == ("bench, distinct@k", (1, 2, 4))
+    values = {row.name: [row.points[k].value for k in counted.ks] for row in counted.rows}
+    assert values == {"varied": pytest.approx([1.0, 1.5, 2.0]), "alike": pytest.approx([0.75, 1.0, 1.0])}
+    assert {metric for metric, _ in comparison.tests} == set(METRICS)
+    assert "| varied | **1.000** | **1.500** | **2.000** |" in to_markdown([comparison])
+    (without,) = compare_benchmarks([runs[1]])
+    assert [table.metric for table in without.tables] == list(METRICS)
+
+
 def test_problems_that_tell_most_are_shown_first(tmp_path: Path) -> None:
     base = make_run(tmp_path / "base", make_samples({"same": [1.0], "gained": [0.0], "never": [0.0]}))
     new = make_run(tmp_path / "new", make_samples({"same": [1.0], "gained": [1.0], "never": [0.5]}))

@@ -26,15 +26,16 @@ def test_samples_survive_the_file(tmp_path: Path) -> None:
     samples = [
         make_sample("a", 0, 0.3),
         make_sample("a", 1, None, mean_entropy=None, entropy_counts={}),
-        make_sample("ü", 0, completion=AWKWARD),
+        make_sample("ü", 0, completion=AWKWARD, behaviour="c0ffee"),
+        make_sample("ü", 1, behaviour=7),
     ]
     write(tmp_path / "s.jsonl", *samples)
     assert read_samples(tmp_path / "s.jsonl") == samples
 
 
 def test_a_sample_joins_completion_and_score() -> None:
-    sample = to_sample("p", 3, completion(), Score(reward=0.5, verdicts=("passed", "wrong_answer")))
-    assert (sample.id, sample.sample, sample.reward, sample.num_tokens) == ("p", 3, 0.5, 2)
+    sample = to_sample("p", 3, completion(), Score(reward=0.5, verdicts=("passed", "wrong_answer"), behaviour="x"))
+    assert (sample.id, sample.sample, sample.reward, sample.num_tokens, sample.behaviour) == ("p", 3, 0.5, 2, "x")
     assert sample.mean_entropy == pytest.approx(0.13)
     assert sample.entropy_counts == {0: 1, 5: 1}  # 0.26 nats lie in [0.25, 0.30)
     silent = to_sample("p", 3, completion(entropies=None), Score(reward=None, verdicts=("infra_error",)))
@@ -63,6 +64,7 @@ BAD = {
     "reason": ({"sample": 1, "finish_reason": "eos"}, "`finish_reason` is 'eos'"),
     "verdict": ({"sample": 1, "verdicts": ["nice"]}, "`verdicts` holds 'nice'"),
     "reward": ({"sample": 1, "reward": "high"}, "`reward` must be a number or null"),
+    "behaviour": ({"sample": 1, "behaviour": 0.5}, "`behaviour` must be a whole number, a text or null, not 0.5"),
     "key": ({"sample": 1, "extra": 0}, "unknown key `extra`"),
 }
 

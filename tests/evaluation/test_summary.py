@@ -1,7 +1,9 @@
 """summary.json: numbers worked out by hand, uneven groups said, and nothing lost on disk."""
 
 import json
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -46,6 +48,35 @@ def test_rewards_that_run_no_tests_compare_whole_answers() -> None:
     assert summarise(samples, name="run", benchmark="bench").problems[0].num_distinct == 2
 
 
+def test_different_correct_behaviours_of_k_samples_are_the_mean_over_all_subsets() -> None:
+    """Right and wrong ones, unknown ones, missing ones; a problem without any known behaviour is left out."""
+    told: dict[str, list[tuple[float | None, str | int | None]]] = {
+        "a": [(1.0, "x"), (1.0, "y"), (0.5, "z"), (1.0, "x"), (1.0, None), (None, None)],
+        "b": [(0.0, 0), (1.0, 1), (0.25, 0)],
+        "c": [(1.0, None), (1.0, None)],
+        "d": [(0.0, "u"), (0.0, "v"), (0.0, "u"), (0.0, "w"), (0.5, "u")],
+    }
+    samples = [
+        make_sample(id_, i, reward, behaviour=behaviour)
+        for id_, group in told.items()
+        for i, (reward, behaviour) in enumerate(group)
+    ]
+    curve = summarise(samples, name="run", benchmark="bench").distinct_at_k
+    assert [(point.k, point.num_problems) for point in curve] == [(1, 3), (2, 3), (4, 2), (5, 2)]
+    for point in curve:
+        means = []
+        for group in (told["a"], told["b"], told["d"]):
+            scored = [(reward, behaviour) for reward, behaviour in group if reward is not None]
+            subsets = list(combinations(scored, point.k))
+            found = [len({b for reward, b in subset if reward == 1.0 and b is not None}) for subset in subsets]
+            means += [fmean(found)] if subsets else []
+        assert point.value == pytest.approx(fmean(means), rel=1e-12)
+    summary = summarise(samples, name="run", benchmark="bench")
+    assert ([problem.num_ways for problem in summary.problems], summary.has_ways) == ([2, 1, 0, 0], True)
+    alone = summarise(SAMPLES, name="run", benchmark="bench")
+    assert (alone.distinct_at_k, alone.has_ways) == ((), False)
+
+
 def test_a_problem_without_any_score_is_no_number() -> None:
     summary = summarise(make_samples({"a": [None], "b": [1.0]}), name="run", benchmark="bench")
     assert summary.problems[0].mean_reward is None
@@ -53,7 +84,7 @@ def test_a_problem_without_any_score_is_no_number() -> None:
 
 
 def test_the_file_holds_the_summary(tmp_path: Path) -> None:
-    samples = [*SAMPLES, make_sample("c", 0, None, mean_entropy=None)]
+    samples = [*SAMPLES, make_sample("c", 0, None, mean_entropy=None), make_sample("d", 0, 1.0, behaviour="said")]
     summary = summarise(samples, name="run", benchmark="bench", seconds=Seconds(generating=2.0))
     write_summary(summary, tmp_path / "summary.json")
     assert read_summary(tmp_path / "summary.json") == summary

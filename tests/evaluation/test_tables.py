@@ -9,7 +9,7 @@ import pytest
 from maxk_lightning.evaluation import load, published, table
 from maxk_lightning.evaluation.comparison import published_tables
 from maxk_lightning.evaluation.estimates import Estimate
-from maxk_lightning.evaluation.runs import PAPER_TABLES, PublishedRun
+from maxk_lightning.evaluation.runs import PAPER_TABLES, NamedCurves
 from maxk_lightning.evaluation.tables import Table
 from tests.support.builders import make_run, make_samples
 
@@ -27,9 +27,9 @@ CODE_CONTESTS = """\
 """
 
 
-def run(name: str, *values: float) -> PublishedRun:
+def run(name: str, *values: float) -> NamedCurves:
     points = [Estimate(k=2**i, value=value) for i, value in enumerate(values)]
-    return PublishedRun(name=name, benchmark="b", curves={"max_at_k": points})
+    return NamedCurves(name=name, benchmark="b", curves={"max_at_k": points})
 
 
 def marks(found: Table) -> list[list[str | None]]:

@@ -35,6 +35,7 @@ from maxk_lightning.objectives import (
     SubsetQuantile,
     TemperedRatios,
     TopMMean,
+    UniquenessWeighted,
     WReinforce,
     group_diagnostics,
 )
@@ -499,6 +500,7 @@ EVERY_OBJECTIVE: list[Objective] = [
     ByReward(DistinctMaxAtK(2)),
     ByReward(ExactRatios(DistinctMaxAtK(2, correct_at=0.0))),
     ByReward(TemperedRatios(DistinctMaxAtK(2, correct_at=0.0))),
+    ByReward(UniquenessWeighted()),
 ]
 
 

@@ -16,6 +16,7 @@ from maxk_lightning.objectives import (
     DistinctMaxAtK,
     ExactMaxAtK,
     ExactRatios,
+    GroupFacts,
     MaxAtK,
     Objective,
     RankWeighted,
@@ -340,9 +341,9 @@ def test_tempering_is_logged_for_tempered_subset_objectives_too() -> None:
 
 def test_a_group_whose_behaviours_differ_is_not_idle_though_its_rewards_are_equal() -> None:
     rewards_PN = torch.ones(3, 4)
-    behaviours_PN = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, -1, -1, 0]])
-    assert is_idle(DistinctMaxAtK(2), rewards_PN, behaviours_PN).tolist() == [True, False, False]
-    assert is_idle(MaxAtK(2), rewards_PN, behaviours_PN).tolist() == [True, True, True]
+    facts = GroupFacts(behaviours_PN=torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, -1, -1, 0]]))
+    assert is_idle(DistinctMaxAtK(2), rewards_PN, facts).tolist() == [True, False, False]
+    assert is_idle(MaxAtK(2), rewards_PN, facts).tolist() == [True, True, True]
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,25 @@ def test_right_answers_that_differ_are_told_apart_where_a_checker_accepts_both(r
     assert len({ascending, descending, mixed}) == 3
 
 
+def test_how_a_number_is_written_is_no_behaviour_where_the_judge_does_not_care(reward: UnitTestReward) -> None:
+    """A checker, or a rule, that takes 2.50 for 2.5; words of digits keep their zeros."""
+    checker = (
+        "import sys\nexpected, output = (float(open(name).read()) for name in sys.argv[2:4])\n"
+        "print(int(abs(expected - output) < 1e-3))\n"
+    )
+    half = Problem(id="half", prompt="", tests=(TestCase(input="5\n", output="2.5\n"),), checker=checker)
+    programs = ["print(2.5)", "print('2.50')", "print('+25e-1')", "print('2.5001')", "print('02.5')", "print('2.6')"]
+    [scores] = reward.score([half], [[fenced(program) for program in programs]])
+    assert [score.reward for score in scores] == [1.0] * 5 + [0.0]
+    plain, padded, power, near, zero, wrong = (score.behaviour for score in scores)
+    assert plain == padded == power == zero
+    assert len({plain, near, wrong}) == 3  # rounding is another behaviour: nobody knows how near is near enough
+    wrong_outputs = ["print('9.0')", "print('9')", "print('09')"]
+    for compare, num_different in (("tokens", 3), ("tokens_float", 2), ("lines_decimal", 2)):
+        problem = replace(half, id=compare, checker=None, compare=compare)  # type: ignore[arg-type]
+        assert len(set(behaviours(reward, problem, wrong_outputs))) == num_different
+
+
 def test_behaviours_are_kept_with_verdicts_and_are_the_same_in_another_process(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"backend": "plain", "num_workers": 1, "cache_file": str(tmp_path / "kept.sqlite")}
     programs = ["print(int(input()) ** 2)", "print(4)", "print(5)"]

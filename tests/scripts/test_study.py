@@ -1,6 +1,7 @@
 """The study: equal budgets, a runner that goes on after kill -9, tables that follow from the kept results."""
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ import study_programs
 import study_report
 import study_results
 import yaml
-from study_results import CONFIGS, Benchmark, Job, Result, StudyPlan, Table, read_plan
+from study_results import CONFIGS, Benchmark, Job, Result, StudyPlan, Table, Told, read_plan
 
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.data.mistakes import GOOD_CONTEXT_RIGHT, habit
@@ -33,7 +34,14 @@ PLANS = [
     PLAN,
     *(
         read_plan(ROOT / "configs" / name)
-        for name in ("study_smollm2", "study_selection", "study_staleness", "study_rivals", "study_sets")
+        for name in (
+            "study_smollm2",
+            "study_selection",
+            "study_staleness",
+            "study_rivals",
+            "study_sets",
+            "study_told_k",
+        )
     ),
 ]
 SMALL: dict[str, Any] = {
@@ -249,6 +257,93 @@ def test_a_kept_job_is_run_again_elsewhere_and_compared(tmp_path: Path) -> None:
         assert (tmp_path / "directory_again/results/vague/test/grpo_3-lr0.0002-seed1.json").is_file()
     told = subprocess.run(_study(tmp_path), cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "nothing was run; --again grpo_3 --seed 1 --table main runs one job again" in told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_arm_that_is_told_k_is_asked_for_every_k_and_its_numbers_are_of_those_samples(tmp_path: Path) -> None:
+    arms = {"base": {"label": "base"}, "told_k": {"label": "told", "told_k": "same"}, "untold": {"label": "not told"}}
+    vague = {**SMALL_PLAN["benchmarks"]["vague"], "learning_rates": [1e-4]}
+    main = {"benchmark": "vague", "seeds": [1], "against": ["untold"], "arms": list(arms)}
+    changed = {"select": "", "controls": {}, "arms": arms, "benchmarks": {"vague": vague}, "tables": {"main": main}}
+    configs = tmp_path / "configs"
+    _write_configs(configs, num_rollouts=1, plan={**SMALL_PLAN, **changed})
+    for arm in ("told_k", "untold"):
+        (configs / f"{arm}.yaml").write_text((ROOT / f"configs/study_told_k/{arm}.yaml").read_text())
+    subprocess.run(_study(tmp_path), cwd=ROOT, check=True)
+    plan, results = read_plan(configs), tmp_path / "results"
+    told, untold = (
+        study_results.read(results / f"vague/test/{arm}-lr0.0001-seed1.json") for arm in ("told_k", "untold")
+    )
+    assert list(told.told) == ["1", "2", "4", "8"]
+    assert not untold.told
+    out = tmp_path / "directory/vague/told_k-lr0.0001-seed1/test"
+    curve = {point["k"]: point["value"] for point in json.loads((out / "told.json").read_text())["max_at_k"]}
+    np.testing.assert_allclose(told.max_at_k_PK.mean(0), [curve[k] for k in (1, 2, 4, 8)], rtol=1e-12)
+    assert told.rewards == told.told["8"].rewards
+    contents = dict(study_report.blocks(plan, results))
+    assert f"| told | 2 | {told.told_only('2').max_at_k_PK[:, 0].mean():.3f} |" in contents["main told"]
+    assert "| not told | told |" in contents["main tests"]
+    assert "max@k" in (results / "compare-main-seed1.md").read_text()
+    again = [*_study(tmp_path), "--again", "told_k", "--seed", "1", "--table", "main"]
+    said = subprocess.run(again, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "rewards of all samples: identical\n" in said
+
+
+def test_different_correct_behaviours_follow_from_the_kept_counts(tmp_path: Path) -> None:
+    _keep(tmp_path, _job("grpo_3", 1e-4, "test"), {"a": 3, "b": 0})
+    (kept,) = study_results.read_all(tmp_path, "vague", "test")
+    assert "main distinct" not in dict(study_report._curve_blocks("main", [_method(kept)], [1, 8]))
+    result = replace(kept, correct={"a": [2, 1], "b": []})
+    # of 8 samples 2 are right in one way and 1 in another: 1 - C(6, k) / C(8, k) + 1 - C(7, k) / C(8, k)
+    expected = [3 / 8, 1 - 15 / 28 + 1 - 21 / 28, 1 - 15 / 70 + 1 - 35 / 70, 2.0]
+    np.testing.assert_allclose(result.values_PK("distinct_at_k"), [expected, [0.0] * 4], rtol=1e-12)
+    told = {
+        "1": Told(rewards=kept.rewards, summary={}, correct={"a": [1]}),
+        "2": Told(rewards=kept.rewards, summary={}, correct=result.correct),
+    }
+    asked = replace(result, told=told).values_PK("distinct_at_k")
+    np.testing.assert_allclose(asked[0], [1 / 8, *expected[1:]], rtol=1e-12)
+    blocks = dict(study_report._curve_blocks("main", [_method(result)], [1, 8]))
+    assert blocks["main distinct"].startswith("| vague, distinct@k | k = 1 | k = 2 | k = 4 | k = 8 |")
+
+
+def _method(result: Result) -> study_report.Method:
+    return study_report.Method(name="arm", benchmark="vague", results=[result])
+
+
+def test_a_told_curve_takes_every_k_from_the_samples_that_were_told_it_or_the_next_below(tmp_path: Path) -> None:
+    job = _job("grpo_3", 1e-4, "test")
+    _keep(tmp_path, job, {"a": 0})
+    (kept,) = study_results.read_all(tmp_path, "vague", "test")
+    solved = {"1": 4, "4": 2}
+    told = {k: Told(rewards={"a": {"1": n, "0": 8 - n}}, summary={"distinct_rate": n / 8}) for k, n in solved.items()}
+    result = replace(kept, told=told)
+    study_results.write(tmp_path / "again", result)
+    read = study_results.read(study_results.path_of(tmp_path / "again", job))
+    assert read == result
+    # k = 1 and 2 of 4 right samples among 8, k = 4 and 8 of 2
+    np.testing.assert_allclose(read.max_at_k_PK[0], [4 / 8, 1 - 6 / 28, 1 - 15 / 70, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(read.told_only("4").pass_at_k_PK[0], [2 / 8, 1 - 15 / 28, 1 - 15 / 70, 1.0], rtol=1e-12)
+    assert study_report.told_table([_method(read)], [1, 2]).splitlines()[2:] == [
+        "| arm | 1 | 0.500 | 0.786 | - | 50.0% |",
+        "| arm | 4 | 0.250 | 0.464 | - | 25.0% |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arm", "select", "sentence"),
+    [
+        ({"told_k": [2, 4]}, "", "`told_k` is 2,4, must be `same` or hold 1"),
+        ({"told_k": "some"}, "", "--told_k is 'some'"),
+        ({"told_k": "same"}, "public", "does not go with `select`"),
+    ],
+)
+def test_a_plan_that_asks_wrongly_is_refused(tmp_path: Path, arm: dict[str, Any], select: str, sentence: str) -> None:
+    arms = {**SMALL_PLAN["arms"], "grpo_1": {"label": "G1", **arm}}
+    _write_configs(tmp_path / "configs", plan={**SMALL_PLAN, "arms": arms, "select": select})
+    with pytest.raises(ValueError, match=sentence):
+        read_plan(tmp_path / "configs")
 
 
 def _plan(configs: Path = CONFIGS) -> StudyPlan:

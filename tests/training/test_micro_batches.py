@@ -8,7 +8,16 @@ import torch
 from lightning import Callback, Trainer
 
 from maxk_lightning.module import PolicyModule
-from maxk_lightning.objectives import GRPO, DistinctMaxAtK, ExactMaxAtK, ExactRatios, MaxAtK, Objective, OffPolicyMaxAtK
+from maxk_lightning.objectives import (
+    GRPO,
+    DistinctMaxAtK,
+    ExactMaxAtK,
+    ExactRatios,
+    MaxAtK,
+    Objective,
+    OffPolicyMaxAtK,
+    UniquenessWeighted,
+)
 from maxk_lightning.training.batch import to_batch
 from maxk_lightning.training.micro_batches import cut_by_prompts, cut_by_tokens
 from tests.support.fakes import BehavingReward
@@ -75,14 +84,15 @@ class Log(Callback):
         ),
         (ExactMaxAtK(k=2), {"normalisation": "constant"}),
         (ExactRatios(DistinctMaxAtK(k=2, weight=0.5, correct_at=0.2)), {"normalisation": "constant"}),
+        pytest.param(UniquenessWeighted(), {"normalisation": "constant"}, marks=pytest.mark.slow),
     ],
-    ids=["GRPO", "first order", "exact", "behaviours"],
+    ids=["GRPO", "first order", "exact", "behaviours", "uniqueness"],
 )
 def test_gradients_and_logs_are_those_of_one_large_batch(
     random_policy: str, tmp_path: Path, objective: Objective, options: dict[str, Any]
 ) -> None:
     """Plain SGD, so that weights differ as gradients do; in the second PPO iteration ratios are no longer 1."""
-    assert objective.includes_ratio == (not isinstance(objective, GRPO))
+    assert objective.includes_ratio == (not isinstance(objective, GRPO | UniquenessWeighted))
     options = {"objective": objective, **options}
     log = Log()
     whole = train(random_policy, tmp_path, reward=BehavingReward(), callbacks=[log], module=options)

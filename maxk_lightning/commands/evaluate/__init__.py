@@ -63,6 +63,7 @@ def evaluate(
         raise ValueError(f"--config: {config} is not a file")
     # These import torch, which `--help` must not wait for.
     from maxk_lightning.commands.evaluate.policy import evaluate_policy
+    from maxk_lightning.commands.evaluate.request import Request
     from maxk_lightning.commands.evaluate.shards import parse_shard
     from maxk_lightning.commands.evaluate.told import parse_told_ks
 
@@ -74,13 +75,12 @@ def evaluate(
         raise ValueError("--told_k does not go with --temperatures or --shard")
     if until_width is not None and shard is not None:
         raise ValueError("--until_width needs the samples of all problems: it does not go with --shard")
-    target = Path(out)
-    evaluate_policy(
+    request = Request(
         config=config,
         policy=policy,
-        out=target,
+        out=Path(out),
         num_samples=num_samples,
-        name=name or target.resolve().name,
+        name=name or Path(out).resolve().name,
         benchmarks=benchmarks,
         problems_per_chunk=problems_per_chunk,
         shard=None if shard is None else parse_shard(shard),
@@ -91,6 +91,7 @@ def evaluate(
         until_width=until_width,
         overrides=overrides,
     )
+    evaluate_policy(request)
 
 
 def parse_temperatures(text: str) -> list[float]:

@@ -3,9 +3,8 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from rich.console import Console
 
 from maxk_lightning.commands.evaluate.collect_samples import Settings, Task, collect_samples, read_seconds
 from maxk_lightning.commands.evaluate.realised import print_realised, realised_curves
-from maxk_lightning.commands.evaluate.shards import Shard, join_shards
+from maxk_lightning.commands.evaluate.request import Output, Request
+from maxk_lightning.commands.evaluate.shards import join_shards
 from maxk_lightning.commands.evaluate.summary_table import print_summary
 from maxk_lightning.commands.evaluate.told import write_told
 from maxk_lightning.commands.evaluate.until_width import collect_until
@@ -32,79 +32,27 @@ from maxk_lightning.policy import resolve_policy
 from maxk_lightning.rewards import Reward, check_problems
 from maxk_lightning.rollouts import ManagedEngine, RolloutEngine
 from maxk_lightning.seeds import derive_seed
-from maxk_lightning.selection import parse_selectors
-from maxk_lightning.types import Sampling
+from maxk_lightning.selection import Then, parse_selectors
+from maxk_lightning.types import Problem, Sampling
 
 
-def evaluate_policy(
-    config: str,
-    policy: str,
-    out: Path,
-    num_samples: int,
-    name: str,
-    benchmarks: Mapping[str, ProblemSource] | None,
-    problems_per_chunk: int,
-    shard: Shard | None,
-    temperatures: Sequence[float],
-    told_ks: Sequence[int],
-    select: str | None,
-    predict_up_to: int,
-    until_width: float | None,
-    overrides: Sequence[str],
-) -> None:
-    """Evaluate on every benchmark and print a table for each; the arguments are those of the command.
+def evaluate_policy(request: Request) -> None:
+    """Evaluate on every benchmark and print a table for each.
 
     Raises:
         ValueError: a setting is wrong, or an output holds samples of other settings.
     """
-    given = policy
+    policy = request.policy
     if policy.endswith(".ckpt"):
-        policy = exported(policy, (shard.directory(out) if shard else out) / "policy")
-    settings = read_run_settings(["--config", config, *overrides], policy)
-    console = Console()
-    if told_ks and not settings.data.template.tells_k:
+        policy = exported(policy, (request.shard.directory(request.out) if request.shard else request.out) / "policy")
+    settings = read_run_settings(["--config", request.config, *request.overrides], policy)
+    if request.told_ks and not settings.data.template.tells_k:
         raise ValueError("--told_k: data.template has no {k}, so prompts tell no number of tries")
-    selectors = [] if select is None else parse_selectors(select, settings.reward)
+    selectors = [] if request.select is None else parse_selectors(request.select, settings.reward)
+    evaluation = _Evaluation(request=request, policy=policy, settings=settings, selectors=selectors)
     try:
-        for benchmark, source in (benchmarks or _test_source(settings.data)).items():
-            problems = settings.data.read(source, benchmark)
-            check_problems(settings.reward, problems)
-            # Seeds depend on run seed and problem alone, so policies, and temperatures, are compared in pairs.
-            seeds = [derive_seed(settings.data.seed, "evaluate", problem.id) for problem in problems]
-            told: dict[int, Summary] = {}
-            for temperature, told_k in product(temperatures or (None,), told_ks or (None,)):
-                directory, title = _place(out, name, temperature, told_k)
-                directory = directory / benchmark if benchmarks else directory
-                prompts = settings.data.render(problems, seeds, told_k or settings.data.told_k or num_samples)
-                task = Task(
-                    problems=problems,
-                    prompts=prompts,
-                    sampling=_sampling(settings.sampling, num_samples, temperature),
-                    problems_per_chunk=problems_per_chunk,
-                )
-                fixed = _fixed_settings(task, settings, policy, benchmark)
-                samples = _collect(task, settings, directory, shard, fixed, until_width)
-                if samples is None:
-                    console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
-                    continue
-                write_statements(problems, directory)
-                origin = Origin(
-                    policy=given,
-                    seed=settings.data.seed,
-                    temperature=task.sampling.temperature,
-                    training=read_training(Path(resolve_policy(policy))),
-                )
-                summary = _summarise(samples, directory, title, benchmark, origin, predict_up_to)
-                print_summary(summary, console)
-                if selectors:
-                    realised = realised_curves(problems, prompts, samples, selectors, settings.data.seed)
-                    write_realised(realised, directory)
-                    print_realised(realised, summary.max_at_k, console)
-                    _draw(Run(directory, summary))
-                console.print(f"wrote {directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
-                if told_k is not None:
-                    told[told_k] = summary
-            write_told(told, out / benchmark if benchmarks else out, name, console)
+        for benchmark, source in (request.benchmarks or _test_source(settings.data)).items():
+            evaluation.run(benchmark, source)
     finally:
         if isinstance(settings.engine, ManagedEngine):
             settings.engine.close()
@@ -126,6 +74,103 @@ class RunSettings:
     "Configuration of the reward."
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Evaluation:
+    """A request with everything that it needs to be answered."""
+
+    request: Request
+    "What is asked for."
+    policy: str
+    "The policy, as a directory where it was a checkpoint."
+    settings: RunSettings
+    "What the YAML says."
+    selectors: Sequence[Then]
+    "Whose realised best-of-k is measured."
+    console: Console = field(default_factory=Console)
+    "Where to print."
+
+    def run(self, benchmark: str, source: ProblemSource) -> None:
+        """All outputs of a benchmark."""
+        data, request = self.settings.data, self.request
+        problems = data.read(source, benchmark)
+        check_problems(self.settings.reward, problems)
+        told: dict[int, Summary] = {}
+        for output in request.outputs(benchmark):
+            summary = self._fill(output, benchmark, problems)
+            if summary is not None and output.told_k is not None:
+                told[output.told_k] = summary
+        write_told(told, request.home(benchmark), request.name, self.console)
+
+    def _fill(self, output: Output, benchmark: str, problems: Sequence[Problem]) -> Summary | None:
+        """Sample, score and summarise one output; None while other shards are at work."""
+        task = self._task(output, benchmark, problems)
+        samples = self._collect(task, output.directory, benchmark)
+        if samples is None:
+            self.console.print(f"{benchmark}: this shard is done; the last one to finish joins them")
+            return None
+        write_statements(problems, output.directory)
+        summary = self._summarise(samples, output, benchmark, task.sampling)
+        print_summary(summary, self.console)
+        if self.selectors:
+            self._select(task, samples, output.directory, summary)
+        self.console.print(f"wrote {output.directory}/samples.jsonl, summary.json and curves.png", soft_wrap=True)
+        return summary
+
+    def _task(self, output: Output, benchmark: str, problems: Sequence[Problem]) -> Task:
+        data, num_samples = self.settings.data, self.request.num_samples
+        # Seeds depend on run seed and problem alone, so policies, and temperatures, are compared in pairs.
+        seeds = [derive_seed(data.seed, "evaluate", problem.id) for problem in problems]
+        sampling = replace(self.settings.sampling, num_completions=num_samples)
+        if output.temperature is not None:
+            sampling = replace(sampling, temperature=output.temperature)
+        return Task(
+            problems=problems,
+            prompts=data.render(problems, seeds, output.told_k or data.told_k or num_samples),
+            sampling=sampling,
+            problems_per_chunk=self.request.problems_per_chunk,
+        )
+
+    def _collect(self, task: Task, out: Path, benchmark: str) -> list[Sample] | None:
+        """All samples of the task, or as many as `until_width` takes; None while other shards are at work."""
+        engine, reward, shard = self.settings.engine, self.settings.reward, self.request.shard
+        fixed = _fixed_settings(task, self.settings, self.policy, benchmark)
+        if self.request.until_width is not None:
+            return collect_until(self.request.until_width, task, engine, reward, out, fixed)
+        if shard is None:
+            return collect_samples(task, engine, reward, out, fixed)
+        collect_samples(shard.share(task), engine, reward, shard.directory(out), fixed)
+        return join_shards(task, shard, out)
+
+    def _summarise(self, samples: Sequence[Sample], output: Output, benchmark: str, sampling: Sampling) -> Summary:
+        analysing_from = time.perf_counter()
+        origin = Origin(
+            policy=self.request.policy,
+            seed=self.settings.data.seed,
+            temperature=sampling.temperature,
+            training=read_training(Path(resolve_policy(self.policy))),
+        )
+        summary = summarise(
+            samples,
+            name=output.title,
+            benchmark=benchmark,
+            seconds=read_seconds(output.directory),
+            origin=origin,
+            predict_up_to=self.request.predict_up_to,
+        )
+        _draw(Run(output.directory, summary))
+        seconds = replace(summary.seconds, analysing=time.perf_counter() - analysing_from)
+        summary = replace(summary, seconds=seconds)
+        write_summary(summary, output.directory / "summary.json")
+        return summary
+
+    def _select(self, task: Task, samples: Sequence[Sample], out: Path, summary: Summary) -> None:
+        """Measure what selectors realise, beside the summary."""
+        realised = realised_curves(task.problems, task.prompts, samples, self.selectors, self.settings.data.seed)
+        write_realised(realised, out)
+        print_realised(realised, summary.max_at_k, self.console)
+        _draw(Run(out, summary))
+
+
 def read_run_settings(args: Sequence[str], policy: str) -> RunSettings:
     """Read a run's YAML and what lies over it, under the very schema that `fit` has, for another policy."""
     cli = PartsCLI([*args, "--model.policy", policy])
@@ -145,20 +190,6 @@ def _config_of_reward(rollout: Any) -> str:
     return str(configs["eval_reward"] or configs["rewards"] or configs["reward"])
 
 
-def _place(out: Path, name: str, temperature: float | None, told_k: int | None) -> tuple[Path, str]:
-    """Directory and name of the samples of a temperature, or of a told k; None: of the YAML's."""
-    if temperature is not None:
-        return out / f"temperature-{temperature:g}", f"{name} T={temperature:g}"
-    if told_k is not None:
-        return out / f"told-{told_k}", f"{name} told {told_k}"
-    return out, name
-
-
-def _sampling(sampling: Sampling, num_samples: int, temperature: float | None) -> Sampling:
-    sampling = replace(sampling, num_completions=num_samples)
-    return sampling if temperature is None else replace(sampling, temperature=temperature)
-
-
 def _fixed_settings(task: Task, settings: RunSettings, policy: str, benchmark: str) -> Settings:
     """What must stay the same for as long as an output is added to."""
     return {
@@ -170,38 +201,6 @@ def _fixed_settings(task: Task, settings: RunSettings, policy: str, benchmark: s
         "problems_per_chunk": task.problems_per_chunk,
         **asdict(task.sampling),
     }
-
-
-def _collect(
-    task: Task, settings: RunSettings, out: Path, shard: Shard | None, fixed: Settings, until_width: float | None
-) -> list[Sample] | None:
-    """All samples of the task, or as many as `until_width` takes; None while other shards are at work."""
-    engine, reward = settings.engine, settings.reward
-    if until_width is not None:
-        return collect_until(until_width, task, engine, reward, out, fixed)
-    if shard is None:
-        return collect_samples(task, engine, reward, out, fixed)
-    collect_samples(shard.share(task), engine, reward, shard.directory(out), fixed)
-    return join_shards(task, shard, out)
-
-
-def _summarise(
-    samples: Sequence[Sample], out: Path, name: str, benchmark: str, origin: Origin, predict_up_to: int
-) -> Summary:
-    analysing_from = time.perf_counter()
-    summary = summarise(
-        samples,
-        name=name,
-        benchmark=benchmark,
-        seconds=read_seconds(out),
-        origin=origin,
-        predict_up_to=predict_up_to,
-    )
-    _draw(Run(out, summary))
-    seconds = replace(summary.seconds, analysing=time.perf_counter() - analysing_from)
-    summary = replace(summary, seconds=seconds)
-    write_summary(summary, out / "summary.json")
-    return summary
 
 
 def _draw(run: Run) -> None:

@@ -22,6 +22,9 @@ def print_summary(summary: Summary, console: Console) -> None:
         f"truncated {summary.truncation_rate:.1%}, without code {summary.no_code_rate:.1%}, "
         f"different programs {summary.distinct_rate:.1%}, entropy per token {entropy}"
     )
+    if summary.distinct_at_k:
+        last = summary.distinct_at_k[-1]
+        console.print(f"different correct behaviours per problem, among {last.k} samples: {last.value:.2f}")
     seconds = summary.seconds
     console.print(
         f"seconds: generating {seconds.generating:.1f}, scoring {seconds.scoring:.1f} "

@@ -1,8 +1,8 @@
 """`evaluate --told_k`: a policy that is told how many tries there will be, asked for several numbers of them."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -10,26 +10,13 @@ from rich.console import Console
 from maxk_lightning.commands.evaluate.summary_table import print_curves
 from maxk_lightning.evaluation import curves
 from maxk_lightning.evaluation.estimates import METRICS, Estimate, Metric, ladder
+from maxk_lightning.evaluation.runs import NamedCurves
 from maxk_lightning.evaluation.summary import Summary
 
 SAME = "same"
 "Tell the k that is reported: 1, 2, 4, ..., num_samples, each with samples of its own."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToldCurve:
-    """max@k and pass@k where every k is estimated from samples that were told this k."""
-
-    name: str
-    "Name of the policy."
-    benchmark: str
-    "Name of the problems."
-    points: Mapping[Metric, Sequence[Estimate]]
-    "Curves."
-
-    def curve(self, metric: Metric) -> Sequence[Estimate]:
-        """Points over k."""
-        return self.points.get(metric, ())
+TOLD = "told-"
+"Begins the name of the directory of the samples that were told one k."
 
 
 def parse_told_ks(text: str, num_samples: int) -> list[int]:
@@ -65,7 +52,7 @@ def write_told(summaries: Mapping[int, Summary], out: Path, name: str, console: 
             points[metric] += [point for point in getattr(summary, metric) if point.k == told_k]
     if not points["max_at_k"]:
         return
-    told = ToldCurve(name=name, benchmark=next(iter(summaries.values())).benchmark, points=points)
+    told = NamedCurves(name=name, benchmark=next(iter(summaries.values())).benchmark, curves=points)
     console.print(f"{name} on {told.benchmark}, told the k of each row", markup=False, soft_wrap=True)
     print_curves(points["max_at_k"], points["pass_at_k"], console)
     text = json.dumps({metric: [asdict(point) for point in points[metric]] for metric in METRICS}, indent=1)

@@ -35,7 +35,9 @@ def test_the_site_builds_with_strict_links_and_fetches_nothing(site: Path) -> No
     assert len(pages) > 40
     for page in pages:
         html = page.read_text("utf-8")
-        fetched = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"(https?:[^\"]*)|<link[^>]*href=\"(https?:[^\"]*)", html)
+        fetched = re.findall(
+            r"<(?:script|img|iframe)[^>]*\ssrc=\"(https?:[^\"]*)|<link[^>]*href=\"(https?:[^\"]*)", html
+        )
         assert [address for pair in fetched for address in pair if address] == [], page
 
 
@@ -135,5 +137,3 @@ def _text(node: ast.expr) -> str:
 def _anchor(title: str) -> str:
     """A heading's anchor, as code hosts and mkdocs make it."""
     return re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).lower()).strip().replace(" ", "-")
-
-

@@ -102,8 +102,11 @@ def draw_credits(out: Path) -> None:
     """Credits of the samples of one group under several objectives."""
     rewards_PN = torch.tensor([[0, 0, 0, 0.25, 0.25, 0.5, 0.75, 1]], dtype=torch.float64)
     objectives: dict[str, Objective] = {
-        "RLOO (max@1)": RLOO(), "MaxAtK(k=2)": MaxAtK(k=2), "MaxAtK(k=4)": MaxAtK(k=4), "MaxAtK(k=4, loo1)": MaxAtK(k=4, baseline="loo1"),
-    }  # fmt: skip
+        "RLOO (max@1)": RLOO(),
+        "MaxAtK(k=2)": MaxAtK(k=2),
+        "MaxAtK(k=4)": MaxAtK(k=4),
+        "MaxAtK(k=4, loo1)": MaxAtK(k=4, baseline="loo1"),
+    }
     figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), sharey=True)
     for axis, (name, objective) in zip(axes, objectives.items(), strict=True):
         credits_N = objective(rewards_PN, torch.zeros_like(rewards_PN))[0]

@@ -24,13 +24,18 @@ TITLES = {
     "Saves": "`checkpoint`: what is kept",
 }
 "First words of a group of the help: the heading that it gets."
+VALUE = r"(\{[^}]*\}|\[ITEM,\.\.\.\]|[A-Z_\d+]+)"
+VALUES = re.compile(rf"(?:{VALUE}, --\S+ )?{VALUE} ?")
+"What argparse writes for an option's value, once more where a list can also be added to."
+REFERENCE = re.compile(r":paramref:`~?[\w.]*\.(\w+)`|:\w+:`~?([\w.]+)`")
+"Sphinx's roles in the documentation of Lightning."
 HEAD = """\
 # Configuration
 
 Every key of a YAML is an option of `fit`, `validate`, `test` and `predict`: `model: {kl_coef: 0.1}` in a file is
-`--model.kl_coef 0.1` on the command line. Of several `--config` files and options the later one wins. A class is given by
-its name or path, and its arguments follow: `--model.objective MaxAtK --model.objective.k 8`. `--print_config` prints the
-whole configuration of a command, `--model.objective.help MaxAtK` the arguments of a class.
+`--model.kl_coef 0.1` on the command line. Of several `--config` files and options the later one wins. A class is given
+by its name or path, and its arguments follow: `--model.objective MaxAtK --model.objective.k 8`. `--print_config` prints
+the whole configuration of a command, `--model.objective.help MaxAtK` the arguments of a class.
 
 `scripts/write_options.py` writes this page from the parser.
 """
@@ -56,9 +61,7 @@ def options_of(text: str) -> list[Option]:
         key = re.match(r"--([\w.]+)$", head)
         if key is None or head.endswith((".help", "print_config")):
             continue
-        names = re.match(
-            r"((?:[A-Z_\d]+,|\{[^}]*\},|\[ITEM,\.\.\.\],) --\S+ )?(\{[^}]*\}|\[ITEM,\.\.\.\]|[A-Z_\d+]+) ?", description
-        )
+        names = VALUES.match(description)
         description = description[names.end() :] if names else description
         if names and names[2] == "CONFIG" and "Path to a configuration file" in description:
             continue
@@ -70,9 +73,7 @@ def options_of(text: str) -> list[Option]:
                 key=key[1],
                 kind=kind,
                 default=default,
-                meaning=re.sub(r":paramref:`~?[\w.]*\.(\w+)`|:\w+:`~?([\w.]+)`", r"`\1\2`", meaning)
-                .replace("``", "`")
-                .strip(),
+                meaning=REFERENCE.sub(r"`\1\2`", meaning).replace("``", "`").replace("log- probs", "log-probs").strip(),
                 classes=tuple(name for name in classes.split(", ") if name.startswith("maxk_lightning.")),
             )
         )

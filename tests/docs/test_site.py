@@ -1,6 +1,7 @@
 """The documentation site: it builds with strict links, fetches nothing, and generated pages are current."""
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -102,7 +103,7 @@ def test_lists_and_tables_begin_after_a_blank_line(page: Path) -> None:
     """Code hosts do not need it, mkdocs does."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     lines = text.splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         begins = re.match(r"(- |\d\. |\|)", line)
         continues = re.match(r"(- |\d\. |\||\s|<!--)", before) or not before
         assert not begins or continues, f"{before}\n{line}"

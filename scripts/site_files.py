@@ -31,46 +31,52 @@ MAX_CHARS = 200_000
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for every file and folder outside docs/ that a page links to."""
+    """Add a page for every file and folder outside docs/ that a page links to, and for what those link to."""
     for source, place in PLACES.items():
         if source.is_file() and place != "index.md":
             files.append(File.generated(config, place, abs_src_path=str(source)))
-    for file in list(files.documentation_pages()):
-        for target in _targets(Path(str(file.abs_src_path))):
-            place = _place(target)
-            if files.get_file_from_path(place) is None and target.exists():
-                added = File.generated(config, place, content=_page(target), inclusion=InclusionLevel.NOT_IN_NAV)
-                files.append(added)
+    origins = [Path(str(file.abs_src_path)) for file in files.documentation_pages()]
+    texts = [(origin, origin.read_text("utf-8")) for origin in origins]
+    while texts:
+        for target in _targets(*texts.pop()):
+            if target.exists() and files.get_file_from_path(_place(target)) is None:
+                text = _page(target)
+                files.append(File.generated(config, _place(target), content=text, inclusion=InclusionLevel.NOT_IN_NAV))
+                texts.append((target, text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links to such files to their pages."""
-    origin = page.file.abs_src_path
-    if origin is None:  # made by `on_files`
-        return markdown
+    origin = _origin(page.file)
     folder = os.path.dirname(page.file.src_uri) or "."
 
     def moved(found: re.Match[str]) -> str:
-        target = _resolve(Path(origin), found[1])
-        if target is None or (_is_document(target) and _is_document(Path(origin))):
+        target = _resolve(origin, found[1])
+        if target is None or (_is_document(target) and _is_document(origin)):
             return found[1]
         return Path(os.path.relpath(_place(target), folder)).as_posix()
 
     return "\n".join(line if is_code else LINK.sub(moved, line) for line, is_code in _lines(markdown))
 
 
-def _targets(page: Path) -> list[Path]:
+def _origin(file: File) -> Path:
+    """The file of the repository that a page shows."""
+    if file.abs_src_path is not None:
+        return Path(file.abs_src_path)
+    return ROOT / file.src_uri.removeprefix("files/").removesuffix(".md")
+
+
+def _targets(origin: Path, text: str) -> list[Path]:
     """Files and folders that a page links to and that mkdocs does not have as they are."""
-    lines = _lines(page.read_text("utf-8"))
-    links = [link for line, is_code in lines if not is_code for link in LINK.findall(line)]
-    found = [target for link in links if (target := _resolve(page, link)) is not None]
+    links = [link for line, is_code in _lines(text) if not is_code for link in LINK.findall(line)]
+    found = [target for link in links if (target := _resolve(origin, link)) is not None]
     return [target for target in found if not _is_document(target)]
 
 
-def _resolve(page: Path, link: str) -> Path | None:
+def _resolve(origin: Path, link: str) -> Path | None:
     """The path that a link of a page leads to; None for an address."""
-    return None if ":" in link else Path(os.path.normpath(page.parent / unquote(link)))
+    return None if ":" in link else Path(os.path.normpath(origin.parent / unquote(link)))
 
 
 def _is_document(path: Path) -> bool:

@@ -16,12 +16,12 @@ WIDTH = "80"
 "Columns of the text, which any terminal has."
 
 
-def parser_help(command: str) -> str:
+def parser_help(command: str, width: str = WIDTH) -> str:
     """What the parser prints."""
     from maxk_lightning.commands.trainer import MaxKCLI
     from maxk_lightning.strategy import register
 
-    os.environ["COLUMNS"] = WIDTH
+    os.environ["COLUMNS"] = width
     register()
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
         MaxKCLI([command, "--help"])

@@ -63,7 +63,7 @@ class Builtin:
 
 
 class JsonLines:
-    """The user's own problems, one JSON object per line: a `prompt` and what its reward needs (see the README).
+    """The user's own problems, one JSON object per line: a `prompt` and what its reward needs.
 
     Without an `id` a problem is called by the number of its line; keys that mean nothing here are columns for rewards.
     """

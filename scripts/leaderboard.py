@@ -54,7 +54,7 @@ TEST_SAMPLES = 256
 POLL_S = 0.2
 "Seconds between two looks for a new checkpoint."
 SUBREAPER = 36
-"PR_SET_CHILD_SUBREAPER of prctl(2): processes whose parent has died become children of this one."
+"PR_SET_CHILD_SUBREAPER of prctl(2)."
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 CHECKPOINT = re.compile(r"epoch=(\d+)-step=(\d+)\.ckpt")
 
@@ -211,7 +211,7 @@ def train(options: Sequence[str], home: Path) -> Iterator[tuple[Path, int, int, 
     Raises:
         RuntimeError: `fit` failed.
     """
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     before, started = cpu_seconds(), time.monotonic()
     seen: set[Path] = set()
     log = home / "fit.log"
@@ -237,10 +237,15 @@ def _rollouts_and_steps(path: Path) -> tuple[int, int]:
     return int(match[1]) + 1, int(match[2])
 
 
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends."""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+
+
 def cpu_seconds() -> float:
     """Processor time, user and system, of all descendants of this process, living or ended.
 
-    Orphans become children of this process (see SUBREAPER), so whatever a run started is counted.
+    After `adopt_orphans` this is all that a run started, however its processes end.
     """
     parent_of: dict[int, int] = {}
     ticks_of: dict[int, int] = {}

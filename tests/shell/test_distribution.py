@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import maxk_lightning
 from tests.support.distribution import build_sdist, build_wheel, copy_sources
@@ -29,6 +30,11 @@ DATA = (
 )
 "Files that the package reads and that are no code."
 READ_BY_PEOPLE = ("LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml")
+CITATION_KEYS = {
+    *("cff-version", "message", "type", "title", "abstract", "version", "license", "authors", "keywords", "references"),
+    *("commit", "contact", "date-released", "doi", "identifiers", "preferred-citation", "repository", "url"),
+}
+"Keys at the top of a file in the Citation File Format 1.2.0, as far as they are of use here."
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
@@ -42,6 +48,16 @@ def test_versions_agree() -> None:
     assert maxk_lightning.__version__ == version
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert (ROOT / "CHANGELOG.md").read_text().startswith(f"# Changelog\n\n## {version}")
+
+
+def test_the_citation_has_what_its_format_asks_for() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys() <= CITATION_KEYS
+    (paper,) = citation["references"]
+    assert {"authors", "title", "type"} <= paper.keys()
+    assert all(author.keys() == {"given-names", "family-names"} for author in paper["authors"])
+    assert paper["url"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Paper"]
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
     (evaluation,) = [told[max(told)]] if told else runs
     return Result(
         job=job,
-        commit=_commit(),
-        machine={"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__},
+        commit=commit(),
+        machine=machine(),
         seconds={name: round(value, 1) for name, value in seconds.items()},
         rewards=_counts(evaluation),
         entropy_bins={str(bin_): count for bin_, count in sorted(evaluation.entropy_counts.items())},
@@ -108,9 +108,15 @@ def training_curves(directory: Path) -> dict[str, list[float]]:
     return curves
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Name the commit of the code, `-dirty` where files were changed."""
     shown = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     return shown.stdout.strip()
+
+
+def machine() -> dict[str, str | int | None]:
+    """Say what a result was measured on."""
+    return {"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__}
 
 
 def _processor() -> str:

@@ -1,14 +1,12 @@
 """The guide to own questions and rewards, from a wheel, in a directory that holds nothing else."""
 
 import os
-import shutil
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from tests.support.distribution import build_wheel, copy_sources, environment_with
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 
@@ -28,21 +26,7 @@ SMALL = (
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter that finds this package in its own wheel, and what it depends on where this one finds it."""
     root = tmp_path_factory.mktemp("wheel")
-    source = root / "source"
-    skipped = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "maxk_lightning", source / "maxk_lightning", ignore=skipped)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "--quiet"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(root), str(source)]
-    subprocess.run([*pip, *build], check=True, timeout=300)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / "venv")], check=True, timeout=120)
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(root / "venv"), "platbase": str(root / "venv")}))
-    (wheel,) = root.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120)
-    others = [path for path in sys.path if "site-packages" in path and Path(path).is_dir()]
-    (site / "others.pth").write_text("".join(f"{path}\n" for path in others))
-    return root / "venv" / "bin" / "python"
+    return environment_with(build_wheel(copy_sources(root / "source"), root), root / "venv")
 
 
 def test_the_guide_leads_from_a_file_of_questions_to_a_curve(python: Path, tmp_path: Path) -> None:
@@ -62,6 +46,7 @@ def test_the_guide_leads_from_a_file_of_questions_to_a_curve(python: Path, tmp_p
 
     where = run("-c", "import maxk_lightning; print(maxk_lightning.__file__)")
     assert Path(where.strip()).is_relative_to(python.parents[1])
+    assert "evaluate" in run("-m", "maxk_lightning", "--help")
     commands = [line.partition("#")[0].split() for line in bash.splitlines()]
     assert [words[:3] for words in commands[:3]] == [["python", "-m", "maxk_lightning"]] * 3
     assert len(commands) == 4

@@ -8,6 +8,7 @@ The notebooks are the source: edit them, run this, commit both. tests/examples/t
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -31,8 +32,23 @@ def executed(path: Path, directory: Path) -> NotebookNode:
             cell.outputs, cell.execution_count = [], None
     resources = {"metadata": {"path": str(directory)}}
     NotebookClient(notebook, timeout=TIMEOUT_S, resources=resources, record_timing=False).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = merged(cell.outputs)
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     return notebook
+
+
+def merged(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
+    """Join pieces of a stream that follow each other: how it is cut depends on time."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last is not None and last.output_type == output.output_type == "stream" and last.name == output.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def text_of(cell: NotebookNode) -> str:

@@ -1,6 +1,7 @@
 """The guide to own questions and rewards, from a wheel, in a directory that holds nothing else."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -22,6 +22,14 @@ SMALL = (
     "--trainer.enable_progress_bar",
     "false",
 )
+
+
+def blocks() -> dict[str, list[str]]:
+    """Code blocks of the guide by language."""
+    found: dict[str, list[str]] = {}
+    for language, text in re.findall(r"```(\w+).*?\n(.*?)```", GUIDE.read_text(), re.DOTALL):
+        found.setdefault(language, []).append(text)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +54,10 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_guide_leads_from_a_file_of_questions_to_a_curve(python: Path, tmp_path: Path) -> None:
-    found = blocks_of(GUIDE)
-    for block in found:
-        if block.file is not None:
-            (tmp_path / block.file).write_text(block.text)
-    bash = next(block.text for block in found if block.language == "bash")
+    found = blocks()
+    (tmp_path / "questions.csv").write_text(found["csv"][0])
+    (tmp_path / "my_rewards.py").write_text(found["python"][0])
+    (tmp_path / "mine.yaml").write_text(found["yaml"][0])
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HOME": str(tmp_path / "cache")}
 
@@ -62,7 +69,7 @@ def test_the_guide_leads_from_a_file_of_questions_to_a_curve(python: Path, tmp_p
 
     where = run("-c", "import maxk_lightning; print(maxk_lightning.__file__)")
     assert Path(where.strip()).is_relative_to(python.parents[1])
-    commands = [line.partition("#")[0].split() for line in bash.splitlines()]
+    commands = [line.partition("#")[0].split() for line in found["bash"][0].splitlines()]
     assert [words[:3] for words in commands[:3]] == [["python", "-m", "maxk_lightning"]] * 3
     assert len(commands) == 4
     assert "What is 2 + 3?" in run(*commands[0][1:])

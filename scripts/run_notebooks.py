@@ -34,15 +34,17 @@ def executed(path: Path, directory: Path) -> NotebookNode:
     NotebookClient(notebook, timeout=TIMEOUT_S, resources=resources, record_timing=False).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = merged(cell.outputs)
+            cell.outputs = tidy(cell.outputs)
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     return notebook
 
 
-def merged(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """Join pieces of a stream that follow each other: how it is cut depends on time."""
+def tidy(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
+    """Join pieces of a stream, whose cuts depend on time, and leave out what libraries log to stderr."""
     joined: list[NotebookNode] = []
     for output in outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            continue
         last = joined[-1] if joined else None
         if last is not None and last.output_type == output.output_type == "stream" and last.name == output.name:
             last.text += output.text

@@ -47,6 +47,10 @@ NOT_RUN = {
         "docs/how_to/best_of_n.md",
         "--serve 8321",
     ): "a server that does not end; tests/commands/test_best_server.py runs it",
+    (
+        "docs/leaderboard.md",
+        "scripts/leaderboard.py",
+    ): "a training of minutes; tests/scripts/test_leaderboard.py tests parts",
     ("docs/best_of_n.md", "--serve 8321"): "a server that does not end; tests/commands/test_best_server.py runs it",
     ("docs/best_of_n.md", "scripts/study.py --plan configs/study_selection"): STUDY,
     (

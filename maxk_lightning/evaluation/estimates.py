@@ -112,8 +112,8 @@ def distinct_at_k(counts: Sequence[int], num_samples: int, ks: Sequence[int]) ->
         num_samples: All samples n, also those of no kind.
         ks: Values of k.
 
-    >>> distinct_at_k([2, 1], 4, [1, 2, 4])
-    [0.75, 1.3333333333333333, 2.0]
+    >>> [round(value, 3) for value in distinct_at_k([2, 1], 4, [1, 2, 4])]
+    [0.75, 1.333, 2.0]
     """
     return [
         sum(1.0 - comb(num_samples - count, k) / comb(num_samples, k) for count in counts)

@@ -155,7 +155,7 @@ def test_table(plan: StudyPlan, tests: Sequence[Comparison], measure: str) -> st
 
 
 def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
-    """Print validation scores of all tries (max@1, largest max@k), chosen ones in bold. The base has no rate."""
+    """Print validation scores of all tries (max@1, max@k at the largest k), chosen ones in bold."""
     rates = plan.benchmarks[benchmark].learning_rates
     rows = []
     for arm in plan.arms:
@@ -166,8 +166,8 @@ def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
         cells = [""] * len(rates)
         for place, job in enumerate(jobs):
             result = read(path_of(results, job))
-            first, last = (result.max_at_k_PK[:, end].mean() for end in (0, -1))
-            score = f"{tuning_score(result):.3f} ({first:.3f}, {last:.3f})"
+            first, last = (result.max_at_k_PK[:, result.ks.index(k)].mean() for k in (1, plan.tuning_ks[-1]))
+            score = f"{tuning_score(plan, result):.3f} ({first:.3f}, {last:.3f})"
             cells[place] = f"**{score}**" if job.learning_rate == chosen and arm != BASE else score
         rows.append([plan.label(arm), *cells])
     return markdown_table(["method", *(f"{rate:g}" for rate in rates)], rows)

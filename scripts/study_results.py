@@ -241,6 +241,11 @@ class StudyPlan:
         return split
 
     @property
+    def tuning_ks(self) -> list[int]:
+        """List the k that a learning rate is chosen by: those of a try, also where there are more samples."""
+        return ladder(self.tuning["num_samples"])
+
+    @property
     def selectors(self) -> list[str]:
         """List the selectors by name."""
         return self.select.split(",") if self.select else []
@@ -361,9 +366,10 @@ def controls_of(plan: StudyPlan, job: Job) -> list[Job]:
     ]
 
 
-def tuning_score(result: Result, criterion: Criterion = "mean") -> float:
+def tuning_score(plan: StudyPlan, result: Result, criterion: Criterion = "mean") -> float:
     """Higher is better."""
-    return float((result.max_at_k_PK if criterion == "mean" else result.max_at_k_PK[:, 0]).mean())
+    ks = plan.tuning_ks if criterion == "mean" else [1]
+    return float(result.max_at_k_PK[:, [result.ks.index(k) for k in ks]].mean())
 
 
 def tuned_learning_rate(
@@ -378,7 +384,7 @@ def tuned_learning_rate(
     paths = [path_of(results, job) for job in jobs]
     if not all(path.is_file() for path in paths):
         return None
-    return max(map(read, paths), key=lambda result: tuning_score(result, criterion)).job.learning_rate
+    return max(map(read, paths), key=lambda result: tuning_score(plan, result, criterion)).job.learning_rate
 
 
 def by_problem_and_seed(results: Sequence[Result], k: int, metric: Metric = "max_at_k") -> Floats:

@@ -102,10 +102,10 @@ class Prompt:
     answer_after: str | None = None
     "Text that ends the reasoning: rewards see what follows its last occurrence; None: they see all."
     told_k: int | None = None
-    "Number of tries that was drawn for the group, or that the prompt tells; None: neither."
+    "Number of tries that was drawn for the group, or that the prompt names; None: neither."
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads the `vars` of an instance that stands as a default
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads the `vars` of an instance that is a default
 class Sampling:
     """How completions are drawn; defaults are the paper's (arXiv:2510.23393, section 4)."""
 

@@ -94,7 +94,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedCurves:
-    """Curves that no single set of samples stands behind: a row of the paper, or a policy that is told every k."""
+    """Curves that come from no single set of samples: a row of the paper, or a policy that is told every k."""
 
     name: str
     "Name of the method or policy."

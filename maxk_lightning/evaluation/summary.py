@@ -44,7 +44,7 @@ class ProblemSummary:
     num_distinct: int
     "Number of different programs in the group."
     num_ways: int = 0
-    "Number of different behaviours among fully correct samples; 0 where the reward tells none, and in older files."
+    "Number of different behaviours among fully correct samples; 0 where the reward gives none, and in older files."
 
     @property
     def solve_rate(self) -> float:
@@ -105,7 +105,7 @@ class Summary:
     predicted_pass_at_k: tuple[Estimate, ...] = ()
     "Likewise."
     distinct_at_k: tuple[Estimate, ...] = ()
-    "Different behaviours among the fully correct of k samples; none where the reward tells no behaviours."
+    "Different behaviours among the fully correct of k samples; none where the reward gives no behaviours."
 
     @property
     def has_ways(self) -> bool:

@@ -19,7 +19,7 @@ class DistinctMaxAtK(SubsetObjective):
 
     A behaviour is what a program says on all tests (`Score.behaviour`); a correct sample whose behaviour is unknown
     counts for the maximum only. Where a test has one right output, all that pass every test behave alike: with the
-    default `correct_at` the number is then 0 or 1. It tells samples apart where a checker accepts several outputs, and
+    default `correct_at` the number is then 0 or 1. It separates samples where a checker accepts several outputs, and
     below 1, where it counts different ways of being that nearly right.
 
     O(n k) for the maximum and for every behaviour. A_i is at most the range of the rewards plus `weight`.

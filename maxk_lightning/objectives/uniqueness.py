@@ -21,7 +21,7 @@ class UniquenessWeighted(Objective):
 
     The authors have an LLM judge cluster samples by their strategy, whatever the answer. Here samples are alike when
     they behave alike (`Score.behaviour`): two ways to the same outputs are one, and where a test has one right output
-    all fully correct programs are, so that the weight tells wrong programs apart, and right ones only from these. A
+    all fully correct programs are, so that the weight separates wrong programs, and right ones only from these. A
     sample whose behaviour is unknown is like no other; a missing one is not counted. The paper was not at hand: this
     follows what others write of its equations, and none of them knows the authors' alpha.
     """

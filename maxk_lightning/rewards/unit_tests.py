@@ -7,7 +7,7 @@ What is **not** protected:
 
 - against bugs of the kernel and the processor: system calls are filtered, but programs run on the machine's own kernel,
   and side channels (timing, caches, load) are open, also from one program to the next; under `bwrap` a program's
-  process number tells how many ran before it on its worker;
+  process number says how many ran before it on its worker;
 - the machine's memory as a whole: each test may use `memory_limit_mb`, so the workers together may use that many times
   `num_workers`; inputs and outputs (up to `output_limit_bytes` each) of up to 64 tests per worker lie in memory beside
   that, and a program may keep its output's size once more in pipes and sockets; there is no cgroup;

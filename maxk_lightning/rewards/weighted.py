@@ -13,7 +13,7 @@ from maxk_lightning.types import Completion, Problem, Score
 Scores = list[list[Score]]
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads the `vars` of an instance that stands as a default
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads the `vars` of an instance that is a default
 class WeightedReward:
     """One of several rewards."""
 

@@ -11,7 +11,7 @@ How this differs from the paper:
   with nobody there: a set counts its candidates times the share of the inputs on which it says something;
 - what candidates propose (`proposed`) comes without an expected output, and counts less than one further candidate:
   the share that agrees, as `Agreement` has it, is added to the number of candidates. So it separates those that
-  compute the same on all other inputs, or stands in for them where no test is public, and whoever proposes inputs on
+  compute the same on all other inputs, or replaces them where no test is public, and whoever proposes inputs on
   which only copies of it agree gains less than one further copy would.
 
 Public tests are trusted less than one might: many that pass one test may come before few that pass two. `public+codet`

@@ -26,7 +26,7 @@ def evaluate(
 ) -> None:
     """Sample a policy on held-out problems, score the samples and summarise them as max@k and pass@k curves.
 
-    A run that was killed goes on where it stopped when the same command is given again.
+    A run that was killed continues when the same command is given again.
 
     Args:
         config: YAML of a run: its test problems, prompt template, engine, `rollout.eval_reward` or `rollout.reward`,
@@ -42,7 +42,7 @@ def evaluate(
         temperatures: Several instead of that of the YAML, such as .6,.8,1,1.2: an output each, in
             `out`/temperature-0.6 and so on, which `compare out` lays side by side.
         told_k: Numbers of tries for `{k}` in the template, instead of `data.told_k` or `num_samples`:
-            `same` tells the k that is reported (1, 2, 4, ..., with `num_samples` samples of each problem for every one)
+            `same` names the k that is reported (1, 2, 4, ..., with `num_samples` samples of each problem for every one)
             and joins the points in told.json; 1,8,128 tells these. An output each, in `out`/told-8 and so on.
         select: Also realised best-of-k, the reward of the one of k samples that is chosen without hidden tests, in
             realised.json: `public` (tests that the statement shows), `agreement` (of outputs on further inputs),
@@ -110,5 +110,5 @@ def parse_temperatures(text: str) -> list[float]:
     if not temperatures or not all(0.0 < each < math.inf for each in temperatures):
         raise ValueError(f"--temperatures is {text!r}, must be positive numbers with commas between, such as .6,.8,1")
     if len(set(temperatures)) < len(temperatures):
-        raise ValueError(f"--temperatures is {text!r}, in which a number stands twice")
+        raise ValueError(f"--temperatures is {text!r}, in which a number appears twice")
     return temperatures

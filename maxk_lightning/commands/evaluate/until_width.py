@@ -27,7 +27,7 @@ def collect_until(
 ) -> list[Sample]:
     """Sample round after round until `band_width` is below `width`, or the task's number of samples is there.
 
-    A run that was killed goes on in the round it was in; one that has ended goes on for a smaller width.
+    A run that was killed continues in the round it was in; one that has ended continues for a smaller width.
 
     Raises:
         ValueError: `out` holds samples of other settings.

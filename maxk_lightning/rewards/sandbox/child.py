@@ -113,7 +113,7 @@ def run_child(cell: Cell, request: Request, source_fd: int, code_fd: int, run_fd
             status = _exit_status_of(lambda: exec(code, sys.modules["__main__"].__dict__))
         _end(status, cell.builtins if has_last_words else None)
     finally:
-        _exit(1)  # no exception runs on into the server's code; before the mark it tells that the sandbox failed
+        _exit(1)  # no exception runs on into the server's code; before the mark it says that the sandbox failed
 
 
 def _lock_down(cell: Cell, limits: Limits, run_fds: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """Run a command and end it, with all that it started, when the process that asked for it is gone.
 
 A script, started by path: `guard.py PARENT_PID COMMAND...`; standard library only. It asks for its parent
-instead of being told: a kill -9 tells nobody, and the kernel's parent-death signal follows the thread that forked, not
-the process.
+again and again: nobody hears of a kill -9, and the kernel's parent-death signal follows the thread that forked, not the
+process.
 """
 
 import os

@@ -109,26 +109,6 @@ class UnitTestReward:
         cache_size: int = 200_000,
         cache_file: str | None = None,
     ) -> None:
-        _check_choice("backend", backend, ("auto", "bwrap", "plain"))
-        _check_choice("tests", tests, get_args(Tests))
-        if num_workers is not None and num_workers > MAX_WORKERS:
-            raise ValueError(f"num_workers is {num_workers}, must be at most {MAX_WORKERS}")
-        for name, count in (("num_workers", num_workers), ("max_tests", max_tests)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} is {count}, must be at least 1 (or null)")
-        for name, factor in (("time_limit_s", time_limit_s), ("time_limit_factor", time_limit_factor)):
-            if not 0.0 < factor < float("inf"):
-                raise ValueError(f"{name} is {factor}, must be a positive number")
-        if not wall_factor >= 1.0:
-            raise ValueError(f"wall_factor is {wall_factor}, must be at least 1")
-        if memory_limit_mb < MIN_MEMORY_MB:
-            raise ValueError(f"memory_limit_mb is {memory_limit_mb}, the interpreter itself needs {MIN_MEMORY_MB}")
-        if output_limit_bytes < 1:
-            raise ValueError(f"output_limit_bytes is {output_limit_bytes}, must be at least 1")
-        if max_time_limits < 0:
-            raise ValueError(f"max_time_limits is {max_time_limits}, must be at least 0 (0: run every test)")
-        if cache_size < 0:
-            raise ValueError(f"cache_size is {cache_size}, must be at least 0")
         self.backend = backend
         self.num_workers = num_workers
         self.max_tests = max_tests
@@ -146,6 +126,7 @@ class UnitTestReward:
         self.allow_unsafe = allow_unsafe
         self.cache_size = cache_size
         self.cache_file = cache_file
+        self._check_settings()
         self._lock = threading.RLock()
         self._pool: SandboxPool | None = None
         self._prepared: collections.OrderedDict[tuple[int, Tests], PreparedProblem] = collections.OrderedDict()
@@ -153,6 +134,28 @@ class UnitTestReward:
         self._cache: collections.OrderedDict[bytes, Judgement] = collections.OrderedDict()
         self._running: dict[bytes, Future[Judgement]] = {}
         self._store = None if cache_file is None else VerdictStore(cache_file)
+
+    def _check_settings(self) -> None:
+        _check_choice("backend", self.backend, ("auto", "bwrap", "plain"))
+        _check_choice("tests", self.tests, get_args(Tests))
+        if self.num_workers is not None and self.num_workers > MAX_WORKERS:
+            raise ValueError(f"num_workers is {self.num_workers}, must be at most {MAX_WORKERS}")
+        for name, count in (("num_workers", self.num_workers), ("max_tests", self.max_tests)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} is {count}, must be at least 1 (or null)")
+        for name, factor in (("time_limit_s", self.time_limit_s), ("time_limit_factor", self.time_limit_factor)):
+            if not 0.0 < factor < float("inf"):
+                raise ValueError(f"{name} is {factor}, must be a positive number")
+        if not self.wall_factor >= 1.0:
+            raise ValueError(f"wall_factor is {self.wall_factor}, must be at least 1")
+        if self.memory_limit_mb < MIN_MEMORY_MB:
+            raise ValueError(f"memory_limit_mb is {self.memory_limit_mb}, the interpreter itself needs {MIN_MEMORY_MB}")
+        if self.output_limit_bytes < 1:
+            raise ValueError(f"output_limit_bytes is {self.output_limit_bytes}, must be at least 1")
+        if self.max_time_limits < 0:
+            raise ValueError(f"max_time_limits is {self.max_time_limits}, must be at least 0 (0: run every test)")
+        if self.cache_size < 0:
+            raise ValueError(f"cache_size is {self.cache_size}, must be at least 0")
 
     def score(self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]) -> list[list[Score]]:
         """Score the completions of each problem; see `Reward`."""

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -211,11 +212,10 @@ def train(options: Sequence[str], home: Path) -> Iterator[tuple[Path, int, int, 
     Raises:
         RuntimeError: `fit` failed.
     """
-    adopt_orphans()
     before, started = cpu_seconds(), time.monotonic()
     seen: set[Path] = set()
     log = home / "fit.log"
-    with log.open("w", encoding="utf-8") as output:
+    with adopted_orphans(), log.open("w", encoding="utf-8") as output:
         command = [sys.executable, "-m", "maxk_lightning", "fit", *options]
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         while True:
@@ -237,15 +237,21 @@ def _rollouts_and_steps(path: Path) -> tuple[int, int]:
     return int(match[1]) + 1, int(match[2])
 
 
-def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends."""
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+@contextmanager
+def adopted_orphans() -> Iterator[None]:
+    """Be the parent of every descendant whose own parent ends meanwhile."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(SUBREAPER, 0, 0, 0, 0)
 
 
 def cpu_seconds() -> float:
     """Processor time, user and system, of all descendants of this process, living or ended.
 
-    After `adopt_orphans` this is all that a run started, however its processes end.
+    Within `adopted_orphans` this is all that a run started, however its processes end.
     """
     parent_of: dict[int, int] = {}
     ticks_of: dict[int, int] = {}

@@ -1,5 +1,6 @@
 """The leaderboard: its page says what is kept, and its clock counts every process of a run."""
 
+import ctypes
 import subprocess
 import sys
 import time
@@ -97,13 +98,22 @@ def test_the_command_runs_the_same_entry() -> None:
 
 
 def test_processor_time_of_orphans_counts(tmp_path: Path) -> None:
-    leaderboard.adopt_orphans()
     said = tmp_path / "said"
-    before = leaderboard.cpu_seconds()
-    subprocess.run([sys.executable, "-c", ORPHAN, str(said)], check=True, timeout=60)
-    while not said.is_file() or not said.read_text():
-        time.sleep(0.05)
-    assert leaderboard.cpu_seconds() - before >= float(said.read_text()) - 2 / leaderboard.TICKS_PER_S
+    with leaderboard.adopted_orphans():
+        before = leaderboard.cpu_seconds()
+        subprocess.run([sys.executable, "-c", ORPHAN, str(said)], check=True, timeout=60)
+        while not said.is_file() or not said.read_text():
+            time.sleep(0.05)
+        assert leaderboard.cpu_seconds() - before >= float(said.read_text()) - 2 / leaderboard.TICKS_PER_S
+        assert _adopts()
+    assert not _adopts()  # else ended grandchildren would stay as zombies of whoever measured
+
+
+def _adopts() -> bool:
+    """Whether this process adopts orphans: PR_GET_CHILD_SUBREAPER of prctl(2)."""
+    is_set = ctypes.c_int()
+    ctypes.CDLL(None).prctl(37, ctypes.byref(is_set), 0, 0, 0)
+    return bool(is_set.value)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The study: equal budgets, a runner that goes on after kill -9, tables that follow from the kept results."""
 
-import contextlib
 import itertools
 import json
 import os
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import study
 import study_again
@@ -124,12 +122,11 @@ def _write_configs(directory: Path, num_rollouts: int = 4, plan: dict[str, Any] 
 
 
 def _has_members(process_group: int) -> bool:
-    """Whether a process of the group runs; one that has ended may wait for whoever adopted it."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getpgid(process.pid) == process_group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
+    try:
+        os.killpg(process_group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _written_at(results: Path) -> dict[Path, int]:

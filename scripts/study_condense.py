@@ -24,7 +24,11 @@ CURVES = (
     "train/max_at_k/32",
     "train/entropy",
     "train/log_ratio_std",
+    "train/effective_subsets_fraction",
+    "train/engine_log_ratio",
+    "train/clip_fraction",
     "train/kl",
+    "rollout/age",
 )
 "Scalars that are kept of every run that has them."
 

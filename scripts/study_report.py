@@ -52,6 +52,14 @@ from maxk_lightning.evaluation.realised import PREFIX
 PAPER_BENCHMARK = "CodeContests"
 SPREAD_HEADS = ("entropy, nats", "different programs", "drift")
 "Headings of the columns of `_spread`."
+STALE = (
+    ("age, steps", "rollout/age"),
+    ("sampled otherwise, nats", "train/engine_log_ratio"),
+    ("drift", "train/log_ratio_std"),
+    ("effective subsets", "train/effective_subsets_fraction"),
+    ("clipped tokens", "train/clip_fraction"),
+)
+"Heading and tag of the columns of `stale_table`; `sampled otherwise` is |log pi_old - log of the sampler| of completions."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +216,8 @@ def _curve_blocks(name: str, rows: Sequence[Method], test_ks: Sequence[int]) -> 
     yield f"{name} pass", str(table(rows, "pass_at_k"))
     yield f"{name} cost", cost_table(rows)
     yield f"{name} spread", spread_table(rows)
+    if any("rollout/age" in run.curves for row in rows for run in row.results):
+        yield f"{name} stale", stale_table(rows)
     results = [result for row in rows for result in row.results]
     if all(result.correct for result in results):
         yield f"{name} distinct", str(table(rows, DISTINCT))
@@ -254,6 +264,18 @@ def spread_table(rows: Sequence[Method]) -> str:
     return markdown_table(["method", *SPREAD_HEADS], [[row.name, *_spread(row)] for row in rows])
 
 
+def stale_table(rows: Sequence[Method]) -> str:
+    """How old rollouts were when they were trained on, and what that did: means over rollouts and seeds."""
+    heads = ["method", *(head for head, _ in STALE)]
+    trained = [row for row in rows if any(run.curves for run in row.results)]
+    return markdown_table(heads, [[row.name, *(_mean_of(row, tag) for _, tag in STALE)] for row in trained])
+
+
+def _mean_of(row: Method, tag: str) -> str:
+    values = [value for run in row.results for value in run.curves.get(tag, [])]
+    return f"{statistics.mean(values):.3f}" if values else "-"
+
+
 def cost_table(rows: Sequence[Method]) -> str:
     """Median seconds of the jobs, and the columns of `spread_table`."""
     lines = []
@@ -268,8 +290,7 @@ def _spread(row: Method) -> list[str]:
     entropies = [run.summary["mean_entropy"] for run in row.results if "mean_entropy" in run.summary]
     entropy = f"{statistics.mean(entropies):.3f}" if entropies else "-"
     distinct = statistics.mean(run.summary["distinct_rate"] for run in row.results)
-    drifts = [value for run in row.results for value in run.curves.get("train/log_ratio_std", [])]
-    return [entropy, f"{distinct:.1%}", f"{statistics.mean(drifts):.3f}" if drifts else "-"]
+    return [entropy, f"{distinct:.1%}", _mean_of(row, "train/log_ratio_std")]
 
 
 def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:

@@ -59,7 +59,9 @@ STALE = (
     ("effective subsets", "train/effective_subsets_fraction"),
     ("clipped tokens", "train/clip_fraction"),
 )
-"Heading and tag of the columns of `stale_table`; `sampled otherwise` is |log pi_old - log of the sampler| of completions."
+"""Heading and tag of the columns of `stale_table`.
+
+Sampled otherwise: mean over completions of |log pi_old - log pi_b|, where pi_b is the policy that sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

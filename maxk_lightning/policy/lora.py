@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
 "peft's infixes for the wrapped layer, A and B."
+ALL_LINEAR = "all-linear"
+"peft's name for all linear layers but the output head."
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: see `types.Sampling`
@@ -26,7 +28,7 @@ class LoRA:
     "Rank of the adapters."
     alpha: float = 64.0
     "Numerator of the scale alpha / r of the adapters."
-    target_modules: str | list[str] = "all-linear"
+    target_modules: str | list[str] = ALL_LINEAR
     "Names of the linear layers that get an adapter; `all-linear`: all but the output head."
 
     def __post_init__(self) -> None:

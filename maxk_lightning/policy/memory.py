@@ -6,7 +6,7 @@ fake tensors, which have shapes and no memory. Optimizer states are those of one
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maxk_lightning.policy import find_policy
 from maxk_lightning.policy.architectures import attention_implementation, check_architecture
-from maxk_lightning.policy.lora import LoRA, add_adapters
+from maxk_lightning.policy.lora import ALL_LINEAR, LoRA, add_adapters
 from maxk_lightning.policy.projection import LOGITS_COPIES, chunk_logits_for
 
 if TYPE_CHECKING:
@@ -271,12 +271,19 @@ class _GroupedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _activations(workload: Workload) -> tuple[int, int]:
     """Bytes of a micro-batch's activations, and of those that come and go while a layer is recomputed.
 
-    Differences of passes over one and two layers and rows: the weights, which are saved too, drop out.
+    Differences of passes over one and two layers and rows: the weights, which are saved too, drop out. Adapters that
+    need not be in every layer take passes over all of them, and count as if in every layer where layers are recomputed.
     """
-    one = saved_bytes(workload, 1, 2) - saved_bytes(workload, 1, 1)
-    per_layer = saved_bytes(workload, 2, 2) - saved_bytes(workload, 2, 1) - one
     num_rows, width = _rows_and_width(workload)
     config = describe(workload.policy, workload.weights_dtype).config
+    lora = workload.lora
+    if lora is not None and lora.target_modules != ALL_LINEAR:
+        if not workload.is_checkpointing:
+            every = config.num_hidden_layers
+            return num_rows * (saved_bytes(workload, every, 2) - saved_bytes(workload, every, 1)), 0
+        workload = replace(workload, lora=replace(lora, target_modules=ALL_LINEAR))
+    one = saved_bytes(workload, 1, 2) - saved_bytes(workload, 1, 1)
+    per_layer = saved_bytes(workload, 2, 2) - saved_bytes(workload, 2, 1) - one
     if not workload.is_checkpointing:
         return num_rows * (one + (config.num_hidden_layers - 1) * per_layer), 0
     dtype = workload.compute_dtype if workload.is_sharded else workload.weights_dtype

@@ -35,6 +35,7 @@ from maxk_lightning.rollouts import VLLMEngine, VLLMServerEngine
 from tests.support.architectures import random_model
 
 Sizes = dict[str, int]
+UPPER_HALF = LoRA(r=8, target_modules=r".*layers\.[23]\..*proj")
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,7 @@ def test_fake_passes_save_what_real_ones_save(small_policy: str, is_autocast: bo
         pytest.param(None, True, id="all weights-recomputed", marks=pytest.mark.slow),
         pytest.param(LoRA(r=8), False, id="adapters-kept", marks=pytest.mark.slow),
         pytest.param(LoRA(r=8), True, id="adapters-recomputed"),
+        pytest.param(UPPER_HALF, False, id="adapters of some layers-kept"),
     ],
 )
 def test_the_total_is_near_the_peak_of_a_real_step(
@@ -202,6 +204,14 @@ def test_the_total_is_near_the_peak_of_a_real_step(
     total = sum(_training(_workload(small_policy, lora=lora, is_checkpointing=is_checkpointing)).values())
     print(f"{total / meter.peak_bytes:.3f}")
     assert meter.peak_bytes < total < 1.3 * meter.peak_bytes
+
+
+def test_adapters_of_some_layers_count_as_of_all_where_layers_are_recomputed(small_policy: str) -> None:
+    some, all_ = (
+        _training(_workload(small_policy, lora=lora, is_checkpointing=True)) for lora in (UPPER_HALF, LoRA(r=8))
+    )
+    assert some["activations"] == all_["activations"]
+    assert some["optimizer states"] < all_["optimizer states"]
 
 
 def test_gradients_are_dropped_before_the_engine_works(small_policy: str) -> None:

@@ -38,9 +38,8 @@ PLANS = [
             "study_smollm2",
             "study_selection",
             "study_staleness",
+            "study_smollm2_staleness",
             "study_rivals",
-            "study_sets",
-            "study_told_k",
         )
     ),
 ]
@@ -85,7 +84,10 @@ SMALL_PLAN: dict[str, Any] = {
 
 
 OTHER_BUDGETS = {"reuse_1": (13824, 144), "reuse_2": (6912, 144), "reuse_4": (3456, 144), "replay": (3456, 72)}
+OTHER_BUDGETS |= {"uniform_60": (2784, 87), "allocated_60": (2784, 87)}
 "Completions and steps of the arms that differ in them."
+SMOLLM2_BUDGETS = {"study_smollm2": (7680, 180), "study_smollm2_staleness": (384, 36)}
+"Those of the plans on SmolLM2."
 
 
 @pytest.mark.slow
@@ -101,7 +103,7 @@ def test_every_arm_has_the_same_budget(plan: StudyPlan, arm: str, capsys: pytest
     num_completions = num_rollouts * data["prompts_per_rollout"] * config["rollout"]["sampling"]["num_completions"]
     steps_per_iteration = data["prompts_per_rollout"] // (data["prompts_per_step"] or data["prompts_per_rollout"])
     num_steps = num_rollouts * data["num_ppo_iterations"] * steps_per_iteration
-    usual = (7680, 180) if plan.configs.name == "study_smollm2" else (4608, 144)
+    usual = SMOLLM2_BUDGETS.get(plan.configs.name, (4608, 144))
     assert (num_completions, num_steps) == OTHER_BUDGETS.get(arm, usual)
 
 
@@ -269,7 +271,7 @@ def test_an_arm_that_is_told_k_is_asked_for_every_k_and_its_numbers_are_of_those
     configs = tmp_path / "configs"
     _write_configs(configs, num_rollouts=1, plan={**SMALL_PLAN, **changed})
     for arm in ("told_k", "untold"):
-        (configs / f"{arm}.yaml").write_text((ROOT / f"configs/study_told_k/{arm}.yaml").read_text())
+        (configs / f"{arm}.yaml").write_text((ROOT / f"configs/study_rivals/{arm}.yaml").read_text())
     subprocess.run(_study(tmp_path), cwd=ROOT, check=True)
     plan, results = read_plan(configs), tmp_path / "results"
     told, untold = (

@@ -191,6 +191,8 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         found = finished(plan, results, planned)
         rows = methods(plan, found, planned)
         yield from _curve_blocks(name, rows, plan.test_ks)
+        if any("rollout/age" in run.curves for row in rows for run in row.results):
+            yield f"{name} stale", stale_table(plan, dict(zip(found, rows, strict=True)))
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests, "max")
@@ -218,8 +220,6 @@ def _curve_blocks(name: str, rows: Sequence[Method], test_ks: Sequence[int]) -> 
     yield f"{name} pass", str(table(rows, "pass_at_k"))
     yield f"{name} cost", cost_table(rows)
     yield f"{name} spread", spread_table(rows)
-    if any("rollout/age" in run.curves for row in rows for run in row.results):
-        yield f"{name} stale", stale_table(rows)
     results = [result for row in rows for result in row.results]
     if all(result.correct for result in results):
         yield f"{name} distinct", str(table(rows, DISTINCT))
@@ -266,11 +266,20 @@ def spread_table(rows: Sequence[Method]) -> str:
     return markdown_table(["method", *SPREAD_HEADS], [[row.name, *_spread(row)] for row in rows])
 
 
-def stale_table(rows: Sequence[Method]) -> str:
-    """How old rollouts were when they were trained on, and what that did: means over rollouts and seeds."""
-    heads = ["method", *(head for head, _ in STALE)]
-    trained = [row for row in rows if any(run.curves for run in row.results)]
-    return markdown_table(heads, [[row.name, *(_mean_of(row, tag) for _, tag in STALE)] for row in trained])
+def stale_table(plan: StudyPlan, rows: Mapping[str, Method]) -> str:
+    """How old rollouts were when they were trained on, and what that did: means over rollouts and seeds.
+
+    The first column is the share that an arm has of the max@k of the arm that it is tuned as, at the largest tested k.
+    """
+    k = plan.test_ks[-1]
+    lines = []
+    for arm, row in rows.items():
+        if arm == BASE:
+            continue
+        fresh = rows.get(plan.tuned_as(arm))
+        share = "" if fresh in (None, row) else f"{_mean_at(row, k) / _mean_at(fresh, k):.1%}"
+        lines.append([row.name, share, *(_mean_of(row, tag) for _, tag in STALE)])
+    return markdown_table(["method", f"of max@{k} at age 0", *(head for head, _ in STALE)], lines)
 
 
 def _mean_of(row: Method, tag: str) -> str:

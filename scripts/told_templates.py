@@ -6,8 +6,8 @@
 
 Two numbers, over problems and answers that the policy samples when it is told nothing:
 
-cosine      of the gradients of log pi(answer | problem, told a) and log pi(answer | problem, told b). Near 1, what one k
-            teaches is taught to every other as well: a step changes both alike, and the policy cannot become another
+cosine      of the gradients of log pi(answer | problem, told a) and log pi(answer | problem, told b). Near 1, what one
+            k teaches is taught to every other as well: a step changes both alike, and the policy cannot become another
             for every k.
 divergence  KL(told nothing || told k) of answers, in nats: what telling alone does to the policy.
 """

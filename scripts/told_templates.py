@@ -32,7 +32,7 @@ from maxk_lightning.types import Problem, Sampling
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs/results/told_templates.json"
-PAGE = ROOT / "docs/rivals.md"
+PAGE = ROOT / "docs/told_k.md"
 KS = (1, 2, 4, 8)
 TEMPLATES = (
     "{prompt} Print {k}.",
@@ -79,7 +79,7 @@ def measure(policy_name: str, problems: Sequence[Problem], templates: Sequence[s
 
     def gradient(token_ids: Sequence[int], answer: Sequence[int]) -> Tensor:
         gradients = torch.autograd.grad(logprob(token_ids, answer), list(policy.parameters()))
-        return torch.cat([part.flatten() for part in gradients])
+        return torch.cat([part.flatten() for part in gradients]).double()
 
     rows: list[dict[str, object]] = []
     for user in templates:

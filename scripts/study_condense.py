@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from study_programs import blind_counts
+from study_programs import blind_counts, correct_programs
 from study_results import BASE, Job, Result, Told
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -51,6 +51,7 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
         blind=blind_counts(evaluation.samples),
         realised={name: curve.problems for name, curve in evaluation.realised.items()},
         correct=_correct(evaluation),
+        programs=correct_programs(evaluation.samples),
         told={str(k): _told(run) for k, run in sorted(told.items())},
     )
 
@@ -69,7 +70,12 @@ def _correct(evaluation: Run) -> dict[str, list[int]]:
 
 
 def _told(evaluation: Run) -> Told:
-    return Told(rewards=_counts(evaluation), summary=_summary(evaluation), correct=_correct(evaluation))
+    return Told(
+        rewards=_counts(evaluation),
+        summary=_summary(evaluation),
+        correct=_correct(evaluation),
+        programs=correct_programs(evaluation.samples),
+    )
 
 
 def _summary(evaluation: Run) -> dict[str, float]:

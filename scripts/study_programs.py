@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from study_controls import Row
 from study_results import Result, markdown_table
 
-from maxk_lightning.evaluation.estimates import per_problem
+from maxk_lightning.evaluation.estimates import CORRECT_AT, per_problem
 from maxk_lightning.evaluation.samples import Sample
 from maxk_lightning.rewards.extraction import extract_code
 
@@ -43,6 +43,28 @@ def blind_counts(groups: Mapping[str, Sequence[Sample]]) -> dict[str, dict[str, 
         counts = Counter(f"{reward:.17g}" for reward, code in codes if reward is not None and code and is_blind(code))
         blind[problem] = dict(sorted(counts.items()))
     return blind
+
+
+def correct_programs(groups: Mapping[str, Sequence[Sample]]) -> dict[str, list[int]]:
+    """Count the fully correct samples of each program, by problem, the most frequent first."""
+    counts = {}
+    for problem, group in groups.items():
+        correct = (sample for sample in group if sample.reward is not None and sample.reward >= CORRECT_AT)
+        codes = (extract_code(sample.completion) for sample in correct)
+        counts[problem] = sorted(Counter(layout_free(code) for code in codes if code).values(), reverse=True)
+    return counts
+
+
+def layout_free(code: str) -> str:
+    """A program without its layout and comments.
+
+    >>> layout_free("x = 1  # one\\n\\ny = (x)") == layout_free("x=1\\ny = x")
+    True
+    """
+    try:
+        return ast.unparse(ast.parse(code))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code
 
 
 def without_blind(result: Result) -> dict[str, list[float]]:

@@ -25,6 +25,7 @@ from study_programs import blind_table
 from study_results import (
     BASE,
     CONFIGS,
+    PROGRAMS,
     Result,
     Split,
     StudyPlan,
@@ -196,6 +197,8 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         tests = comparisons(plan, found, planned)
         if tests:
             yield f"{name} tests", test_table(plan, tests, "max")
+        if rows and all(any(result.programs.values()) for row in rows for result in row.results):
+            yield f"{name} programs tests", test_table(plan, comparisons(plan, found, planned, PROGRAMS), "programs")
         if rows and plan.selectors and _have_chosen(rows):
             yield f"{name} realised", realised_table(rows, plan.selectors, plan.test_ks)
             for selector in plan.selectors:
@@ -223,6 +226,8 @@ def _curve_blocks(name: str, rows: Sequence[Method], test_ks: Sequence[int]) -> 
     results = [result for row in rows for result in row.results]
     if all(result.correct for result in results):
         yield f"{name} distinct", str(table(rows, DISTINCT))
+    if all(any(result.programs.values()) for result in results):
+        yield f"{name} programs", str(table(rows, PROGRAMS))
     if any(result.told for result in results):
         yield f"{name} told", told_table(rows, test_ks)
 

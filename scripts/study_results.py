@@ -21,6 +21,8 @@ from maxk_lightning.evaluation.realised import PREFIX
 
 CONFIGS = Path("configs/study")
 BASE = "base"
+PROGRAMS: Metric = "programs_at_k"
+"Number of different programs among the fully correct of k samples; programs that differ in layout alone are one."
 Split = Literal["validation", "test"]
 Criterion = Literal["mean", "max_at_1"]
 "Criterion of a learning rate: the mean of max@k over k = 1, 2, 4, ..., which favours no k, or max@1 alone."
@@ -66,6 +68,8 @@ class Told:
     "Other numbers of the evaluation, as in `Result`."
     correct: Mapping[str, Sequence[int]] = field(default_factory=dict)
     "As in `Result`."
+    programs: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    "As in `Result`."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,8 @@ class Result:
     "Selector -> problem -> realised best-of-k at every k of `ks`."
     correct: Mapping[str, Sequence[int]] = field(default_factory=dict)
     "Problem -> fully correct samples of each behaviour, the most frequent first."
+    programs: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    "Problem -> fully correct samples of each program, the most frequent first."
     told: Mapping[str, Told] = field(default_factory=dict)
     """Told k -> the samples that were told it; none for an arm that is told nothing. Everything else here is then of
     the samples that were told the largest, and max@k and pass@k are of those that were told k, or the next below it."""
@@ -121,30 +127,35 @@ class Result:
         return self._per_problem("pass_at_k")
 
     def values_PK(self, metric: Metric) -> Floats:
-        """Return a metric of every problem, at every k of `ks`: max@k, pass@k, distinct@k, or `realised:SELECTOR`."""
+        """Return a metric of every problem, at every k of `ks`.
+
+        That is max@k, pass@k, distinct@k, `PROGRAMS`, or `realised:SELECTOR`.
+        """
         if metric.startswith(PREFIX):
             return np.array([values for _, values in sorted(self.realised[metric.removeprefix(PREFIX)].items())])
-        if metric == DISTINCT:
+        if metric in (DISTINCT, PROGRAMS):
             return self._per_problem(metric)
         return self.max_at_k_PK if metric == "max_at_k" else self.pass_at_k_PK
 
     def told_only(self, k: str) -> "Result":
         """The same of the samples that were told this k, at every k."""
         told = self.told[k]
-        return replace(self, told={}, rewards=told.rewards, summary=told.summary, correct=told.correct)
+        parts = {name: getattr(told, name) for name in ("rewards", "summary", "correct", "programs")}
+        return replace(self, told={}, **parts)
 
     def _per_problem(self, metric: Metric) -> Floats:
         if not self.told:
-            return self._distinct() if metric == DISTINCT else per_problem(self.rewards_of, metric, self.ks)
+            kinds = {DISTINCT: self.correct, PROGRAMS: self.programs}.get(metric)
+            return per_problem(self.rewards_of, metric, self.ks) if kinds is None else self._distinct(kinds)
         values_of = {int(k): self.told_only(k)._per_problem(metric) for k in self.told}
         asked = [max(told_k for told_k in values_of if told_k <= k) for k in self.ks]
         return np.stack([values_of[told_k][:, place] for place, told_k in enumerate(asked)], axis=1)
 
-    def _distinct(self) -> Floats:
-        """Estimate the different behaviours among the fully correct of k samples."""
+    def _distinct(self, kinds: Mapping[str, Sequence[int]]) -> Floats:
+        """Estimate the different kinds among the fully correct of k samples."""
         rewards_of = self.rewards_of
         return np.array(
-            [distinct_at_k(self.correct.get(problem, []), len(rewards_of[problem]), self.ks) for problem in rewards_of]
+            [distinct_at_k(kinds.get(problem, []), len(rewards_of[problem]), self.ks) for problem in rewards_of]
         )
 
     @property

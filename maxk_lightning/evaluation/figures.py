@@ -40,7 +40,6 @@ HANDLE = 3.5
 "Length of the lines in a legend: long enough to show their dashes."
 MAX_COLUMNS = 4
 "Of a legend below several panels."
-LABELS: Mapping[Metric, str] = {"max_at_k": "max@k", "pass_at_k": "pass@k", "distinct_at_k": "distinct@k"}
 Z_95 = 1.96
 "Quantile of the normal distribution for 95 %, two-sided."
 Curves = Mapping[str, Sequence[Estimate]]
@@ -52,7 +51,9 @@ def label_of(metric: Metric) -> str:
     >>> label_of("max_at_k"), label_of("realised:public+agreement")
     ('max@k', 'best of k by public+agreement')
     """
-    return LABELS.get(metric) or f"best of k by {metric.removeprefix(PREFIX)}"
+    if metric.startswith(PREFIX):
+        return f"best of k by {metric.removeprefix(PREFIX)}"
+    return metric.replace("_at_k", "@k")
 
 
 class HasCurves(Protocol):

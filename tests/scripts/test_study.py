@@ -27,6 +27,8 @@ from study_results import CONFIGS, Benchmark, Job, Result, StudyPlan, Table, Tol
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.data.mistakes import GOOD_CONTEXT_RIGHT, habit
 from maxk_lightning.data.pipelines import VAGUE, VAGUE_PHRASES, VARIANTS, Pipeline, Step
+from maxk_lightning.evaluation.samples import to_sample
+from maxk_lightning.types import Completion, Score
 from tests.support.paths import ROOT
 
 PLAN = read_plan(ROOT / CONFIGS)
@@ -626,3 +628,24 @@ def test_results_say_what_the_kept_results_say() -> None:
     assert set(re.findall(r"\]\((results/[\w/.-]+)\)", page)) <= {
         str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs" / "results").rglob("*")
     }
+
+
+def test_different_correct_programs_are_those_that_differ_in_more_than_layout() -> None:
+    answers = ["```python\nx = 1\n```", "```python\nx=1  # one\n```", "```python\nx = 2\n```", "```python\nx = 3\n```"]
+    rewards = [1.0, 1.0, 1.0, 0.5]
+    completions = [
+        Completion(token_ids=(1,), logprobs=(0.0,), entropies=None, text=text, finish_reason="stop") for text in answers
+    ]
+    scores = [Score(reward=reward, verdicts=("passed",)) for reward in rewards]
+    group = [to_sample("a", 0, completion, score) for completion, score in zip(completions, scores, strict=True)]
+    assert study_programs.correct_programs({"a": group, "b": []}) == {"a": [2, 1], "b": []}
+
+
+def test_correct_programs_are_tabled_and_tested(tmp_path: Path) -> None:
+    _keep(tmp_path, _job("grpo_3", 1e-4, "test"), {"a": 3, "b": 0})
+    (kept,) = study_results.read_all(tmp_path, "vague", "test")
+    result = replace(kept, programs={"a": [2, 1], "b": []})
+    expected = [3 / 8, 1 - 15 / 28 + 1 - 21 / 28, 1 - 15 / 70 + 1 - 35 / 70, 2.0]
+    np.testing.assert_allclose(result.values_PK("programs_at_k"), [expected, [0.0] * 4], rtol=1e-12)
+    contents = dict(study_report._curve_blocks("main", [_method(result)], [1, 8]))
+    assert contents["main programs"].startswith("| vague, programs@k | k = 1 |")

@@ -64,10 +64,6 @@ NOT_RUN = {
     ("docs/results.md", "scripts/study.py --results runs/mine"): STUDY,
     ("docs/results_smollm2.md", "scripts/study.py --plan configs/study_smollm2"): STUDY,
     ("docs/staleness.md", "scripts/study.py --plan configs/study_staleness"): STUDY,
-    (
-        "docs/staleness.md",
-        "scripts/study_report.py --plan configs/study_staleness",
-    ): "tests/scripts/test_study.py runs it",
     ("docs/staleness_smollm2.md", "scripts/study.py --plan configs/study_smollm2_staleness"): STUDY,
 }
 "(Page, part of the command): why it is not run."

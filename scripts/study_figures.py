@@ -15,6 +15,8 @@ NUM_TRAINING_POINTS = 8
 "Number of rollouts over which training curves are means: every rollout has other prompts."
 SMALL_PANEL = (3.2, 2.7)
 PANELS_PER_ROW = 4
+AGED = ", age "
+"Stands between the name of a method and the age of its rollouts."
 TRAINING_PANELS = {"train/max_at_k/1": "max@1", "train/max_at_k/8": "max@8", "train/entropy": "entropy, nats per token"}
 
 
@@ -31,6 +33,29 @@ def training_figure(results_of: Mapping[str, Sequence[Result]]) -> Figure:
             centres = [(i + 0.5) * width for i in range(len(points))]
             axes.plot(centres, points, dash, color=colour, marker=marker, markersize=5, linewidth=2, label=name)
         dress(axes, "rollout", label)
+    shared_legend(figure, grid)
+    return figure
+
+
+def age_figure(results_of: Mapping[str, Sequence[Result]], ks: Sequence[int]) -> Figure:
+    """max@k over the age of rollouts, a panel per k, means over seeds; the method `NAME, age 16` is a point of NAME."""
+    points_of: dict[str, dict[int, Sequence[Result]]] = {}
+    for name, results in results_of.items():
+        family, is_aged, age = name.rpartition(AGED)
+        if is_aged:
+            points_of.setdefault(family, {})[int(age)] = results
+    figure = new_figure(PANEL[0] * len(ks), PANEL[1])
+    grid = list(figure.subplots(1, len(ks), squeeze=False).flat)
+    for axes, k in zip(grid, ks, strict=True):
+        for place, (family, points) in enumerate(points_of.items(), start=1):  # 0 is the base's look
+            ages = sorted(points)
+            values = [np.mean([r.max_at_k_PK[:, r.ks.index(k)].mean() for r in points[age]]) for age in ages]
+            colour, marker, dash = look(place)
+            axes.plot(ages, values, dash, color=colour, marker=marker, markersize=5, linewidth=2, label=family)
+        axes.set_xscale("symlog", base=2, linthresh=1)
+        ages = sorted({age for points in points_of.values() for age in points})
+        axes.set_xticks(ages, [str(age) for age in ages])
+        dress(axes, "age of rollouts, optimizer steps", f"max@{k}")
     shared_legend(figure, grid)
     return figure
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from study_controls import control_table, format_table
-from study_figures import tradeoff_figure, training_figure
+from study_figures import age_figure, tradeoff_figure, training_figure
 from study_groups import group_table
 from study_programs import blind_table
 from study_results import (
@@ -324,6 +324,10 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
                 yield f"{name}_entropy", entropy_densities(counts)
             trained = {row.name: row.results for row in rows if row.results[0].curves}
             yield f"{name}_training", training_figure(trained)
+    for name in plan.aged_tables:
+        rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
+        if rows:
+            yield f"{name}_ages", age_figure({row.name: row.results for row in rows}, plan.test_ks)
     for benchmark in plan.benchmarks:
         if any((results / benchmark / "validation").glob("*.json")):
             yield f"{benchmark}_learning_rates", tradeoff_figure(plan, results, benchmark)

@@ -230,6 +230,8 @@ class StudyPlan:
     "Tables that have figures."
     grouped_tables: Sequence[str]
     "Tables of the built-in benchmark that are split by what makes problems hard."
+    aged_tables: Sequence[str] = ()
+    "Tables that have a figure over the age of rollouts, with which the labels of their arms end: `NAME, age 16`."
     benchmarks: Mapping[str, Benchmark]
     "Benchmarks by name."
     arms: Mapping[str, Mapping[str, Any]]

@@ -17,6 +17,7 @@ import pytest
 import study
 import study_again
 import study_controls
+import study_figures
 import study_groups
 import study_programs
 import study_report
@@ -649,3 +650,15 @@ def test_correct_programs_are_tabled_and_tested(tmp_path: Path) -> None:
     np.testing.assert_allclose(result.values_PK("programs_at_k"), [expected, [0.0] * 4], rtol=1e-12)
     contents = dict(study_report._curve_blocks("main", [_method(result)], [1, 8]))
     assert contents["main programs"].startswith("| vague, programs@k | k = 1 |")
+
+
+def test_an_age_is_a_point_on_the_line_of_its_method(tmp_path: Path) -> None:
+    _keep(tmp_path, _job("grpo_3", 1e-4, "test"), {"a": 4, "b": 0})
+    (kept,) = study_results.read_all(tmp_path, "vague", "test")
+    better = replace(kept, rewards={"a": {"1": 8}, "b": {"1": 8}})
+    figure = study_figures.age_figure({"base": [kept], "ours, age 16": [kept], "ours, age 0": [better, kept]}, [1, 8])
+    lines = [axes.get_lines() for axes in figure.axes]
+    assert [len(of_panel) for of_panel in lines] == [1, 1]
+    assert list(lines[0][0].get_xdata()) == [0, 16]
+    value = kept.max_at_k_PK[:, 0].mean()
+    np.testing.assert_allclose(lines[0][0].get_ydata(), [(1.0 + value) / 2, value])

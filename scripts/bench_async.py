@@ -45,7 +45,7 @@ ARGUMENTS = {
     "enforce-eager": True,
     "max-model-len": 512,
     "dtype": "float32",
-    "kv-cache-memory-bytes": 2**27,
+    "kv-cache-memory-bytes": 2**29,
     "enable-chunked-prefill": False,
     "distributed-executor-backend": "uni",
     "host": HOST,

@@ -22,7 +22,7 @@ from maxk_lightning.rollouts.ranks import Ranks
 from maxk_lightning.rollouts.refill import Draw, Further, Orders
 from maxk_lightning.rollouts.rollout import Order, Rollout
 from maxk_lightning.rollouts.stored import Record, from_state, to_state
-from maxk_lightning.rollouts.weight_sync import NUM_TEST_TOKENS_IN_FLIGHT, Push, Weights, WeightSync
+from maxk_lightning.rollouts.weight_sync import NUM_TEST_TOKENS_AMID_TRAINING, Push, Weights, WeightSync
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Sampler:
         self.finish(ranks)
         if not self.is_free:  # `take` says what happened
             return False
-        if not self._sync.refresh(weights, order.prompts, order.sampling, ranks):
+        if not self._sync.refresh(weights, order.prompts, order.sampling, ranks, NUM_TEST_TOKENS_AMID_TRAINING):
             self._sync.close()
             return False
         self._ahead.append(Draw(order, further))
@@ -132,7 +132,7 @@ class Sampler:
             return
         order = self._order
         assert order is not None
-        if self._sync.refresh(weights, order.prompts, order.sampling, ranks, NUM_TEST_TOKENS_IN_FLIGHT):
+        if self._sync.refresh(weights, order.prompts, order.sampling, ranks, NUM_TEST_TOKENS_AMID_TRAINING):
             self._pushes.append(self._sync.last)
             return
         self._sync.close()

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 NUM_TEST_PROMPTS = 8
 NUM_TEST_TOKENS = 64
 "Tokens sampled per prompt after every push, to compare log-probs."
-NUM_TEST_TOKENS_IN_FLIGHT = 8
-"Likewise while a rollout is sampled: training waits for them after every optimizer step."
+NUM_TEST_TOKENS_AMID_TRAINING = 8
+"Likewise where a rollout is begun or given newer weights between optimizer steps: training waits for them."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

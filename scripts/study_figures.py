@@ -16,7 +16,7 @@ NUM_TRAINING_POINTS = 8
 SMALL_PANEL = (3.2, 2.7)
 PANELS_PER_ROW = 4
 AGED = ", age "
-"Stands between the name of a method and the age of its rollouts."
+"Comes between the name of a method and the age of its rollouts."
 TRAINING_PANELS = {"train/max_at_k/1": "max@1", "train/max_at_k/8": "max@8", "train/entropy": "entropy, nats per token"}
 
 
@@ -44,6 +44,7 @@ def age_figure(results_of: Mapping[str, Sequence[Result]], ks: Sequence[int]) ->
         family, is_aged, age = name.rpartition(AGED)
         if is_aged:
             points_of.setdefault(family, {})[int(age)] = results
+    all_ages = sorted({age for points in points_of.values() for age in points})
     figure = new_figure(PANEL[0] * len(ks), PANEL[1])
     grid = list(figure.subplots(1, len(ks), squeeze=False).flat)
     for axes, k in zip(grid, ks, strict=True):
@@ -53,8 +54,7 @@ def age_figure(results_of: Mapping[str, Sequence[Result]], ks: Sequence[int]) ->
             colour, marker, dash = look(place)
             axes.plot(ages, values, dash, color=colour, marker=marker, markersize=5, linewidth=2, label=family)
         axes.set_xscale("symlog", base=2, linthresh=1)
-        ages = sorted({age for points in points_of.values() for age in points})
-        axes.set_xticks(ages, [str(age) for age in ages])
+        axes.set_xticks(all_ages, [str(age) for age in all_ages])
         dress(axes, "age of rollouts, optimizer steps", f"max@{k}")
     shared_legend(figure, grid)
     return figure

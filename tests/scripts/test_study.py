@@ -86,8 +86,14 @@ SMALL_PLAN: dict[str, Any] = {
 }
 
 
-OTHER_BUDGETS = {"reuse_1": (13824, 144), "reuse_2": (6912, 144), "reuse_4": (3456, 144), "replay": (3456, 72)}
-OTHER_BUDGETS |= {"uniform_60": (2784, 87), "allocated_60": (2784, 87)}
+OTHER_BUDGETS = {
+    "reuse_1": (13824, 144),
+    "reuse_2": (6912, 144),
+    "reuse_4": (3456, 144),
+    "replay": (3456, 72),
+    "uniform_60": (2784, 87),
+    "allocated_60": (2784, 87),
+}
 "Completions and steps of the arms that differ in them."
 SMOLLM2_BUDGETS = {"study_smollm2": (7680, 180), "study_smollm2_staleness": (384, 36)}
 "Those of the plans on SmolLM2."

@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from study_adapters import adapter_path, keep_adapter, place_adapter
 from study_again import sentences
 from study_condense import condense
 from study_report import check_quick
@@ -77,6 +78,10 @@ class Runner:
         """Name the directory of a job's training."""
         return self.directory / job.benchmark / job.training
 
+    def left(self, job: Job) -> list[Job]:
+        """List what is not kept yet: the job itself, and further evaluations of its policy."""
+        return [each for each in [job, *controls_of(self.plan, job)] if not path_of(self.results, each).is_file()]
+
     def out(self, job: Job) -> Path:
         """Name the directory of a job's samples."""
         return self.home(job) / "-".join(filter(None, (job.split, job.control)))
@@ -84,24 +89,38 @@ class Runner:
 
 def run(job: Job, runner: Runner) -> None:
     """Train, evaluate and keep what matters, unless that was done before."""
-    if path_of(runner.results, job).is_file():
+    left = runner.left(job)
+    if not left:
         return
     home = runner.home(job)
     home.mkdir(parents=True, exist_ok=True)
     fitting_from = time.monotonic()
-    policy = runner.base(job) if job.arm == BASE else _train(job, runner)
+    policy = _policy(job, runner)
     trained = time.monotonic()
-    for each in [
-        *controls_of(runner.plan, job),
-        job,
-    ]:  # the job itself is the last, so that nothing is left when it is kept
-        if not path_of(runner.results, each).is_file():
-            evaluating_from = time.monotonic()
-            _evaluate(each, runner, policy)
-            seconds = {"fit": trained - fitting_from, "evaluate": time.monotonic() - evaluating_from}
-            write(runner.results, condense(each, home, runner.out(each), seconds))
+    for each in left:
+        evaluating_from = time.monotonic()
+        _evaluate(each, runner, policy)
+        seconds = {"fit": trained - fitting_from, "evaluate": time.monotonic() - evaluating_from}
+        write(runner.results, condense(each, home, runner.out(each), seconds))
     for name in ("towards",) if runner.plan.is_trained_further(job) else ("checkpoints", "towards"):
         shutil.rmtree(home / name, ignore_errors=True)
+
+
+def _policy(job: Job, runner: Runner) -> str:
+    """Train, unless all that is left is to sample a policy whose adapter is kept; returns what `--policy` takes."""
+    base = runner.base(job)
+    if job.arm == BASE:
+        return base
+    if not runner.plan.keeps_adapters or job.split != "test":
+        return _train(job, runner)
+    home, kept = runner.home(job), adapter_path(runner.results, job)
+    if job in runner.left(job) or not kept.is_dir():  # with the job, curves of the training are kept
+        checkpoint, exported = _train(job, runner), home / "exported"
+        shutil.rmtree(exported, ignore_errors=True)
+        maxk(home / "export.log", "export", "--ckpt", checkpoint, "--adapter", "true", "--out", str(exported))
+        keep_adapter(exported, kept, runner.plan.benchmarks[job.benchmark].policy)
+    place_adapter(kept, home / "adapter", base)
+    return str(home / "adapter")
 
 
 def _train(job: Job, runner: Runner) -> str:
@@ -126,7 +145,10 @@ def _evaluate(job: Job, runner: Runner, policy: str) -> None:
     if kind == "towards":
         between = home / "towards" / value
         base = runner.base(job)
-        maxk(log, "export", "--ckpt", policy, "--towards", base, "--by", value, "--out", str(between))
+        if runner.plan.keeps_adapters:
+            place_adapter(Path(policy), between, base, share=1 - float(value))
+        else:
+            maxk(log, "export", "--ckpt", policy, "--towards", base, "--by", value, "--out", str(between))
         policy = str(between)
     samples = ["--policy", policy, "--num_samples", str(job.num_samples), "--name", job.arm]
     samples += ["--out", str(out), "--seed_everything", str(job.seed)]
@@ -214,7 +236,7 @@ def run_all(jobs: Sequence[Job], runner: Runner, num_jobs: int) -> int:
         RuntimeError: some failed; the others were run.
     """
     results = runner.results
-    left = [job for job in jobs if not path_of(results, job).is_file()]
+    left = [job for job in jobs if runner.left(job)]
     print(f"{len(jobs)} jobs, {len(left)} of them left", flush=True)
     failures = []
     with ThreadPoolExecutor(num_jobs) as pool:

@@ -217,6 +217,8 @@ class StudyPlan:
     its first seed in the table `main`; they cost no training."""
     control_samples: int = 0
     "Samples per problem of the controls."
+    keeps_adapters: bool = False
+    "Keep the adapter of every policy of the tables, and evaluate what is kept: `model.lora` of all arms."
     test: Mapping[str, int]
     "Samples per problem of the tables."
     select: str = ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from maxk_lightning.policy.adapter import is_adapter_directory
 from maxk_lightning.policy.architectures import Attention, attention_implementation, check_architecture
 from maxk_lightning.policy.lora import LoRA, add_adapters
 from maxk_lightning.policy.policy import Policy
@@ -39,6 +40,10 @@ def resolve_policy(policy: str) -> str:
         return BUILTIN[policy]
     path = Path(policy)
     if path.is_dir():
+        if is_adapter_directory(policy):
+            raise ValueError(
+                f"model.policy: {policy} holds an adapter, not a policy; `evaluate` and `best` take it as --policy"
+            )
         if not (path / "config.json").is_file():
             raise ValueError(f"model.policy: {policy} is not a policy directory: it has no config.json")
         if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):

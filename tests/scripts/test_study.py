@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import study
+import study_adapters
 import study_again
 import study_controls
 import study_figures
@@ -22,13 +24,18 @@ import study_groups
 import study_programs
 import study_report
 import study_results
+import torch
 import yaml
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from study_results import CONFIGS, Benchmark, Job, Result, StudyPlan, Table, Told, read_plan
 
 from maxk_lightning.commands.trainer import MaxKCLI
 from maxk_lightning.data.mistakes import GOOD_CONTEXT_RIGHT, habit
 from maxk_lightning.data.pipelines import VAGUE, VAGUE_PHRASES, VARIANTS, Pipeline, Step
 from maxk_lightning.evaluation.samples import to_sample
+from maxk_lightning.policy import load_model
+from maxk_lightning.policy.adapter import write_merged
 from maxk_lightning.types import Completion, Score
 from tests.support.paths import ROOT
 
@@ -268,6 +275,59 @@ def test_a_kept_job_is_run_again_elsewhere_and_compared(tmp_path: Path) -> None:
         assert (tmp_path / "directory_again/results/vague/test/grpo_3-lr0.0002-seed1.json").is_file()
     told = subprocess.run(_study(tmp_path), cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "nothing was run; --again grpo_3 --seed 1 --table main runs one job again" in told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_policy_is_sampled_again_from_its_kept_adapter(tmp_path: Path) -> None:
+    vague = {**SMALL_PLAN["benchmarks"]["vague"], "learning_rates": [1e-2]}
+    main = {"benchmark": "vague", "seeds": [1], "against": [], "arms": ["grpo_3"]}
+    changed = {"select": "", "keeps_adapters": True, "benchmarks": {"vague": vague}, "tables": {"main": main}}
+    _write_configs(tmp_path / "configs", num_rollouts=1, plan={**SMALL_PLAN, **changed})
+    common = tmp_path / "configs/common.yaml"
+    common.write_text(common.read_text().replace("model:\n", "model:\n  lora: {r: 4, alpha: 8}\n"))
+    subprocess.run(_study(tmp_path), cwd=ROOT, check=True)
+    kept = tmp_path / "results/vague/adapters/grpo_3-lr0.01-seed1"
+    assert json.loads((kept / "adapter_config.json").read_text())["base_model_name_or_path"] == "builtin-vague"
+    weights = load_file(kept / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert any("lora_B" in name and weight.any() for name, weight in weights.items())
+    [control] = (tmp_path / "results/vague/controls").glob("*.json")
+    before = _written_at(tmp_path / "results")
+    evaluated = json.loads(control.read_text())
+    control.unlink()
+    shutil.rmtree(tmp_path / "directory")
+    subprocess.run(_study(tmp_path), cwd=ROOT, check=True)
+    again = json.loads(control.read_text())
+    assert (again["job"], again["rewards"]) == (evaluated["job"], evaluated["rewards"])
+    assert not list((tmp_path / "directory").rglob("fit.log")), "it was trained again"
+    after = _written_at(tmp_path / "results")
+    assert {path: time_ for path, time_ in after.items() if path != control} == {
+        path: time_ for path, time_ in before.items() if path != control
+    }
+
+
+def test_a_share_of_an_adapter_lies_between_the_base_and_the_trained_weights(
+    random_policy: str, tmp_path: Path
+) -> None:
+    model = get_peft_model(load_model(random_policy), LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(tmp_path / "exported")
+    study_adapters.keep_adapter(tmp_path / "exported", tmp_path / "kept", "owner/base")
+    merged = {}
+    for share in (0.0, 0.25, 1.0):
+        study_adapters.place_adapter(tmp_path / "kept", tmp_path / f"{share}", random_policy, share)
+        write_merged(str(tmp_path / f"{share}"), str(tmp_path / f"{share}-merged"))
+        merged[share] = load_model(str(tmp_path / f"{share}-merged")).state_dict()
+    trained = model.merge_and_unload().state_dict()
+    for name, weight in load_model(random_policy).state_dict().items():
+        assert torch.equal(merged[0.0][name], weight)
+        torch.testing.assert_close(merged[1.0][name], trained[name], atol=0.02, rtol=0)  # kept in bfloat16
+        between = 0.75 * weight + 0.25 * merged[1.0][name]
+        torch.testing.assert_close(merged[0.25][name], between, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def best(
     A run that was killed continues when the same command is given again.
 
     Args:
-        policy: Policy directory, hub name, `builtin`, or a `.ckpt` file written by `fit`.
+        policy: Policy directory, hub name, `builtin`, a `.ckpt` file written by `fit`, or directory of a peft adapter.
         config: YAML of a run, for its prompt template, engine, `rollout.reward` and `rollout.eval_sampling`; default:
             those of `fit` without a YAML. Of several, later ones lie over earlier ones.
         problems: JSON Lines of problems; their tests with `"public": true` are the public ones.

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from maxk_lightning.commands.evaluate.collect_samples import check_settings
-from maxk_lightning.commands.evaluate.policy import RunSettings, exported, policy_digest, read_run_settings
+from maxk_lightning.commands.evaluate.policy import RunSettings, policy_digest, read_run_settings
+from maxk_lightning.commands.loadable import is_loadable, loadable
 from maxk_lightning.data import JsonLines, ProblemSource
 from maxk_lightning.evaluation.samples import drop_half_line
 from maxk_lightning.records import read_records
@@ -192,7 +193,7 @@ def best_of_n(
     """Sample N answers to each problem and choose one, as the command `best` does.
 
     Args:
-        policy: Policy directory, hub name, `builtin`, or a `.ckpt` file written by `fit`.
+        policy: Policy directory, hub name, `builtin`, a `.ckpt` file written by `fit`, or directory of a peft adapter.
         problems: What to answer; tests that are not public are not looked at.
         num_samples: N.
         select: Selector, such as `public+agreement` or `likelihood`.
@@ -217,14 +218,14 @@ def best_of_n(
 
 @contextmanager
 def usable(policy: str, out: Path | None = None) -> Iterator[str]:
-    """A policy as others load it: a `.ckpt` is exported to `out`/policy, without `out` for as long as this lasts."""
-    if not policy.endswith(".ckpt"):
+    """A policy as engines load it; what is written for that goes to `out`/policy, or lasts as long as this does."""
+    if is_loadable(policy):
         yield policy
     elif out is not None:
-        yield exported(policy, out / "policy")
+        yield loadable(policy, out / "policy")
     else:
         with tempfile.TemporaryDirectory(prefix="maxk_best_") as directory:
-            yield exported(policy, Path(directory) / "policy")
+            yield loadable(policy, Path(directory) / "policy")
 
 
 def answer_file(search: Search, problems: Path, out: Path, problems_per_chunk: int) -> None:

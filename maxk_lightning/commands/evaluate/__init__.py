@@ -31,7 +31,7 @@ def evaluate(
     Args:
         config: YAML of a run: its test problems, prompt template, engine, `rollout.eval_reward` or `rollout.reward`,
             and `rollout.eval_sampling` are used. Of several, later ones lie over earlier ones.
-        policy: Policy directory, hub name, `builtin`, or a `.ckpt` file written by `fit`.
+        policy: Policy directory, hub name, `builtin`, a `.ckpt` file written by `fit`, or directory of a peft adapter.
         out: Directory for samples.jsonl, summary.json and curves.png, or for one such directory per benchmark.
         num_samples: Samples per problem (the paper: 256).
         name: What tables call this policy; default: the last part of `out`.

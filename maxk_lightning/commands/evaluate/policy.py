@@ -1,7 +1,6 @@
 """From a policy and the YAML of a run to samples.jsonl, summary.json and curves.png."""
 
 import hashlib
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,7 @@ from maxk_lightning.commands.evaluate.shards import join_shards
 from maxk_lightning.commands.evaluate.summary_table import print_summary
 from maxk_lightning.commands.evaluate.told import write_told
 from maxk_lightning.commands.evaluate.until_width import collect_until
-from maxk_lightning.commands.export import export
+from maxk_lightning.commands.loadable import loadable
 from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
 from maxk_lightning.data.pipelines import VARIANTS
@@ -42,9 +41,8 @@ def evaluate_policy(request: Request) -> None:
     Raises:
         ValueError: a setting is wrong, or an output holds samples of other settings.
     """
-    policy = request.policy
-    if policy.endswith(".ckpt"):
-        policy = exported(policy, (request.shard.directory(request.out) if request.shard else request.out) / "policy")
+    home = request.shard.directory(request.out) if request.shard else request.out
+    policy = loadable(request.policy, home / "policy")
     settings = read_run_settings(["--config", request.config, *request.overrides], policy)
     if request.told_ks and not settings.data.template.tells_k:
         raise ValueError("--told_k: data.template has no {k}, so prompts tell no number of tries")
@@ -235,13 +233,6 @@ def _test_source(data: PromptDataModule) -> dict[str, ProblemSource]:
     if source is None:
         raise ValueError("data.test is null in the YAML: give it, or --benchmarks")
     return {_benchmark_name(source): source}
-
-
-def exported(ckpt: str, directory: Path) -> str:
-    """The policy of a checkpoint as a directory, exported anew: the file may hold other weights than the last time."""
-    shutil.rmtree(directory, ignore_errors=True)
-    export(ckpt, str(directory))
-    return str(directory)
 
 
 def _benchmark_name(source: ProblemSource) -> str:

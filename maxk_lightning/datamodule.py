@@ -141,7 +141,7 @@ class PromptDataModule(LightningDataModule):
             )
 
     def read(self, source: ProblemSource, name: str) -> list[Problem]:
-        """The problems of a source whose prompts are short enough; `reports[name]` says what was left out.
+        """Read the problems of a source whose prompts are short enough; `reports[name]` says what was left out.
 
         Raises:
             ValueError: naming file, line and reason, or no problem is usable.
@@ -162,7 +162,7 @@ class PromptDataModule(LightningDataModule):
         return kept
 
     def render(self, problems: Sequence[Problem], seeds: Sequence[int], told_k: int) -> list[Prompt]:
-        """Prompts as the policy reads them, with the seeds of their groups; those that tell a k tell this one."""
+        """Render prompts as the policy reads them, with the seeds of their groups, and `told_k` in place of `{k}`."""
         return [
             self.template.render(problem, self.tokenizer, seed, told_k)
             for problem, seed in zip(problems, seeds, strict=True)
@@ -181,11 +181,11 @@ class PromptDataModule(LightningDataModule):
         Args:
             index: Number of the rollout.
             sampling: Settings of the completions.
-            places: Which of the rollout's prompts; None: those it begins with. Behind these come all problems that are
+            places: Places of the rollout's prompts; None: those it begins with. After these come all problems that are
                 not among them, in an order of this rollout's own, for `refill`.
 
         Raises:
-            ValueError: there are no problems for so many places.
+            ValueError: there are fewer problems than places.
         """
         stream = self._stream
         places = range(self.prompts_per_rollout) if places is None else places
@@ -208,7 +208,7 @@ class PromptDataModule(LightningDataModule):
         return Order(index=index, problems=problems, prompts=prompts, sampling=sampling)
 
     def refill_of(self, index: int, sampling: Sampling, objective: Objective) -> Refill | None:
-        """How far a training rollout may be refilled, by the credits of this objective; None: not at all."""
+        """Return how far a training rollout may be refilled, by the credits of this objective; None: not at all."""
         if not self.refill:
             return None
         return Refill(
@@ -228,7 +228,7 @@ class PromptDataModule(LightningDataModule):
 
     @property
     def schedule(self) -> dict[str, int]:
-        """What decides the optimizer steps of a rollout: a run resumed within one must have the same."""
+        """Settings that decide the optimizer steps of a rollout: a run resumed within one must have the same."""
         names = ("prompts_per_rollout", "prompts_per_step", "num_ppo_iterations", "seed")
         return {name: getattr(self, name) for name in names}
 
@@ -253,7 +253,7 @@ class PromptDataModule(LightningDataModule):
         return batch
 
     def note(self, index: int, groups: Sequence[Group]) -> None:
-        """Let the curriculum learn from a rollout, once; all ranks come here together."""
+        """Let the curriculum learn from a rollout, once; all ranks must call this together."""
         if self.drawn is None:
             return
         rewards = dict(self._ranks.gather([(group.problem.id, group.rewards) for group in groups]))
@@ -261,20 +261,20 @@ class PromptDataModule(LightningDataModule):
         self.drawn.note(index, {numbers[name]: values for name, values in rewards.items()})
 
     def num_passed_over(self, index: int) -> int:
-        """Problems that the curriculum passed over on the way to a rollout."""
+        """Count the problems that the curriculum passed over on the way to a rollout."""
         return 0 if self.drawn is None else self.drawn.num_passed_over[index]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the curriculum knows, for a checkpoint."""
+        """Return what the curriculum knows, for a checkpoint."""
         return {} if self.drawn is None else {"curriculum": self.drawn.state()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with what the curriculum knew."""
+        """Restore what the curriculum knew."""
         if self.drawn is not None and "curriculum" in state_dict:
             self.drawn.load_state(state_dict["curriculum"])
 
     def _positions(self, index: int, sampling: Sampling) -> Sequence[int]:
-        """Where the prompts that a rollout begins with stand in the stream."""
+        """Positions in the stream of the prompts that a rollout begins with."""
         if self.drawn is not None:
             return self.drawn.positions(index, self.prompts_per_rollout, sampling.num_completions)
         return range(index * self.prompts_per_rollout, (index + 1) * self.prompts_per_rollout)
@@ -295,7 +295,7 @@ class PromptDataModule(LightningDataModule):
 
 
 def stages(stage: str) -> tuple[str, ...]:
-    """The stages whose problems a stage of the Trainer needs."""
+    """List the stages whose problems a stage of the Trainer needs."""
     return ("fit", "validate") if stage == "fit" else (stage,)
 
 

@@ -48,10 +48,10 @@ def pass_at_k(is_correct_PN: Tensor, ks: Sequence[int]) -> Tensor:
 
 
 def top_rank_weights(num_samples_P: Tensor, num_ranks: int, k: int) -> Tensor:
-    """Probability that rank j (1 is the smallest) is the largest of a uniform k-subset: C(j-1, k-1) / C(n, k).
+    """Compute the probability that rank j (1: the smallest) is the largest of a k-subset: C(j-1, k-1) / C(n, k).
 
-    One row per group of n = num_samples_P[p] samples; ranks above n, and whole groups with n < k, weigh nothing.
-    A ratio recurrence going down from w_n = k/n, w_j = w_{j+1} (j + 1 - k) / j, so that no binomial is ever formed.
+    The result is [P, num_ranks], float64; ranks above n, the samples of a group, and whole groups with n < k, are 0. A
+    ratio recurrence goes down from w_n = k/n by w_j = w_{j+1} (j + 1 - k) / j, so that no binomial is ever formed.
 
     >>> top_rank_weights(torch.tensor([4, 3]), num_ranks=4, k=2)
     tensor([[0.0000, 0.1667, 0.3333, 0.5000],
@@ -66,7 +66,7 @@ def top_rank_weights(num_samples_P: Tensor, num_ranks: int, k: int) -> Tensor:
 
 
 def count_samples(rewards_PN: Tensor) -> Tensor:
-    """Samples present in each group: num_samples_P, int64."""
+    """Count the samples of each group that are not missing: num_samples_P, int64."""
     return rewards_PN.isnan().logical_not().sum(-1)
 
 

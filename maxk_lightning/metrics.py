@@ -1,4 +1,4 @@
-"""Torchmetrics shells over the estimators: O(K) float64 sums, whatever happens to the module that holds them.
+"""Torchmetrics on top of the estimators: O(K) float64 sums, also in a module that is cast to another type.
 
 Shapes: P prompts, N completions per prompt, K list of k values.
 """
@@ -67,7 +67,7 @@ class _CurveOverK(_Float64Sums):
         self.count_K = self.count_K + pad(values_PK.new_full((num_ks,), len(values_PK)), rest)
 
     def compute(self) -> dict[str, Tensor]:
-        """Means and standard errors under their log names."""
+        """Compute means and standard errors under their log names."""
         mean_K = self.total_K / self.count_K
         # One group has no variance: 0/0 makes the NaN that says so.
         variance_K = (self.square_K / self.count_K - mean_K.square()).clamp(min=0.0) / (self.count_K - 1)
@@ -92,7 +92,7 @@ class MaxAtK(_CurveOverK):
     name = "max_at_k"
 
     def update(self, rewards_PN: Tensor) -> None:
-        """Add groups of rewards; NaN marks a missing sample."""
+        """Add groups of rewards; NaN marks a missing sample. ValueError unless they are [P, N]."""
         if rewards_PN.ndim != 2:
             raise ValueError(f"rewards_PN has shape {tuple(rewards_PN.shape)}, must be [prompts, completions]")
         rewards_PN = rewards_PN.detach().to(self.total_K)
@@ -115,7 +115,7 @@ class RealisedMaxAtK(_CurveOverK):
     name = "realised_max_at_k"
 
     def update(self, values_PK: Tensor) -> None:
-        """Add the values of groups, from `selection.realised_at_k`; NaN from the first k that a group has not."""
+        """Add values of groups, from `selection.realised_at_k`: [P, K], else ValueError; NaN above a group's size."""
         if values_PK.ndim != 2 or values_PK.shape[1] != len(self.ks):
             raise ValueError(f"values_PK has shape {tuple(values_PK.shape)}, must be [prompts, {len(self.ks)}]")
         values_PK = values_PK.detach().to(self.total_K)
@@ -143,7 +143,7 @@ class PassAtK(MaxAtK):
 
 
 class WeightedMean(_Float64Sums):
-    """Weighted mean of everything it was given; NaN values carry no weight, no weight at all gives NaN.
+    """Weighted mean of all values that it was given; NaN values have no weight; NaN if nothing has a weight.
 
     `torchmetrics.MeanMetric` sums in float32 and follows its module to bfloat16.
     """
@@ -164,7 +164,7 @@ class WeightedMean(_Float64Sums):
         self.weight = self.weight + weights.sum()
 
     def compute(self) -> Tensor:
-        """The mean."""
+        """Compute the mean."""
         return self.total / self.weight
 
 
@@ -207,7 +207,7 @@ class RolloutMetrics(nn.Module):
             mean.update(values[tag])
 
     def compute(self) -> dict[str, float]:
-        """Values by tag; those that nothing was counted for are left out."""
+        """Compute the values by tag; those without any sample are left out."""
         values = {**self.max_at_k.compute(), **self.pass_at_k.compute()}
         values = {tag: value for tag, value in values.items() if "stderr" not in tag}
         values["reward"] = values["max_at_k/1"]

@@ -184,7 +184,7 @@ class PolicyModule(LightningModule):
         self._update(optimizer, step_loss, sums)
 
     def step_loss(self, samples: Samples) -> StepLoss:
-        """The loss of the step that the samples are this rank's share of; all ranks must come here together."""
+        """Return the loss of a step of which the samples are this rank's share; all ranks must call this together."""
         reference, old, ranks = self.reference, self.old, self._ranks
         return StepLoss(
             policy=self._policy,
@@ -211,7 +211,7 @@ class PolicyModule(LightningModule):
         return [not credited for credited in has_credit(self.objective_of(self.current_epoch), groups)]
 
     def on_train_epoch_end(self) -> None:
-        """Let go of what the reference and the old policy said of this rollout."""
+        """Drop the log-probs of this rollout under the reference and the old policy."""
         for policy in (self.reference, self.old):
             if policy is not None:
                 policy.forget()
@@ -225,7 +225,7 @@ class PolicyModule(LightningModule):
         self.eval_metrics.update(samples.rewards_PN, samples.values, samples.behaviours_PN)
 
     def predict_step(self, samples: Samples, batch_idx: int) -> list[dict[str, Any]]:
-        """One record of the completions format per group; Lightning takes no frozen dataclass here."""
+        """Make one record of the completions format per group; Lightning takes no frozen dataclass here."""
         return [
             {"id": group.problem.id, "completions": [completion.text for completion in group.completions]}
             for group in samples.groups
@@ -245,10 +245,10 @@ class PolicyModule(LightningModule):
         self._log_metrics("train", self.train_metrics)
 
     def note_old(self, steps: Sequence[Samples]) -> None:
-        """Note the old log-probs of a rollout in a pass without gradient; all ranks come here together.
+        """Note the old log-probs of a rollout in a pass without gradient; all ranks must call this together.
 
         Args:
-            steps: This rank's samples of every optimizer step, the first one first: that notes its own, for free.
+            steps: This rank's samples of every optimizer step, in order; the first step notes its own, at no cost.
         """
         if self.old is None:
             return
@@ -259,11 +259,11 @@ class PolicyModule(LightningModule):
                     step_loss.note_old(batch.to(self.device))
 
     def weights(self) -> Weights:
-        """The policy as it is, for a rollout engine."""
+        """Return the current policy, for a rollout engine."""
         return Weights(policy=self._policy, named_tensors=self.hf_weights, step=self.global_step)
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's weights under their Hugging Face names, tied ones included, adapters merged into theirs.
+        """Iterate over the policy's weights under Hugging Face names, tied ones included, adapters merged into theirs.
 
         Sharded ones are gathered one at a time: all ranks must iterate together.
         """
@@ -272,7 +272,7 @@ class PolicyModule(LightningModule):
         return weights if self.lora is None else merged(weights, self.lora.scaling)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the policy that the weights belong to, for `export`; of a policy with adapters keep these alone."""
+        """Note the policy that the weights belong to, for `export`; of a policy with adapters keep only these."""
         checkpoint |= {"policy": self.policy_name, "entropy_coef": self.entropy_bonus.coef}
         if self.lora is not None:
             # torch.distributed.checkpoint restores all weights or none
@@ -291,7 +291,7 @@ class PolicyModule(LightningModule):
             checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
 
     def objective_of(self, index: int) -> Objective:
-        """The objective in force for a rollout, by the share of the planned ones that came before it."""
+        """Return the objective in force for a rollout, by the share of the planned rollouts before it."""
         return objective_at(self.objective, index / max(1, self.trainer.max_epochs or 1))
 
     @property
@@ -319,12 +319,12 @@ class PolicyModule(LightningModule):
         self.guard.watch(values)
         values |= self.entropy_bonus.after(values["entropy"])
         if not is_allowed:
-            optimizer.zero_grad(set_to_none=True)  # what an optimizer leaves out, its moments included
+            optimizer.zero_grad(set_to_none=True)  # an optimizer leaves such weights out, their moments included
         elif self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, grad_norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])  # of this step: the schedule moves it below
         optimizer.step()
-        optimizer.zero_grad()  # the rollout that follows wants their memory
+        optimizer.zero_grad()  # the rollout that follows needs their memory
         scheduler = self.lr_schedulers()
         if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):  # that waits for validations
             scheduler.step()  # type: ignore[union-attr]
@@ -372,5 +372,5 @@ def _check_sizes(prompts: int | None, tokens: int | None, row_tokens: int | None
 
 
 def _rounds_stochastically(optimizer: OptimizerCallable) -> bool:
-    """Whether an optimizer rounds bfloat16 weights at random, which only one that is made can say."""
+    """Whether an optimizer rounds bfloat16 weights at random, which only an instance can tell."""
     return bool(getattr(optimizer([nn.Parameter(torch.zeros(1))]), STOCHASTIC, False))

@@ -16,21 +16,21 @@ from maxk_lightning.checkpoints import is_sharded, read_sharded, replace_checkpo
 class RolloutCheckpoint(ModelCheckpoint):
     """Saves as Lightning does, with three differences.
 
-    What is due after the last step of a rollout is saved at the epoch's end: Lightning would resume such a checkpoint
-    behind the hook in which the next rollout is sampled. And with `save_top_k` 0 `save_last` still saves whenever a
+    A checkpoint that is due after the last step of a rollout is saved at the end of the epoch: Lightning would resume
+    it after the hook in which the next rollout is sampled. With `save_top_k` 0 `save_last` still saves whenever a
     checkpoint is due, where Lightning 2.6 would wait for the end of the run. With `monitor` the best checkpoint is kept
-    (`save_top_k` 0 means 1 then), and one of `val/...` is judged only in rollouts that were validated.
+    (`save_top_k` 0 means 1 then), and a `val/...` metric is judged only in rollouts that were validated.
     """
 
     _is_validated = False  # the rollout that is being trained on
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a trigger that Lightning never pulls under manual optimization."""
+        """Refuse `train_time_interval`, which has no effect under manual optimization, with ValueError."""
         if self._train_time_interval is not None:
             raise ValueError("checkpoint.train_time_interval has no effect here: set checkpoint.every_n_train_steps")
         if self.monitor is not None and self.save_top_k == 0:
             self.save_top_k = 1
-        self._is_validated = False  # the validation before training is none of a rollout
+        self._is_validated = False  # the validation before training belongs to no rollout
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,7 +56,7 @@ class RolloutCheckpoint(ModelCheckpoint):
         if is_new:
             super()._save_topk_checkpoint(trainer, monitor_candidates)
         if self.save_top_k == 0 or not is_new:
-            self._last_global_step_saved = trainer.global_step  # what Lightning asks before it saves the last one
+            self._last_global_step_saved = trainer.global_step  # what Lightning checks before it saves the last one
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

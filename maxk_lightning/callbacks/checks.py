@@ -109,7 +109,7 @@ def check_behaviours(objective: Objective, reward: Reward) -> None:
 
 
 def check_told(objective: Objective, template: PromptTemplate) -> None:
-    """Refuse a `ToldK` whose prompts do not tell, or tell although they should not.
+    """Refuse a `ToldK` whose template has no `{k}`, or has one although `tells` is False.
 
     Raises:
         ValueError: naming the template.

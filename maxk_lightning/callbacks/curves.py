@@ -24,7 +24,7 @@ class CurveWriter(Callback):
         curve = {int(tag.removeprefix(PREFIX)): value for tag, value in values.items()}
         if not curve:
             return
-        step = max(0, trainer.global_step - 1)  # where the scalars of this validation stand
+        step = max(0, trainer.global_step - 1)  # the step of the scalars of this validation
         name = f"step {step}" if trainer.global_step else "before training"
         self._latest = {name: curve}
         self._first = self._first or self._latest

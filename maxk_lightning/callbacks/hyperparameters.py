@@ -20,15 +20,15 @@ NUMBERS = (
     "prompts_per_rollout", "prompts_per_step", "refill", "rollouts_ahead", "max_age", "max_epochs", "eval_n", "seed",
 )  # fmt: skip
 SHOWN = ("objective", "k", "n", "lr", "num_ppo_iterations")
-"Columns that TensorBoard shows until more are ticked; left alone it takes the first five of the alphabet."
+"Columns that TensorBoard shows until more are ticked; by default it takes the first five in alphabetical order."
 Hyperparameters = dict[str, str | float | None]
 
 
 class HyperparameterWriter(Callback):
     """Writes the run's hyper-parameters when training starts.
 
-    TensorBoard itself puts the last value of each metric beside them, so a run that is still going, or was killed, is
-    in the table too, with the numbers it has reached. All runs write the same columns, because TensorBoard takes those
+    TensorBoard itself puts the last value of each metric beside them, so a run that still runs, or was killed, is in
+    the table too, with the numbers it has reached. All runs write the same columns, because TensorBoard takes those
     of any one run for all; metric columns reach to the run's own `eval_n`. A resumed run writes the same row again,
     which TensorBoard shows once. (`save_hyperparameters` would put them into checkpoints, where the command line reads
     them back over what the user asks for.)

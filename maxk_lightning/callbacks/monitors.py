@@ -76,7 +76,7 @@ def check_monitor(key: str, monitor: str, mode: str, tags: Mapping[str, bool], i
     """Refuse a validation metric that is not logged, or `mode: min` for one that is better when larger.
 
     Args:
-        key: Where it was asked for.
+        key: Configuration key that names it.
         monitor: Metric.
         mode: `min` or `max`.
         tags: As `validation_tags` gives them.
@@ -87,7 +87,7 @@ def check_monitor(key: str, monitor: str, mode: str, tags: Mapping[str, bool], i
     ValueError: checkpoint.monitor is val/max_at_k/6, which is not logged; there are val/reward, val/max_at_k/1, ...
 
     Raises:
-        ValueError: as said.
+        ValueError: the metric is not logged, or `mode` would take its worst value for the best.
     """
     stage, _, tag = monitor.partition("/")
     if stage != "val" or (is_open and tag.startswith(PARTS) and tag not in tags):

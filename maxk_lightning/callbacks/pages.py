@@ -34,7 +34,7 @@ class SampleRow:
     prompt: str
     "Its statement."
     reward: float | None
-    "None: it could not be scored."
+    "Reward; None: it could not be scored."
     finish_reason: str
     "`stop` or `length`."
     verdicts: str
@@ -60,14 +60,14 @@ class Page(Protocol):
 
 
 def pages(trainer: Trainer) -> list[Page]:
-    """The pages of a run's loggers; on ranks other than the first there are none."""
+    """List the pages of a run's loggers; on ranks other than the first there are none."""
     if not trainer.is_global_zero:
         return []
     return [_PAGES[kind](each) for each in trainer.loggers for kind in _PAGES if isinstance(each, kind)]
 
 
 def tell_of_others(loggers: Sequence[Logger]) -> None:
-    """Say which loggers have no page."""
+    """Warn of loggers that have no page."""
     for each in loggers:
         if not isinstance(each, tuple(_PAGES)):
             kinds = ", ".join(kind.__name__ for kind in _PAGES)
@@ -195,6 +195,6 @@ def _as_markdown(rows: Sequence[SampleRow]) -> str:
 
 
 def _indented(text: str) -> str:
-    """A code block; longer lines, of statements as a rule, would have to be scrolled to be read."""
+    """A code block with folded lines: longer ones, of statements as a rule, would have to be scrolled to be read."""
     lines = [part for line in text.splitlines() for part in _FOLD.wrap(line) or [""]]
     return "\n".join("    " + line for line in lines)

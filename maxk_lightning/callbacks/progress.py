@@ -105,7 +105,7 @@ class RolloutProgressBar(ProgressBar):
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> str:
-    """What a user looks at first: reward and best of the training samples, best of the validation samples.
+    """Write what a user looks at first: reward and best of the training samples, best of the validation samples.
 
     >>> shown_metrics({"train/reward": 0.25, "train/max_at_k/8": 0.5, "val/max_at_k/8": 0.4, "val/max_at_k/16": 0.625})
     'train reward 0.250, train max@8 0.500, val max@16 0.625'

@@ -13,7 +13,7 @@ from maxk_lightning.selection import Candidate, Realisable, Then, realised_value
 
 
 def log_realised(module: PolicyModule, prefix: str, selector: Then, samples: Samples, seed: int, ranks: Ranks) -> None:
-    """Log realised best-of-k for k = 1, 2, 4, ...; all ranks come here together, with what each sampled.
+    """Log realised best-of-k for k = 1, 2, 4, ...; all ranks must call this together, with what each sampled.
 
     Raises:
         RankError: running programs failed on one of several ranks.
@@ -28,7 +28,7 @@ def log_realised(module: PolicyModule, prefix: str, selector: Then, samples: Sam
 
 
 def realisable(group: Group) -> Realisable:
-    """The candidates of a group that were judged."""
+    """Collect the candidates of a group that have a reward."""
     judged = [
         (Candidate(text=answer_in(completion, group.prompt) or "", mean_logprob=completion.mean_logprob), score.reward)
         for completion, score in zip(group.completions, group.scores, strict=True)

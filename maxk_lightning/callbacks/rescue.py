@@ -1,4 +1,4 @@
-"""How a run ends that cannot continue: with a checkpoint to resume from, and a sentence that says so."""
+"""How a run ends that cannot continue: with a checkpoint to resume from, and an error that says so."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from maxk_lightning.rollouts.ranks import RankError
 
 
 def stop(trainer: Trainer, module: PolicyModule) -> None:
-    """End a run whose steps are no longer finite; its weights are those from before."""
+    """Save a run whose steps are no longer finite, with the weights from before, and raise RuntimeError."""
     raise RuntimeError(
         f"the loss or the gradient of {module.guard.num_skipped} optimizer steps in a row was not finite: training has "
         f"diverged (see train/log_ratio_std and train/credit_max); {_save_checkpoint(trainer)}, with a smaller "
@@ -22,7 +22,7 @@ def stop(trainer: Trainer, module: PolicyModule) -> None:
 
 @contextmanager
 def saved(trainer: Trainer) -> Iterator[None]:
-    """Save a checkpoint when the rollout of a new epoch fails, on all ranks; says so in the error."""
+    """Save a checkpoint when the rollout of a new epoch fails, on all ranks; the error says so."""
     try:
         yield
     except (EngineError, RankError) as error:
@@ -34,7 +34,7 @@ def saved(trainer: Trainer) -> Iterator[None]:
 
 
 def _save_checkpoint(trainer: Trainer, *, is_epoch_new: bool = False) -> str:
-    """Save the run where `--ckpt_path last` finds it; says so, or why not."""
+    """Save the run where `--ckpt_path last` finds it; return a clause that says so, or that nothing was saved."""
     directory = getattr(trainer.checkpoint_callback, "dirpath", None)
     if not trainer.training or directory is None:
         return "no checkpoint was saved"

@@ -1,4 +1,4 @@
-"""What each reward function said of a rollout, in the log."""
+"""The values that each reward function gave to a rollout, in the log."""
 
 import math
 from collections import defaultdict
@@ -14,14 +14,14 @@ Sums = tuple[int, int, float, float]
 
 
 def log_parts(module: PolicyModule, prefix: str, reward: Reward, samples: Samples, ranks: Ranks) -> None:
-    """Log mean and spread of every reward function by name; all ranks come here together, with what each sampled."""
+    """Log mean and spread of every reward function by name; all ranks must call this, with what each sampled."""
     if isinstance(reward, FunctionReward | WeightedRewards):
         for tag, value in part_values(ranks.gather_each(sums_of(samples))).items():
             module.log(f"{prefix}/rewards/{tag}", value, sync_dist=True, **ONCE)
 
 
 def part_weights(reward: Reward) -> dict[str, float]:
-    """Name -> weight of what `log_parts` logs of a reward; what a function gives `log_metric` is not known before."""
+    """Return name -> weight of what `log_parts` logs of a reward, but what functions give to `log_metric`."""
     if isinstance(reward, WeightedRewards):
         return {part.name: part.weight for part in reward.parts}
     return {reward.name: 1.0} if isinstance(reward, FunctionReward) else {}
@@ -34,7 +34,7 @@ def logs_more(reward: Reward) -> bool:
 
 
 def sums_of(samples: Samples) -> dict[str, Sums]:
-    """Sums of this rank's samples by name."""
+    """Sum the values of this rank's samples by name."""
     sums: dict[str, Sums] = defaultdict(lambda: (0, 0, 0.0, 0.0))
     for score in (score for group in samples.groups for score in group.scores):
         for name, value in score.parts.items():
@@ -46,7 +46,7 @@ def sums_of(samples: Samples) -> dict[str, Sums]:
 
 
 def part_values(of_ranks: Sequence[dict[str, Sums]]) -> dict[str, float]:
-    """Mean, spread and missing share by tag, from the sums of all ranks.
+    """Compute mean, spread and missing share by tag, from the sums of all ranks.
 
     The spread is the standard deviation of the completions, as TRL logs it: over one less than their number.
 

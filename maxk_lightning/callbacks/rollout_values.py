@@ -12,14 +12,14 @@ from maxk_lightning.rollouts.rollout import Rollout
 def rollout_values(
     rollout: Rollout, objective: Objective, ages: Ages, replayed_ages: Sequence[int], ranks: Ranks
 ) -> dict[str, float]:
-    """Values by tag; all ranks come here together.
+    """Compute the values by tag; all ranks must call this together.
 
     Args:
         rollout: What this rank sampled.
-        objective: In force while it is trained on.
-        ages: Of its tokens when training on it began.
-        replayed_ages: Of the groups that are mixed into it.
-        ranks: All of them.
+        objective: Objective in force while it is trained on.
+        ages: Ages of its tokens when training on it began, in optimizer steps.
+        replayed_ages: Ages of the groups that are mixed into it.
+        ranks: All ranks.
     """
     groups = rollout.samples.groups
     credited = has_credit(objective, groups)

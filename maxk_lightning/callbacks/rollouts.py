@@ -120,7 +120,7 @@ class RolloutCallback(Callback):
         "Groups that may be replayed, and those that are; None: without `replay`."
         self._stored_replay: dict[str, Any] = {}  # of the checkpoint that this run was resumed from
         self.sampler = Sampler(engine, self.reward, max_logprob_gap)
-        self._ages = Ages(0.0, 0)  # of the current rollout when training on it began
+        self._ages = Ages(0.0, 0)  # ages of the current rollout when training on it began
         self._replayed_ages: list[int] = []  # likewise, of the groups that are replayed
         self._logged_epoch: int | None = None
         self._training_since = self._training_until = 0.0
@@ -299,10 +299,10 @@ class RolloutCallback(Callback):
         self._stored_replay = checkpoint.get("replay", {})
 
     def _sample_ahead(self, trainer: Trainer, module: PolicyModule, num_done: int) -> None:
-        """Begin the further rollouts that may be sampled from the weights as they are.
+        """Begin the further rollouts that may be sampled from the current weights.
 
         Args:
-            trainer: Of the run.
+            trainer: Trainer of the run.
             module: Holds the policy.
             num_done: Optimizer steps that have been made on the current rollout.
         """
@@ -389,7 +389,7 @@ class RolloutCallback(Callback):
 
 
 def rollout_callback(trainer: Trainer) -> RolloutCallback | None:
-    """The rollout callback of a Trainer, for callbacks that report on its rollouts; None: it has none."""
+    """Find the rollout callback of a Trainer, for callbacks that report on its rollouts; None: it has none."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)), None)  # type: ignore[attr-defined]
 
 
@@ -400,7 +400,7 @@ def _drift(spreads: Sequence[float], num_steps: int) -> dict[str, float]:
 
 
 def _weights(trainer: Trainer, module: PolicyModule) -> Weights:
-    """The policy as it is, to be proved in the precision that steps compute in: hooks run outside of it."""
+    """The current policy, to be proved in the precision that steps compute in: hooks run outside of it."""
     return replace(module.weights(), forward_context=trainer.precision_plugin.forward_context)
 
 

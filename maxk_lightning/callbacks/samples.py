@@ -18,7 +18,7 @@ class SampleWriter(Callback):
     """Writes a few samples of the current rollout, with reward and verdicts, to every logger."""
 
     def __init__(self, every_n_rollouts: int = 10, num_groups: int = 2, samples_per_group: int = 2) -> None:
-        """Choose how much to write; `every_n_rollouts` counts from the first."""
+        """Choose how much to write; `every_n_rollouts` counts from the first. ValueError for a number below 1."""
         if min(every_n_rollouts, num_groups, samples_per_group) < 1:
             raise ValueError("samples: every_n_rollouts, num_groups and samples_per_group must be at least 1")
         self.every_n_rollouts = every_n_rollouts
@@ -37,7 +37,7 @@ class SampleWriter(Callback):
 
 
 def rows_of(group: Group, num_samples: int) -> list[SampleRow]:
-    """The best and the worst samples of a group."""
+    """Choose the best and the worst samples of a group."""
     scored = sorted(zip(group.completions, group.scores, strict=True), key=lambda pair: -(pair[1].reward or 0.0))
     chosen = [*scored[: -(-num_samples // 2)], *scored[len(scored) - num_samples // 2 :]]
     return [

@@ -14,7 +14,7 @@ LINE_EVERY_S = 30.0
 
 
 def make_progress(console: Console, is_enabled: bool = True) -> Progress:
-    """Bars that are redrawn where they stand; nothing is drawn where the output is no terminal."""
+    """Make bars that are redrawn in place; nothing is drawn where the output is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -28,7 +28,7 @@ def make_progress(console: Console, is_enabled: bool = True) -> Progress:
 
 
 class SamplingBar:
-    """A watcher of the sampler (`rollouts.collect.Watcher`): moves a bar as completions end, in whatever thread."""
+    """A watcher of the sampler (`rollouts.collect.Watcher`): moves a bar as completions end, in any thread."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class SamplingBar:
         line: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make a bar that waits to be begun.
+        """Make a bar; `begin` shows it.
 
         Args:
-            progress: To which it belongs.
+            progress: Bars to which it belongs.
             description: What is sampled.
-            line: Where to say the same in words, now and then, if the bar is not drawn.
-            clock: Seconds.
+            line: Prints the same as a line, now and then, if the bar is not drawn.
+            clock: Gives the time in seconds.
         """
         self._progress = progress
         self._task = progress.add_task(description, total=None, visible=False, shown="")
@@ -55,7 +55,7 @@ class SamplingBar:
         self._since = self._last_line = 0.0
 
     def begin(self, num_completions: int, num_done: int = 0) -> None:
-        """Begin anew: so many completions are to come, of which some are there from an earlier run."""
+        """Begin anew with `num_completions` completions, of which `num_done` are there from an earlier run."""
         with self._lock:
             self._num_ended, self._num_tokens, self._total = num_done, 0, num_completions
             self._since = self._last_line = self._clock()
@@ -74,5 +74,5 @@ class SamplingBar:
                 self._line(f"{self._description}: {self._num_ended} of {self._total} samples, {speed}")
 
     def hide(self) -> None:
-        """Hide it until the next beginning."""
+        """Hide it until the next `begin`."""
         self._progress.update(self._task, visible=False)

@@ -1,4 +1,4 @@
-"""How often a sample of a problem succeeds, as a beta distribution over problems: fit, and what it says of k samples.
+"""How often a sample of a problem succeeds, as a beta distribution over problems: fit, and predictions for k samples.
 
 Shapes: P problems, M pairs of parameters. Arguments that are [P, 1] and [M] broadcast to [P, M].
 """
@@ -21,20 +21,20 @@ class Beta:
     """Beta distributions of the chance p that one sample succeeds; parameters of one, or of many [M]."""
 
     a: Floats
-    "Pseudo-count of successes, above 0; how many problems are almost never solved hangs on it."
+    "Pseudo-count of successes, above 0; how many problems are almost never solved depends on it."
     b: Floats
     "Pseudo-count of failures, above 0."
 
     def log_likelihood(self, hits: Floats, totals: Floats) -> Floats:
-        """Log-probability of `hits` successes among `totals` samples, less the log binomial coefficient."""
+        """Compute the log-probability of `hits` successes among `totals` samples, without the binomial coefficient."""
         return np.asarray(betaln(self.a + hits, self.b + totals - hits) - betaln(self.a, self.b))
 
     def given(self, hits: Floats, totals: Floats) -> "Beta":
-        """The posterior of a problem with `hits` successes among `totals` samples."""
+        """Return the posterior of a problem with `hits` successes among `totals` samples."""
         return Beta(a=self.a + hits, b=self.b + totals - hits)
 
     def all_fail(self, k: int) -> Floats:
-        """E[(1 - p)^k], the probability that k fresh samples all fail; its complement is pass@k.
+        """Compute E[(1 - p)^k], the probability that k fresh samples all fail; its complement is pass@k.
 
         >>> Beta(a=np.array(1.0), b=np.array(1.0)).all_fail(9).round(3)
         np.float64(0.1)
@@ -43,7 +43,7 @@ class Beta:
 
 
 def grid() -> Beta:
-    """All pairs of `AXIS`, M = 961."""
+    """Return all pairs of `AXIS`, M = 961."""
     a, b = np.meshgrid(AXIS, AXIS, indexing="ij")
     return Beta(a=a.ravel(), b=b.ravel())
 

@@ -75,5 +75,5 @@ def bootstrap(values_PK: Floats, seed: int = 0, num_resamples: int = NUM_RESAMPL
 
 
 def resample(rng: np.random.Generator, num_problems: int, num_resamples: int) -> Floats:
-    """How often each problem is in each resample: counts_RP."""
+    """Draw how often each problem is in each resample: counts_RP."""
     return rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), num_resamples).astype(np.float64)

@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def origins(self) -> list[Sequence[str]]:
-        """List policy, training and seeds of every run under `ORIGIN_HEADINGS`; nothing where no run knows any."""
+        """List policy, training and seeds of every run under `ORIGIN_HEADINGS`; nothing if they are known of no run."""
         if all(run.summary.origin is None for run in self.runs):
             return []
         return [origin_cells(run.name, run.summary.origin) for run in self.runs]

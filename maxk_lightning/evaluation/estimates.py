@@ -60,7 +60,7 @@ def ladder(num_samples: int) -> list[int]:
 
 
 def per_problem(rewards: Mapping[str, Sequence[float]], metric: Metric, ks: Sequence[int]) -> Floats:
-    """Estimate max@k or pass@k of every problem, in order, at every k; NaN where it has fewer than k scored samples."""
+    """Estimate max@k or pass@k of every problem, in order, at every k: [P, K]; NaN with fewer than k scored samples."""
     values = np.full((len(rewards), len(ks)), np.nan)
     rows_of_size: dict[int, list[int]] = {}
     for row, group in enumerate(rewards.values()):
@@ -77,16 +77,16 @@ def per_problem(rewards: Mapping[str, Sequence[float]], metric: Metric, ks: Sequ
 
 
 def estimates(rewards: Mapping[str, Sequence[float]], metric: Metric) -> tuple[Estimate, ...]:
-    """Draw up the curve over k = 1, 2, 4, ..., n, each k over the problems with at least k scored samples."""
+    """Estimate the curve over k = 1, 2, 4, ..., n, each k over the problems with at least k scored samples."""
     ks = ladder(max(map(len, rewards.values()), default=0))
     return curve_of(per_problem(rewards, metric, ks), ks)
 
 
 def distinct_estimates(groups: Mapping[str, Sequence[Sample]]) -> tuple[Estimate, ...]:
-    """Draw up the curve of different behaviours among the fully correct of k samples, k = 1, 2, 4, ..., n.
+    """Estimate the curve of different behaviours among the fully correct of k samples, k = 1, 2, 4, ..., n.
 
-    Over the problems of which a behaviour is known; no point where there is none, as of rewards that give none. A
-    correct sample of unknown behaviour is not counted, one without a reward is left out of its group.
+    Means are over the problems of which a behaviour is known; there is no point where none is. A correct sample of
+    unknown behaviour is not counted, one without a reward is left out of its group.
     """
     scored = {id_: [sample for sample in group if sample.reward is not None] for id_, group in groups.items()}
     known = [group for group in scored.values() if any(sample.behaviour is not None for sample in group)]
@@ -124,7 +124,7 @@ def distinct_at_k(counts: Sequence[int], num_samples: int, ks: Sequence[int]) ->
 
 
 def curve_of(values: Floats, ks: Sequence[int]) -> tuple[Estimate, ...]:
-    """Means over problems with intervals, of values [P, K]; NaN where a problem has none."""
+    """Compute means over problems with intervals, of values [P, K]; NaN where a problem has none."""
     points: list[Estimate] = []
     for columns in columns_by_problems(values):
         present = values[~np.isnan(values[:, columns[0]])][:, columns]
@@ -144,7 +144,7 @@ def curve_of(values: Floats, ks: Sequence[int]) -> tuple[Estimate, ...]:
 
 
 def columns_by_problems(values: Floats) -> list[list[int]]:
-    """Runs of columns that the same problems have values in: they can share resamples.
+    """Group neighbouring columns in which the same problems have values: they can share resamples.
 
     >>> columns_by_problems(np.array([[0.5, 0.5, 0.5], [0.5, 0.5, np.nan]]))
     [[0, 1], [2]]

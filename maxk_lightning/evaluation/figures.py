@@ -25,28 +25,28 @@ DASHES = ("-", "--", "-.", ":")
 LEGEND_ROW = 0.22
 "Height in inches of a row of a legend."
 WHISKER_SHIFT = 0.04
-"Powers of 2 by which the intervals of realised best-of-k stand apart, so that none hides another."
+"Powers of 2 by which the intervals of realised best-of-k are shifted, so that none hides another."
 REALISED_DASHES = ((0, (4, 1.5)), (0, (1.2, 1.2)), (0, (7, 1.5, 1.2, 1.5)), (0, (9, 3)))
-"Of realised best-of-k, selector by selector, in units of the width of the line; again from the first after these."
+"Dashes of realised best-of-k, one per selector, in units of the width of the line; then again from the first."
 PREDICTED_DASH = (0, (2.5, 1.5))
-"Of curves beyond the samples; their bands are hatched."
+"Dash of curves beyond the samples; their bands are hatched."
 GREY = "#555555"
 PANEL = (5.2, 3.9)
-"Width and height in inches of every panel: side by side on a page they have letters of one size."
+"Width and height in inches of every panel: side by side on a page their letters have the same size."
 WIDTH = 2.0
 MAX_WIDER = 4
-"Lines of the first so many names are wider the earlier they are drawn."
+"Number of first names whose lines are wider, the first the widest."
 HANDLE = 3.5
 "Length of the lines in a legend: long enough to show their dashes."
 MAX_COLUMNS = 4
-"Of a legend below several panels."
+"Columns of a legend below several panels."
 Z_95 = 1.96
 "Quantile of the normal distribution for 95 %, two-sided."
 Curves = Mapping[str, Sequence[Estimate]]
 
 
 def label_of(metric: Metric) -> str:
-    """What axes and tables call a metric.
+    """Return the name of a metric for axes and tables.
 
     >>> label_of("max_at_k"), label_of("realised:public+agreement")
     ('max@k', 'best of k by public+agreement')
@@ -78,10 +78,10 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS, selec
     """Draw max@k and pass@k over k (the paper's Figure 1), one panel per benchmark and metric, with bands.
 
     Args:
-        runs: Whose curves.
-        metrics: A column of panels each.
-        selectors: Names of those whose realised best-of-k is drawn dashed below max@k in the colour of the run, where a
-            run has it, with intervals as thin lines beside the points.
+        runs: Runs whose curves are drawn.
+        metrics: Metrics, one column of panels each.
+        selectors: Names of selectors whose realised best-of-k is drawn dashed below max@k in the colour of the run,
+            where a run has it, with intervals as thin lines beside the points.
 
     Predictions beyond the samples of a run are dashed, without markers, in a hatched band.
 
@@ -109,12 +109,12 @@ def curves(runs: Sequence[HasCurves], metrics: Sequence[Metric] = METRICS, selec
 
 
 def difference_curves(differences: Mapping[str, Curves], names: Sequence[str], label: str) -> Figure:
-    """Draw differences over k, one panel per run that is subtracted: what bands over each other hide.
+    """Draw differences over k, one panel per run that is subtracted: they show what overlapping bands hide.
 
     Args:
         differences: Name of what is subtracted -> name of a run -> differences at every k.
         names: Names in the order of the curves that these are differences of, so that all keep their looks.
-        label: Of the vertical axis.
+        label: Label of the vertical axis.
     """
     figure = new_figure(PANEL[0] * len(differences), PANEL[1])
     panels = list(figure.subplots(1, len(differences), squeeze=False).flat)
@@ -127,7 +127,7 @@ def difference_curves(differences: Mapping[str, Curves], names: Sequence[str], l
 
 
 def _draw_realised(axes: Axes, runs: Sequence[HasCurves], names: Sequence[str], selectors: Sequence[str]) -> None:
-    """Draw what selectors realised of max@k; the legend says in grey which dashes are whose."""
+    """Draw what selectors realised of max@k; the legend shows in grey which dashes belong to which selector."""
     for place, selector in enumerate(selectors):
         metric, dash = f"{PREFIX}{selector}", REALISED_DASHES[place % len(REALISED_DASHES)]
         measured = [run for run in runs if run.curve(metric)]
@@ -148,7 +148,7 @@ def _draw_realised(axes: Axes, runs: Sequence[HasCurves], names: Sequence[str], 
 
 
 def _draw_predicted(axes: Axes, runs: Sequence[HasCurves], names: Sequence[str], metric: Metric) -> None:
-    """Go on from the last measured point of every run that predicts beyond it; the legend says in grey what that is."""
+    """Continue from the last measured point of every run that predicts beyond it; the legend explains it in grey."""
     predicting = [run for run in runs if run.curve(f"{PREDICTED}{metric}")]
     for run in predicting:
         colour, _, _ = look(names.index(run.name))
@@ -248,8 +248,8 @@ def solve_rates(
 
     Args:
         baseline: Rate by problem.
-        trained: Likewise.
-        names: Of both.
+        trained: Rate by problem of the other run.
+        names: Names of both.
         num_samples: Samples per problem of both.
     """
     shared = [id_ for id_ in baseline if id_ in trained]
@@ -297,7 +297,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def look(place: int) -> tuple[str, str, str]:
-    """Choose colour, marker and line style of the line at a place.
+    """Choose colour, marker and line style of the line at a place in the order.
 
     No two of the first 32 have the same colour and line style, nor the same colour and marker: a legend shows both.
     """
@@ -306,14 +306,14 @@ def look(place: int) -> tuple[str, str, str]:
 
 
 def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
-    """Make an empty figure of so many inches."""
+    """Make an empty figure of this size in inches."""
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def dress(axes: Axes, xlabel: str, ylabel: str) -> None:
-    """Name the axes, and draw a light grid and nothing else around the panel."""
+    """Label the axes, and draw a light grid and nothing else around the panel."""
     axes.set_xlabel(xlabel, fontsize=12)
     axes.set_ylabel(ylabel, fontsize=12)
     axes.tick_params(labelsize=10.5, color=GREY)

@@ -56,7 +56,7 @@ def tests_csv(comparisons: Sequence[Comparison]) -> str:
 
 
 def questions(comparison: Comparison) -> Iterator[tuple[str, Metric, Sequence[PairedTest]]]:
-    """(what was asked, metric, its tests), in the order of the report."""
+    """Yield (what was asked, metric, its tests), in the order of the report."""
     for (metric, name), tests in comparison.tests.items():
         yield f"{name} against {comparison.baseline.name}", metric, tests
     for metric, tests in comparison.best_against_second.items():

@@ -44,7 +44,7 @@ class Origin:
 
 
 def write_training(training: Training, policy: Path) -> None:
-    """Write into a policy directory."""
+    """Write how a policy was trained into its directory."""
     (policy / TRAINING).write_text(json.dumps(asdict(training), indent=1) + "\n", encoding="utf-8")
 
 
@@ -64,7 +64,7 @@ def read_training(policy: Path) -> Training | None:
 
 
 def origin_from(record: Mapping[str, Any] | None) -> Origin | None:
-    """Read the form that `asdict` gives; None: written before there were any.
+    """Read the form that `asdict` gives; None: the file is older than origins.
 
     Raises:
         TypeError: a field is missing, or unknown.

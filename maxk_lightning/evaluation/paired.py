@@ -61,7 +61,7 @@ def paired_tests(baseline: Run, other: Run, metric: Metric) -> list[PairedTest]:
 def best_against_second(runs: Sequence[Run], metric: Metric) -> list[PairedTest]:
     """Make the paper's test: at every k the best run against the second best, corrected for the number of ks.
 
-    The winner is chosen on the data that it is tested on, so p-values flatter it when many runs are close.
+    The winner is chosen on the data that it is tested on, so p-values are too small when many runs are close.
     """
     tests: list[PairedTest] = []
     for k in ladder(min(_most_samples(run.rewards) for run in runs)):
@@ -74,7 +74,7 @@ def best_against_second(runs: Sequence[Run], metric: Metric) -> list[PairedTest]
 
 
 def differences(baseline: Run, other: Run, metric: Metric, ks: Sequence[int]) -> Floats:
-    """Other minus baseline on every problem that both have."""
+    """Compute other minus baseline on every problem that both have: [P, K]; NaN where one has no value."""
     shared = [id_ for id_ in baseline.rewards if id_ in other.rewards]
     before, after = (_values(run, shared, metric, ks) for run in (baseline, other))
     return np.round(after - before, DECIMALS)
@@ -123,12 +123,12 @@ def paired_columns(names: tuple[str, str], ks: Sequence[int], differences_PK: Fl
 
 
 def wilcoxon_p(change_P: Floats) -> float:
-    """Two-sided p-value of the signed-rank test; 1 where nothing changed."""
+    """Compute the two-sided p-value of the signed-rank test; 1 where nothing changed."""
     return float(stats.wilcoxon(change_P).pvalue) if change_P.any() else 1.0
 
 
 def rank_biserial(change_P: Floats) -> float:
-    """(rank sum of gains - rank sum of losses) / their total (Kerby 2014).
+    """Compute (rank sum of gains - rank sum of losses) / their total (Kerby 2014).
 
     >>> rank_biserial(np.array([0.3, 0.2, -0.1, 0.0]))
     0.6666666666666666
@@ -150,7 +150,7 @@ def correct(tests: Sequence[PairedTest]) -> list[PairedTest]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: any false rejection at all stays below the level, however the tests depend.
+    """Apply Holm's step-down correction: it bounds the chance of any false rejection, however the tests depend.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

@@ -43,13 +43,13 @@ class Prediction:
     means_RK: Floats
     "Means over resampled problems, the model fitted to each resample."
     refits_RK: Floats
-    "Means over the very problems, under the same fits: what the fit alone leaves open."
+    "Means over the problems themselves, under the same fits: the uncertainty of the fit alone."
 
     def curve(self) -> tuple[Estimate, ...]:
-        """Means over problems, with intervals of the same meaning as those of measured values: for other problems too.
+        """Compute means over problems, with intervals that mean the same as those of measured values.
 
-        Resampled problems with their fits, and the posterior variance of each problem, which means of posterior means
-        lack. None below two problems.
+        They cover other problems too: resampled problems with their fits, and the posterior variance of each problem,
+        which means of posterior means lack. There are none below two problems.
         """
         num_problems = len(self.values_PK)
         lows_K, highs_K = np.quantile(self.resampled_RK(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
@@ -66,7 +66,7 @@ class Prediction:
         )
 
     def resampled_RK(self) -> Floats:
-        """Draw means of max@k over problems like these."""
+        """Draw means of max@k over problems like these: [R, K]."""
         num_resamples, num_problems = len(self.means_RK), len(self.values_PK)
         noise_R1 = np.random.default_rng(1).standard_normal((num_resamples, 1))
         spread_K = np.sqrt((self.spreads_PK**2).sum(axis=0)) / num_problems
@@ -74,7 +74,7 @@ class Prediction:
 
 
 def predictable_ks(num_samples: int, up_to: int) -> list[int]:
-    """Those of 1, 2, 4, ... that are above the samples there are, up to `up_to`, which closes the list.
+    """List 1, 2, 4, ... above the number of samples, up to `up_to`, which closes the list.
 
     >>> predictable_ks(32, 200)
     [64, 128, 200]
@@ -83,7 +83,7 @@ def predictable_ks(num_samples: int, up_to: int) -> list[int]:
 
 
 def predicted_curves(rewards: Mapping[str, Sequence[float]], up_to: int) -> dict[Metric, tuple[Estimate, ...]]:
-    """max@k and pass@k beyond the samples of the problem that has most, up to k = `up_to`; empty where nothing is."""
+    """Predict max@k and pass@k above the largest number of samples of a problem, up to k = `up_to`; else empty."""
     ks = predictable_ks(max(map(len, rewards.values()), default=0), up_to)
     if not ks or not any(rewards.values()):
         return dict.fromkeys(METRICS, ())
@@ -91,7 +91,7 @@ def predicted_curves(rewards: Mapping[str, Sequence[float]], up_to: int) -> dict
 
 
 def band_width(rewards: Mapping[str, Sequence[float]], up_to: int) -> float:
-    """Largest full width, high - low, of the intervals of max@k at k = 1, 2, 4, ..., `up_to`, predicted beyond n.
+    """Compute the largest width, high - low, of the intervals of max@k at k = 1, 2, 4, ..., `up_to`, predicted above n.
 
     Infinite below two problems, which have no intervals.
     """
@@ -111,8 +111,8 @@ def predict(
 ) -> Prediction:
     """Predict max@k or pass@k at any k from the samples of every problem; problems without any are left out.
 
-    A reward that no sample of any problem earned is predicted never to come. The posterior does not care why a
-    problem has more samples than another, the unbiased estimators do.
+    A reward that no sample of any problem earned is predicted never to come. The posterior does not depend on why a
+    problem has more samples than another; the unbiased estimators do.
 
     Raises:
         ValueError: there is no reward.
@@ -145,7 +145,7 @@ class Counted:
 
 
 def counted(rewards: Mapping[str, Sequence[float]], metric: Metric) -> Counted:
-    """Count; for pass@k the levels are 0 and 1. Problems without a reward are left out.
+    """Count the samples that reach each level of reward; of pass@k 0 and 1. Problems without a reward are left out.
 
     Raises:
         ValueError: there is no reward.
@@ -166,7 +166,7 @@ def counted(rewards: Mapping[str, Sequence[float]], metric: Metric) -> Counted:
 
 
 def levels_of(rewards: Floats) -> Floats:
-    """Distinct rewards, ascending; at most `MAX_LEVELS`, then quantiles of them."""
+    """List the distinct rewards, ascending; quantiles of them where they are more than `MAX_LEVELS`."""
     levels = np.unique(rewards)
     if len(levels) <= MAX_LEVELS:
         return np.asarray(levels)

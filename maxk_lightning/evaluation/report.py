@@ -197,7 +197,7 @@ def _statement(comparison: Comparison, id_: str) -> str:
 
 
 def chosen_problems(comparison: Comparison) -> list[str]:
-    """Problems whose solve rates differ most between runs, then some that no run solves."""
+    """Choose the problems whose solve rates differ most between runs, then some that no run solves."""
     spread_of: dict[str, float] = {}
     unsolved = []
     for id_ in _problem_ids(comparison):

@@ -73,7 +73,7 @@ class Run:
 
     @cached_property
     def statements(self) -> Mapping[str, str]:
-        """Read the statement of every problem, where the output says."""
+        """Read the statement of every problem; none where the output does not have them."""
         path = self.path / STATEMENTS
         return dict(pair for _, pair in read_records(path, _statement)) if path.is_file() else {}
 
@@ -94,7 +94,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedCurves:
-    """Curves that come from no single set of samples: a row of the paper, or a policy that is told every k."""
+    """Curves that come from no single set of samples: a row of the paper, or a policy with every k in its prompt."""
 
     name: str
     "Name of the method or policy."
@@ -127,7 +127,7 @@ def load(*paths: str | Path) -> list[Run]:
 
 
 def selectors_of(runs: Iterable[Run]) -> list[str]:
-    """Names of the selectors that at least one run was measured with, in the order of the runs."""
+    """List the names of the selectors that at least one run was measured with, in the order of the runs."""
     return list(dict.fromkeys(name for run in runs for name in run.realised))
 
 

@@ -39,7 +39,7 @@ class Sample:
     mean_logprob: float | None = None
     "Mean over tokens of their log-prob under the tempered policy, in nats; None in files from before it was kept."
     behaviour: int | str | None = None
-    "What it said on all tests (`Score.behaviour`), equal for completions that said the same; None: not known."
+    "Its outputs on all tests (`Score.behaviour`), equal for completions with the same outputs; None: not known."
 
 
 SAMPLE_KEYS = tuple(field.name for field in fields(Sample))
@@ -90,7 +90,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def drop_half_line(path: Path) -> None:
-    """Cut what a killed process left behind the last line end; a missing file is fine."""
+    """Cut what a killed process left after the last line end; a missing file is fine."""
     if not path.is_file():
         return
     with path.open("rb+") as file:
@@ -123,7 +123,7 @@ def sample_from_record(record: dict[str, Any]) -> Sample:
 
 
 def by_problem(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Samples of each problem, in the order of the file; NaN-free and complete groups are not promised."""
+    """Group the samples by problem, in the order of the file; groups may be incomplete, and samples unscored."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.id, []).append(sample)

@@ -91,7 +91,7 @@ class Summary:
     mean_tokens: float
     "Mean length of a completion."
     mean_entropy: float | None
-    "Mean entropy of a token, in nats; None where the engine does not tell."
+    "Mean entropy of a token, in nats; None where the engine does not report it."
     distinct_rate: float
     "Rate of different programs per sample, averaged over problems."
     seconds: Seconds
@@ -103,7 +103,7 @@ class Summary:
     predicted_max_at_k: tuple[Estimate, ...] = ()
     "Beyond n, as a model predicts it; none where it was not asked for."
     predicted_pass_at_k: tuple[Estimate, ...] = ()
-    "Likewise."
+    "The same for pass@k."
     distinct_at_k: tuple[Estimate, ...] = ()
     "Different behaviours among the fully correct of k samples; none where the reward gives no behaviours."
 

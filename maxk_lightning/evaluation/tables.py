@@ -48,7 +48,7 @@ class Table:
         return self.markdown()
 
     def markdown(self) -> str:
-        """A Markdown table; the underline needs HTML, which Markdown allows."""
+        """Write a Markdown table; the underline needs HTML, which Markdown allows."""
         lines = [
             f"| {self.title} | " + " | ".join(f"k = {k}" for k in self.ks) + " |",
             "|---" + "|---:" * len(self.ks) + "|",

@@ -3,9 +3,9 @@
 Which policy loss to choose
 ===========================
 
-One optimizer step per rollout: they all have the same gradient (but `SequenceClippedSurrogate`, which averages over
-tokens). Several, or stale samples: **`CISPO()`**. Its weights are those of truncated importance sampling per token.
-Cosine with the true max@k gradient, on-policy credits, sequences of 60 tokens, n = 32, k = 8
+One optimizer step per rollout: all losses have the same gradient (except `SequenceClippedSurrogate`, which averages
+over tokens). Several, or stale samples: **`CISPO()`**, whose weights are those of truncated importance sampling per
+token. Cosine with the true max@k gradient, on-policy credits, sequences of 60 tokens, n = 32, k = 8
 (`python scripts/sequence_study.py --out docs`; other n and k are alike):
 
 | loss, by the standard deviation of log rho | 0 | .5 | 1 | 1.5 | 2 |

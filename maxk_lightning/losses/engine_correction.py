@@ -1,7 +1,7 @@
 """Importance weights between the rollout engine's log-probs and the trainer's own for the same weights.
 
-Engines sample with other kernels and precisions than the trainer evaluates, so what sampled is not quite pi_old. These
-weights, multiplied into the loss, correct that. Shapes: B rows, T completion tokens; ratios are trainer / engine,
+Engines use other kernels and precisions than the trainer, so the policy that sampled is not quite pi_old. These
+weights, multiplied into the loss, correct for that. Shapes: B rows, T completion tokens; ratios are trainer / engine,
 detached, float32.
 
 Truncated (TIS, fengyao.notion.site/off-policy-rl, 2025): min(ratio, cap), biased but low variance. Masked (IcePop;
@@ -35,14 +35,14 @@ class EngineCorrection(Protocol):
 
 
 def truncated_importance_weights(trainer_logprobs_BT: Tensor, engine_logprobs_BT: Tensor, cap: float) -> Tensor:
-    """min(ratio, cap). For whole completions pass summed log-probs, as [B, 1]."""
+    """Compute min(ratio, cap): weights_BT. For whole completions pass summed log-probs, as [B, 1]."""
     return _ratios(trainer_logprobs_BT, engine_logprobs_BT).clamp(max=cap)
 
 
 def masked_importance_weights(
     trainer_logprobs_BT: Tensor, engine_logprobs_BT: Tensor, low: float, high: float
 ) -> Tensor:
-    """The ratio where low <= ratio <= high, else 0. For whole completions pass summed log-probs, as [B, 1]."""
+    """Compute the ratio if low <= ratio <= high, else 0: weights_BT. For completions pass summed log-probs, [B, 1]."""
     ratios_BT = _ratios(trainer_logprobs_BT, engine_logprobs_BT)
     return torch.where((ratios_BT >= low) & (ratios_BT <= high), ratios_BT, 0.0)
 

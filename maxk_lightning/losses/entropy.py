@@ -10,7 +10,7 @@ class AdaptiveEntropy:
 
     After every optimizer step it rises by `rate` if the mean entropy per token was below `target`, and falls by `rate`
     if not, within [0, max_coef]; after Skywork-OR1 (arXiv:2505.22312), which also switches the bonus off at once above
-    the target. Its value is in checkpoints.
+    the target. Checkpoints hold its value.
     """
 
     target: float
@@ -18,9 +18,9 @@ class AdaptiveEntropy:
     initial: float = 0.0
     "Coefficient of the first step."
     rate: float = 0.001
-    "By how much it changes after a step."
+    "Change of the coefficient after a step."
     max_coef: float = 0.1
-    "Its upper bound."
+    "Upper bound of the coefficient."
 
     def __post_init__(self) -> None:
         if not self.target > 0.0:
@@ -33,7 +33,7 @@ class AdaptiveEntropy:
             )
 
     def following(self, coef: float, entropy: float) -> float:
-        """The coefficient after a step; the same after one whose entropy is not finite.
+        """Return the coefficient after a step with this mean entropy, nats per token; unchanged if that is not finite.
 
         >>> AdaptiveEntropy(target=0.2, rate=0.25, max_coef=1.0).following(0.5, entropy=0.1)
         0.75
@@ -61,13 +61,13 @@ class EntropyBonus:
         return self._adaptive is not None or self.coef > 0.0
 
     def after(self, entropy: float) -> dict[str, float]:
-        """Move on after a step with this mean entropy; for the log the coefficient it had, if there is a bonus."""
+        """Update the coefficient after a step with this mean entropy; return the one it had, for the log, if any."""
         used = {"entropy_coef": self.coef} if self.is_on else {}
         if self._adaptive is not None:
             self.coef = self._adaptive.following(self.coef, entropy)
         return used
 
     def restore(self, coef: float | None) -> None:
-        """Go on with the coefficient of a checkpoint, unless it is fixed."""
+        """Continue with the coefficient of a checkpoint, unless it is fixed."""
         if self._adaptive is not None and coef is not None:
             self.coef = min(self._adaptive.max_coef, coef)

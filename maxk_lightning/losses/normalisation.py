@@ -1,7 +1,7 @@
 """Weights that turn per-token losses into one number: (loss_BT * weights_BT).sum().
 
 Shapes: B rows (P prompts times N completions), T completion tokens. Denominators are *global*: counted over the whole
-optimizer batch, all micro-batches and ranks, so that the sum over pieces is the loss of the batch however it is cut up.
+optimizer batch, all micro-batches and ranks, so that the sum over pieces is the loss of the batch, however it is cut.
 Credits already hold the 1/N of the group (see `Objective`); multiply by weights / N for terms that do not, such as a KL
 penalty.
 """
@@ -46,7 +46,7 @@ def weights_by_constant(mask_BT: Tensor, num_prompts: int, max_tokens: int) -> T
 
 
 def token_weights(normalisation: Normalisation) -> Callable[[Tensor, StepCounts], Tensor]:
-    """Return the weights that a config names: a function of mask_BT and the counts. ValueError for an unknown name."""
+    """Return the weights that a config names: (mask_BT, counts) -> weights_BT. ValueError for an unknown name."""
     if normalisation not in _BY_NAME:
         raise ValueError(f"`normalisation` is {normalisation!r}, must be one of {', '.join(_BY_NAME)}")
     return _BY_NAME[normalisation]

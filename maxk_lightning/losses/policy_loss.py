@@ -2,8 +2,7 @@
 
 Shapes: P prompts, N completions per prompt, B = P*N rows, T completion tokens. `mask_BT` is True on the tokens of a
 completion; a row without any (an empty or a lost completion) has loss 0 and gradient 0. Everything is computed in
-float32 whatever the model's dtype (in float64 if that comes in), and log-ratios are clamped to +-LOG_RATIO_LIMIT before
-exp.
+float32 whatever the model's dtype (float64 stays float64), and log-ratios are clamped to +-LOG_RATIO_LIMIT before exp.
 
 Losses here are unweighted; the training loss is (loss_BT * weights_BT).sum() with the weights of
 `losses.normalisation`.
@@ -41,7 +40,7 @@ class PolicyLoss(Protocol):
 
     @property
     def accepts_ratio_credits(self) -> bool:
-        """Whether it multiplies grad log pi by the credit alone, as credits that contain the ratio need."""
+        """Whether the loss multiplies grad log pi by the credit alone, as credits that contain the ratio need."""
         ...
 
     def __call__(
@@ -61,10 +60,10 @@ def check_loss_fits(policy_loss: PolicyLoss, objective: Objective) -> None:
 
 
 def loss_for(policy_loss: PolicyLoss | None, objective: Objective) -> PolicyLoss:
-    """The loss to train with; None: `CISPO` for advantages, the score function for credits that contain the ratio.
+    """Return the loss to train with; None: `CISPO` for advantages, `ScoreFunction` for credits that contain the ratio.
 
     Raises:
-        ValueError: the objective does not say which of them it gives, or the loss does not fit.
+        ValueError: the objective has no `includes_ratio`, or the loss does not fit it.
     """
     if not isinstance(getattr(objective, "includes_ratio", None), bool):
         raise ValueError(
@@ -155,11 +154,10 @@ CISPORatio = Literal["token", "prefix"]
 
 @dataclass(frozen=True)
 class CISPO(PolicyLoss):
-    """-clamp(ratio) credit log pi with the ratio held constant (MiniMax-M1, arXiv:2506.13585): no token loses its
-    gradient.
+    """-clamp(ratio) credit log pi with the ratio held constant (MiniMax-M1, arXiv:2506.13585).
 
-    The paper sets no lower bound and does not publish its upper one; 5 is ScaleRL's (arXiv:2510.13786). Ratios of
-    prefixes are not the paper's.
+    No token loses its gradient. The paper sets no lower bound and does not publish its upper one; 5 is ScaleRL's
+    (arXiv:2510.13786). Ratios of prefixes are not the paper's.
     """
 
     accepts_ratio_credits: ClassVar[bool] = False
@@ -168,7 +166,7 @@ class CISPO(PolicyLoss):
     ratio_high: float = 5.0
     "Upper bound of ratios."
     ratio: CISPORatio = "token"
-    """`token`: a token's own ratio. `prefix`: exp of the sum of log-ratios up to the token and with it, clamped to
+    """`token`: a token's own ratio. `prefix`: exp of the sum of log-ratios up to and including the token, clamped to
     +-LOG_RATIO_LIMIT. Without bounds it weights prefixes as if the policy had written them, and leaves what follows the
     token as it was sampled."""
 
@@ -203,11 +201,11 @@ class M2PO(PolicyLoss):
     `second_moment`; equal ones are left out together. Tokens that do not lead away are neither counted nor left out, so
     ratios above 1 of negative A have no bound.
 
-    Not as in the paper: the mean is over the tokens of *one completion*, the paper's over the batch, which would make
-    the loss of a completion depend on the micro-batch or rank it falls into. Where the mean over the batch is small the
-    paper leaves out nothing, this the outliers of single completions: if one token of a completion leads away, that
-    token as soon as its (log ratio)^2 is above. (The authors' program is not as in the paper either: it counts tokens
-    above the cap as if they were at the cap, and cuts no ratio from .7 to 1.5.)
+    Unlike in the paper, the mean is over the tokens of *one completion*, not of the batch: else the loss of a
+    completion would depend on its micro-batch or rank. Where the mean over the batch is small the paper leaves out
+    nothing; here outliers of single completions are left out: a token that alone leads away, as soon as its
+    (log ratio)^2 is above `second_moment`. (The authors' program differs from the paper too: it counts tokens above the
+    cap as if they were at the cap, and cuts no ratio from .7 to 1.5.)
     """
 
     accepts_ratio_credits: ClassVar[bool] = False
@@ -231,7 +229,7 @@ class M2PO(PolicyLoss):
 
 
 def outliers(values_BT: Tensor, among_BT: Tensor, largest_mean: float) -> Tensor:
-    """The largest of some values, equal ones together, without which the mean of the others is at most `largest_mean`.
+    """Mark the largest of some values, equal ones together, so that the mean of the rest is at most `largest_mean`.
 
     >>> values_BT = torch.tensor([[1.0, 5.0, 2.0, 9.0, 5.0]])
     >>> outliers(values_BT, torch.tensor([[True, True, True, False, True]]), 2.7)
@@ -261,7 +259,7 @@ def clipped_surrogate(
 
 
 def log_ratios(logprobs_BT: Tensor, other_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Compute log pi - log other per token within +-LOG_RATIO_LIMIT; 0 where masked, whatever is there."""
+    """Compute log pi - log other per token within +-LOG_RATIO_LIMIT; 0 where masked, also for NaN and inf."""
     difference_BT = masked(logprobs_BT, mask_BT) - masked(other_logprobs_BT, mask_BT)
     return difference_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 

@@ -12,8 +12,8 @@ group is a single subset, only its best sample differs from the others, and ever
 
 **The pair.** `MaxAtK(k)` with `losses.CISPO()`: on-policy credits, and one bounded ratio per token. It is unbiased in
 the first PPO iteration, and in later ones its cosine is within .02 of the best estimate of max@k, for every n, k,
-reward and kind of drift that was tried (`docs/sequence_study.md`). The baselines of `MaxAtK`, all unbiased except the
-last:
+reward and kind of drift that was tried (`docs/sequence_study.md`). The baselines of `MaxAtK`; all are unbiased except
+the last:
 
 - `centred` (default): pulls up what helps a subset and pushes down what does not; sums to zero in every group; lowest
   variance for k below about n / 2. Needs k < n.
@@ -22,7 +22,7 @@ last:
 - `none`: for checks; its variance grows with the level of the rewards.
 - `zscore` (the paper's "BoN mean"): a direction without a scale; easy prompts weigh as much as hard ones.
 
-**Why not credits with sequence ratios?** After the first optimizer step the policy has left the one that sampled.
+**Why not credits with sequence ratios?** After the first optimizer step the policy differs from the one that sampled.
 Log-ratios add up over the tokens of a completion, and the ratio of a subset is a product of k of those: with the 110
 tokens of a small language model one Adam step of 1e-5 spreads log rho by 1.8. Cosine with the true max@k gradient on
 sequences of 60 tokens, by the standard deviation of log rho (means over two kinds of policy, dense and sparse rewards,
@@ -55,22 +55,22 @@ four kinds of drift; `python scripts/sequence_study.py --out docs` has all pairs
   gradient of the old policy where log rho spreads by .5, and 3e7 to 7e8 times at 2. With the defaults, .2 and 1.5, it
   stays below 6; they were the best bounds of those tried: a wider clamp is worse, because 1 + sum delta of a subset
   turns negative.
-- Completions of one or a few tokens are another world: there log rho barely spreads, the subset's ratio is worth its
-  variance, and `ExactMaxAtK` wins (`scripts/estimator_study.py`, the one-token study).
+- Completions of one or a few tokens are different: log rho barely spreads, the subset's ratio is worth its variance,
+  and `ExactMaxAtK` wins (`scripts/estimator_study.py`, the one-token study).
 - `GRPO` x `CISPO` had the highest cosine with max@k of all, .80 to .81: in these toys the mean reward rises in nearly
-  the same direction, and its estimate has less noise. Where the two aims differ, it follows its own.
+  the same direction, and its estimate has less noise. Where the two aims differ, it follows the mean reward.
 
 **More than the best of k.** The same law of subsets gives exact credits for other values of a k-subset, in the same
 O(n k): `TopMMean` (the user keeps m of k), `SubsetQuantile`, `CVaR` (a tail, the lower one for what must not fail),
 `RankWeighted` (any weighted sum of the sorted rewards), and `DistinctMaxAtK`, which adds a bonus for every different
 behaviour among the correct samples of the subset, in O(n k) per behaviour. They are advantages for `losses.CISPO`, as
-`MaxAtK` is; `ExactRatios(objective)` makes of one what `ExactMaxAtK` is to `MaxAtK`, `TemperedRatios(objective)` what
-`SetAdvantage` is. Behaviours come from the reward (`Score.behaviour`). Where every test has one right output, fully
-correct programs all behave alike, and the bonus is for being right: it counts different ways only where a checker
-accepts several outputs, or with `correct_at` below 1.
+`MaxAtK` is. `ExactRatios(objective)` is to such an objective what `ExactMaxAtK` is to `MaxAtK`, and
+`TemperedRatios(objective)` what `SetAdvantage` is. Behaviours come from the reward (`Score.behaviour`). Where every
+test has one right output, fully correct programs all behave alike, and the bonus is for being right: it counts
+different ways only where a checker accepts several outputs, or with `correct_at` below 1.
 
 `OffPolicyMaxAtK` is the paper's first-order correction, for comparison with its tables; with its `mean` baseline it
-also pushes away from the behaviour policy. `group_diagnostics` says how far the drift of a group has gone.
+also pushes away from the behaviour policy. `group_diagnostics` measures the drift of a group.
 
 **Comparing with published methods?** `GRPO`, `DrGRPO`, `RLOO`, `BonMaxMean`, `BonMaxSecond`, `PassKTraining`, `MaxRL`
 (binary rewards only), `RSGRPO`, `NSR` and `WReinforce` (what is not wholly correct is wrong), and `Entropic`
@@ -83,9 +83,9 @@ them as arms of one study. UCPO (arXiv:2605.00365) is not: it needs to know how 
 `data.template`), and the group gets the credits of that k; `evaluate --told_k same` asks for the k it reports. It may
 be one of several `WeightedObjectives`.
 
-**A k above n?** `PlugInMaxAtK(k)` makes its draws from the group, and has a bias that its docstring sizes: with
-replacement little credit is left at a k far above n, with `draws: urn` more. A larger group with `MaxAtK` is the better
-use of samples where it can be afforded.
+**A k above n?** `PlugInMaxAtK(k)` draws from the group, and is biased; its docstring has the numbers. With replacement
+little credit is left at a k far above n, with `draws: urn` more. A larger group with `MaxAtK` is the better use of
+samples where it can be afforded.
 
 Credits follow one scale (see `Objective`). Those with `includes_ratio` go with `losses.ScoreFunction`, the others with
 `losses.CISPO` or another loss that has the ratio.

@@ -17,10 +17,10 @@ from maxk_lightning.objectives.subset_objective import Baseline, SubsetObjective
 class DistinctMaxAtK(SubsetObjective):
     """max over I + weight * (number of different behaviours among the correct samples of I); see `SubsetObjective`.
 
-    A behaviour is what a program says on all tests (`Score.behaviour`); a correct sample whose behaviour is unknown
+    A behaviour is what a program puts out on all tests (`Score.behaviour`); a correct sample whose behaviour is unknown
     counts for the maximum only. Where a test has one right output, all that pass every test behave alike: with the
     default `correct_at` the number is then 0 or 1. It separates samples where a checker accepts several outputs, and
-    below 1, where it counts different ways of being that nearly right.
+    with `correct_at` below 1, where it counts different ways to be almost right.
 
     O(n k) for the maximum and for every behaviour. A_i is at most the range of the rewards plus `weight`.
     """
@@ -29,7 +29,7 @@ class DistinctMaxAtK(SubsetObjective):
     k: int
     "Samples that the user will draw, 1 <= k <= num_completions."
     weight: float = 0.1
-    "Of one more behaviour, in units of reward; 0: `MaxAtK`."
+    "Value of one more behaviour, in units of reward; 0: `MaxAtK`."
     correct_at: float = 1.0
     "Reward from which a sample is correct."
     baseline: Baseline = "centred"
@@ -54,13 +54,13 @@ class DistinctMaxAtK(SubsetObjective):
         )
 
     def ceiling(self, groups: SortedGroups, behaviours_PN: Tensor) -> Tensor:
-        """The best reward, and every behaviour."""
+        """The best reward, plus `weight` for every behaviour; see `SubsetObjective`."""
         rewards_PN = groups.rewards_PN.masked_fill(groups.is_present_PN.logical_not(), torch.nan)
         return groups.best_P1 + self.weight * distinct_correct(rewards_PN, behaviours_PN, self.correct_at).unsqueeze(-1)
 
 
 def distinct_correct(rewards_PN: Tensor, behaviours_PN: Tensor, correct_at: float = 1.0) -> Tensor:
-    """Number of different known behaviours among the correct samples of each group: counts_P, float64.
+    """Count the different known behaviours among the correct samples of each group: counts_P, float64.
 
     >>> distinct_correct(torch.tensor([[1.0, 1.0, 1.0, 0.5]]), torch.tensor([[4, 4, 0, 2]]))
     tensor([2.], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The entropic objective with a temperature of each group's own. Shapes: P prompts, N completions per prompt."""
+"""The entropic objective with one temperature per group. Shapes: P prompts, N completions per prompt."""
 
 import math
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from maxk_lightning.objectives.group import (
 from maxk_lightning.objectives.objective import Objective
 
 LARGEST_BETA = 1e6
-"In units of one over the range of the rewards; rewards nearer to each other than the 1e-6th part of it count as tied."
+"In units of one over the range of the rewards; rewards that differ by less than 1e-6 of the range count as tied."
 SMALLEST_BETA = 1e-6
 "Where the search for beta begins; the KL there is at most 1e-12 / 8."
 NUM_HALVINGS = 18
-"beta is found to the 1e-4th part of it, which Newton's method squares with each step."
+"They find beta to a relative error of 1e-4, which each step of Newton's method squares."
 NUM_NEWTON_STEPS = 3
-"Three leave nothing but rounding."
+"After three only rounding is left."
 NEAR = 1.001
 "Newton's method stays within this factor of what the search found."
 MISSING = -1e30
@@ -37,19 +37,19 @@ class Entropic(Objective):
 
     Ascends log E[e^{beta r}], which is the mean of the rewards for a small beta and their maximum for a large one. beta
     is solved in every group so that q, proportional to e^{beta r} over its samples, is `kl` away from uniform. So
-    credits do not depend on the level or the scale of the rewards: a prompt's hardness decides how far into the tail of
-    its rewards the objective looks, not a k. Biased: beta depends on the samples that it weights.
+    credits do not depend on the level or the scale of the rewards: the difficulty of a prompt, not a k, decides how far
+    into the tail of its rewards the objective looks. Biased: beta depends on the samples that it weights.
 
     If the best m of n samples are tied, q cannot be farther from uniform than log(n / m). Where that is below `kl`,
     beta is large, near `LARGEST_BETA`, and advantages are (n - m) / (m - 1) for the best, -1 for the others. (The
-    authors' bound, 1e6, is on beta itself; and they penalise the KL to the base policy inside the advantage, for which
-    there is `kl_coef` here.) Equal rewards give 0. So do groups that lost samples until e^kl or fewer are left, where
-    the advantage of a single best sample would have no bound.
+    authors' bound, 1e6, is on beta itself; and they penalise the KL to the base policy inside the advantage, where this
+    package has `kl_coef`.) Equal rewards give 0. So do groups that lost samples until e^kl or fewer are left, where the
+    advantage of a single best sample would have no bound.
     """
 
     includes_ratio: ClassVar[bool] = False
     kl: float = math.log(2.0)
-    "KL(q || uniform) in nats, positive; ln 2, the authors' choice, is that of q uniform over one half of the samples."
+    "KL(q || uniform) in nats, positive; ln 2, the authors' choice, is the KL of a q uniform over half of the samples."
 
     def __post_init__(self) -> None:
         if not 0.0 < self.kl < math.inf:
@@ -87,9 +87,9 @@ def heights(rewards_PN: Tensor, is_present_PN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def solved_beta(heights_PN: Tensor, num_samples_P1: Tensor, kl: float) -> Tensor:
-    """beta up to LARGEST_BETA at which q, proportional to e^{beta height}, is `kl` from uniform: [P, 1].
+    """Find the beta at which q, proportional to e^{beta height}, is `kl` from uniform: [P, 1].
 
-    The bound where it stays nearer. KL rises with beta: its derivative is beta times the variance of the heights.
+    LARGEST_BETA where q stays nearer. KL rises with beta: its derivative is beta times the variance of the heights.
     """
     start_P1 = torch.zeros_like(heights_PN[:, :1])
     found_P1 = bisected(

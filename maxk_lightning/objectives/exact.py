@@ -49,7 +49,7 @@ class ExactMaxAtK(Objective):
         check_ratio_clip(self.ratio_clip)
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Compute credits; see `Objective`. Raises ValueError for k > N, and for k = N where that makes no sense."""
+        """Compute credits; see `Objective`. ValueError for k > N, and for k = N with `centred` or `self_normalise`."""
         check_k_of_n(self.k, rewards_PN, "max@k")
         if self.baseline == "centred":
             check_k_below_n(self.k, rewards_PN, "baseline `centred`")
@@ -65,7 +65,7 @@ class ExactMaxAtK(Objective):
 
 
 def check_ratio_clip(ratio_clip: float | None) -> None:
-    """Refuse a clip that leaves no ratio as it is."""
+    """Refuse a clip of 1 or less with ValueError."""
     if ratio_clip is not None and not ratio_clip > 1.0:
         raise ValueError(f"`ratio_clip` is {ratio_clip}, must be above 1, or null for no clip")
 

@@ -33,13 +33,13 @@ from maxk_lightning.objectives.on_policy import (
 class OffPolicyMaxAtK(Objective):
     """max@k credits with prod rho_l over a subset replaced by 1 + sum delta_l: biased at second order in the drift.
 
-    Differs from the paper's listings: sorts first, and puts the diagonal term on the diagonal as Appendix E has it.
-    The credits contain the ratio; the paper does not say whether theirs were multiplied by the PPO ratio again, ours
-    must not be. `ExactMaxAtK` costs the same order of work and has no bias.
+    Differs from the paper's listings: sorts first, and puts the diagonal term on the diagonal, as in Appendix E. The
+    credits contain the ratio; the paper does not say whether theirs were multiplied by the PPO ratio again, ours must
+    not be. `ExactMaxAtK` costs the same order of work and has no bias.
 
     Baselines:
         none: the estimate itself.
-        loo1: for every subset, the maximum without the sample itself; needs k >= 2. Carries the ratio, as it should.
+        loo1: for every subset, the maximum without the sample itself; needs k >= 2. Contains the ratio, as it should.
         mean: minus the group mean, needs k < n. For a constant reward c its expectation is c k (1 - k/n) times
             grad KL(pi_old || pi), a force away from the behaviour policy where there should be none.
         zscore: the same over the standard deviation and n (our reading of the paper's tables); needs k < n.

@@ -12,7 +12,7 @@ from torch import Tensor
 from maxk_lightning.estimators import check_rewards
 
 LOG_RATIO_LIMIT = 20.0
-"Bound on |log rho| before exp; e^20 = 5e8 times too likely is no longer a correction, only an overflow to come."
+"Bound on |log rho| before exp; a ratio of e^20 = 5e8 is no longer a correction, and larger ones would overflow."
 EQUAL_REWARDS_TOLERANCE = 1e-12
 "Share of the largest value below which a standard deviation is rounding noise: dividing by it would amplify nothing."
 
@@ -117,7 +117,9 @@ def per_sample(advantages_PN: Tensor, is_present_PN: Tensor) -> Tensor:
 
 
 def bisected(is_low: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, num_halvings: int) -> Tensor:
-    """The end of where `is_low` holds, for each element, from `low` on: too small by (high - low) / 2^num_halvings.
+    """Find the largest value from `low` to `high` at which `is_low` still holds, for each element.
+
+    It is too small by at most (high - low) / 2^num_halvings.
 
     >>> bisected(lambda x: x <= 0.7, torch.zeros(1), torch.ones(1), num_halvings=3)
     tensor([0.6250])

@@ -8,13 +8,13 @@ from maxk_lightning.objectives.schedule import Staged
 
 
 def check_group_size(objective: Objective, num_completions: int) -> None:
-    """Refuse an objective that has no use for groups of this size, before anything expensive runs.
+    """Refuse an objective that cannot work with groups of this size, before anything expensive runs.
 
     Tries the objective, or every stage of a `Staged` one, on a group with a single success, so that a user's class
     needs no method of its own for this.
 
     Raises:
-        ValueError: what the objective raises, or what is wrong with its answer.
+        ValueError: the objective raises it, has no `includes_ratio`, or gives credits of a wrong shape or not finite.
     """
     rewards_PN = torch.zeros(1, num_completions)
     rewards_PN[:, :1] = 1.0

@@ -15,11 +15,11 @@ PROBE_STDS = (0.0, 0.1, 1.0)
 
 
 def is_idle(objective: Objective, rewards_PN: Tensor, facts: GroupFacts = NO_FACTS) -> Tensor:
-    """Whether all credits of a group are 0 whatever its ratios are, as a boolean of every group.
+    """Whether all credits of a group are 0 at all ratios: is_idle_P, bool.
 
-    Credits are polynomials in the ratios, or such within their bounds. One that is 0 at random ratios, near 1 and far
-    from it, is 0 everywhere (Schwartz and Zippel), but for a set of ratios of measure 0. All groups are tried at the
-    same ratios, so that the answer for a group does not depend on those around it.
+    Credits are polynomials in the ratios, piece by piece where ratios are bounded. One that is 0 at random ratios, near
+    1 and far from it, is 0 everywhere (Schwartz and Zippel), but for a set of ratios of measure 0. All groups are tried
+    at the same ratios, so that the answer for a group does not depend on the others.
     """
     generator = torch.Generator().manual_seed(0)
     noise_N = torch.randn(rewards_PN.shape[1], generator=generator, dtype=torch.float64)

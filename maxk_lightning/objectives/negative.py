@@ -1,4 +1,4 @@
-"""Learning from failures: correct and wrong samples with weights of their own, without a look at the rest of the group.
+"""Learning from failures: one weight for correct samples and one for wrong ones, whatever the rest of the group is.
 
 Shapes: P prompts, N completions per prompt.
 """
@@ -18,7 +18,7 @@ from maxk_lightning.objectives.objective import Objective
 class NSR(Objective):
     """Negative sample reinforcement (arXiv:2506.01347): -1 for wrong samples and nothing for correct ones, over n.
 
-    `WReinforce` with a positive weight of 0; what is said there holds here.
+    This is `WReinforce` with a `positive_weight` of 0; see there.
     """
 
     includes_ratio: ClassVar[bool] = False
@@ -37,13 +37,13 @@ class NSR(Objective):
 class WReinforce(Objective):
     """W-REINFORCE (arXiv:2506.01347): `positive_weight` for correct samples, -1 for wrong ones, over n.
 
-    The authors' rewards are binary. Others are made so by `threshold`: a sample that passes some tests is as wrong as
-    one that passes none. There is no baseline from the group: a group of equal rewards has credits too, and a single
-    sample is enough.
+    The authors' rewards are binary. `threshold` makes others binary: a sample that passes some tests is as wrong as one
+    that passes none. There is no baseline from the group: a group of equal rewards has credits too, and a single sample
+    is enough.
 
     The advantage is (1 + positive_weight) (1[correct] - 1 / (1 + positive_weight)). So on-policy it is unbiased for
-    1 + positive_weight times the gradient of pass@1, whatever the weight is, which acts as a constant baseline. What
-    sets it apart from REINFORCE is its noise, and what later PPO iterations make of its signs.
+    1 + positive_weight times the gradient of pass@1, for any weight: it acts as a constant baseline. It differs from
+    REINFORCE in its noise, and in what later PPO iterations make of its signs.
     """
 
     includes_ratio: ClassVar[bool] = False
@@ -74,6 +74,6 @@ def weighted_signs(rewards_PN: Tensor, threshold: float, positive_weight: float)
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that is not finite."""
+    """Refuse a threshold that is not finite with ValueError."""
     if not math.isfinite(threshold):
         raise ValueError(f"`threshold` is {threshold}, must be finite")

@@ -1,4 +1,4 @@
-"""The seam between rewards and the loss: what multiplies grad log pi.
+"""The interface between rewards and the loss: credits, which multiply grad log pi.
 
 Shapes: P prompts, N completions per prompt.
 """
@@ -20,7 +20,7 @@ else:
 
 
 UNKNOWN_BEHAVIOUR = -1
-"Stands for the behaviour of a sample of which it is not known."
+"Behaviour of a sample whose behaviour is not known."
 
 
 class Objective(Protocol):
@@ -29,15 +29,15 @@ class Objective(Protocol):
     A class need not inherit from this one, but those that do can be named without their module on the command line.
     Dataclasses of this kind have no slots: jsonargparse reads the `vars` of an instance used as a default.
 
-    One with an attribute `needs_behaviours: bool` that is True is called with a third argument, `behaviours_PN`, int64,
-    which has a default: equal numbers are samples of a group that said the same on all tests, -1 is one of which that
-    is not known. One with `told_ks: Sequence[int]` that is not empty is called with the keyword `told_ks_P`, int64:
-    which of them was drawn for each group. See `GroupFacts`.
+    An objective whose attribute `needs_behaviours` is True is called with a third argument, which must have a default:
+    `behaviours_PN`, int64, equal for samples of a group with the same outputs on all tests, -1 where they are not
+    known. An objective whose attribute `told_ks: Sequence[int]` is not empty is called with the keyword `told_ks_P`,
+    int64: the number that was drawn from `told_ks` for each group. See `GroupFacts`.
     """
 
     @property
     def includes_ratio(self) -> bool:
-        """Whether credits contain rho_i and multiply grad log pi directly, or are advantages for a surrogate."""
+        """Whether credits contain rho_i and multiply grad log pi directly; else they are advantages for a surrogate."""
         ...
 
     def __call__(self, rewards_PN: AnyTensor, log_ratios_PN: AnyTensor, /) -> AnyTensor:
@@ -54,27 +54,27 @@ class Objective(Protocol):
 
 
 def needs_behaviours(objective: Objective) -> bool:
-    """Whether an objective is called with what its samples compute."""
+    """Whether an objective is called with the behaviours of its samples."""
     return bool(getattr(objective, "needs_behaviours", False))
 
 
 def told_ks(objective: Objective) -> Sequence[int]:
-    """Numbers of tries from which an objective wants one drawn for every group; empty: it wants none."""
+    """Return the numbers of tries of which an objective needs one drawn for every group; empty: it needs none."""
     ks: Sequence[int] = getattr(objective, "told_ks", ())
     return ks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupFacts:
-    """What some objectives ask about groups, beside rewards and ratios; None: not known."""
+    """What some objectives need to know of groups, besides rewards and ratios; None: not known."""
 
     behaviours_PN: Tensor | None = None
-    "Equal numbers are samples of a group that said the same on all tests, -1 is one of which that is not known; int64."
+    "Behaviours, int64: equal for samples of a group with the same outputs on all tests, -1 where they are not known."
     told_ks_P: Tensor | None = None
     "Number of tries that was drawn for each group, int64; 0 where none was."
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> "GroupFacts":
-        """The same facts where `move` puts them: on a device."""
+        """Return the same facts with `move` applied to each tensor, for example a move to a device."""
         behaviours_PN, told_ks_P = (
             None if fact is None else move(fact) for fact in (self.behaviours_PN, self.told_ks_P)
         )
@@ -82,11 +82,11 @@ class GroupFacts:
 
 
 NO_FACTS = GroupFacts()
-"For objectives that ask for none."
+"For objectives that need none."
 
 
 def credits_of(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor, facts: GroupFacts = NO_FACTS) -> Tensor:
-    """The credits of any objective, given the facts that it asks for; see `Objective`."""
+    """Compute the credits of any objective, with the facts that it needs: credits_PN; see `Objective`."""
     ask: Any = objective
     behaviours = [facts.behaviours_PN] if needs_behaviours(objective) else []
     told = {"told_ks_P": facts.told_ks_P} if told_ks(objective) else {}
@@ -95,7 +95,7 @@ def credits_of(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor, 
 
 
 def given_behaviours(objective: Objective, rewards_PN: Tensor, behaviours_PN: Tensor | None) -> Tensor:
-    """Behaviours of the samples, unknown where none were given.
+    """Return the behaviours of the samples: behaviours_PN, int64; all unknown if none were given.
 
     Raises:
         ValueError: none were given to an objective that needs them, or they have another shape than the rewards.

@@ -25,7 +25,7 @@ class MaxAtK(Objective):
         centred: (k/n) (E[max over I | i in I] - E[max over I | i not in I]), needs k < n; sums to 0 over the group.
         loo1: for every subset, the maximum without the sample itself; needs k >= 2; never negative.
         zscore: the plain credit, z-scored in the group, over n (the paper's "BoN mean"); direction only; needs k < n.
-        none: the average over subsets of max, where the sample is in.
+        none: the average of max over all subsets, counted as 0 for those without the sample.
     A group that lost samples until fewer than k are left (k + 1 with `centred` and `zscore`) gets credits of 0.
     """
 
@@ -64,7 +64,7 @@ class PassKTraining(Objective):
         check_k(self.k)
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Compute credits; see `Objective`."""
+        """Compute credits; see `Objective`. ValueError unless k < N."""
         check_k_of_n(self.k, rewards_PN, "Pass@k Training")
         check_k_below_n(self.k, rewards_PN, "Pass@k Training")
         groups = sort_groups(rewards_PN)
@@ -99,7 +99,7 @@ def centred_credits(groups: SortedGroups, k: int) -> Tensor:
     """
     n_P1 = groups.num_samples_P.unsqueeze(-1)
     weights_PN = top_rank_weights(groups.num_samples_P, groups.rewards_PN.shape[1], k)
-    # with n <= k no gap has weight, and n - k only must not be 0
+    # with n <= k no gap has weight; the clamp only avoids a division by 0
     return gains_minus_losses(groups, weights_PN) / (n_P1 - k).clamp(min=1)
 
 
@@ -130,13 +130,13 @@ def sum_below(values_PN: Tensor) -> Tensor:
 
 
 def check_k(k: float) -> None:
-    """Refuse k < 1."""
+    """Refuse k < 1 with ValueError."""
     if not k >= 1:
         raise ValueError(f"`k` is {k}, must be at least 1")
 
 
 def check_loo1(k: int, baseline: str) -> None:
-    """Refuse LOO-1 at k = 1, where no other member is left to compare with."""
+    """Refuse LOO-1 at k = 1, where no other member is left to compare with; ValueError."""
     if baseline == "loo1" and k == 1:
         raise ValueError(
             "`baseline` is loo1 with `k` 1: that is plain REINFORCE without a baseline; use RLOO for k = 1"
@@ -144,7 +144,7 @@ def check_loo1(k: int, baseline: str) -> None:
 
 
 def check_k_of_n(k: int, rewards_PN: Tensor, what: str) -> None:
-    """Refuse k above the group size."""
+    """Refuse k above the group size with ValueError."""
     if k > rewards_PN.shape[-1]:
         raise ValueError(
             f"`objective.k` is {k}, but `num_completions` is {rewards_PN.shape[-1]}: {what} needs k <= n; "
@@ -153,7 +153,7 @@ def check_k_of_n(k: int, rewards_PN: Tensor, what: str) -> None:
 
 
 def check_k_below_n(k: int, rewards_PN: Tensor, what: str) -> None:
-    """Refuse k equal to the group size where that makes every credit zero."""
+    """Refuse k equal to the group size, where that makes every credit zero; ValueError."""
     if k == rewards_PN.shape[-1]:
         raise ValueError(
             f"`objective.k` and `num_completions` are both {k}: {what} needs k < n, "

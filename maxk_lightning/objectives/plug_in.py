@@ -1,4 +1,4 @@
-"""max@k for k above the size of the group: further draws are made from the samples that are there, which are put back.
+"""max@k for a k above the size of the group: draws are made from the samples of the group, which are put back.
 
 Shapes: P prompts, N completions per prompt.
 """
@@ -17,7 +17,7 @@ from maxk_lightning.objectives.on_policy import check_k, gains_minus_losses
 
 @dataclass(frozen=True)
 class PlugInMaxAtK(Objective):
-    """The gradient of max@k with the group in the place of the policy; takes a k above n, and is **biased**.
+    """The gradient of max@k with the group in place of the policy; takes a k above n, and is **biased**.
 
     c_i = (k/n) (E[max(r_i, best of k - 1 draws)] - the group's mean of that), where `draws` are made
 
@@ -28,25 +28,25 @@ class PlugInMaxAtK(Objective):
             are draws from the urn.
 
     With rewards sorted ascending the best of k - 1 draws is at most rank t with probability (t/n)^(k-1), or Gamma(t +
-    k - 1) Gamma(n) / (Gamma(t) Gamma(n + k - 1)), for any real k (so is ReMax's m, arXiv:2606.00151). Credits sum to 0;
+    k - 1) Gamma(n) / (Gamma(t) Gamma(n + k - 1)), for any real k (as ReMax's m, arXiv:2606.00151). Credits sum to 0;
     the bias vanishes as 1/n, k fixed; k = 1 is `DrGRPO`. `MaxAtK` draws without replacement, for k up to n, and is
     unbiased: prefer it with a larger group.
 
-    What the bias does: one success in n with replacement passes for a success rate of 1/n exactly, which k draws hardly
-    ever miss. Nothing seems left to gain where max@k has most. With n = 8 and one success the credit is (7/8) h/8, and
-    the urn, which knows that the rate may be far below 1/8, loses less:
+    The bias: with replacement one success in n counts as a success rate of exactly 1/n, which k draws hardly ever miss.
+    So nothing seems left to gain where max@k has most to gain. With n = 8 and one success the credit is (7/8) h/8, and
+    the urn, which allows for a rate far below 1/8, loses less:
 
         | h at k =        | 8   | 16  | 32  | 64   | 128  |
         | replacement     | 3.1 | 2.2 | .51 | .014 | 6e-6 |
         | urn             | 4.0 | 5.1 | 5.9 | 6.4  | 6.7  |
 
-    More successes have less by powers again: a k far above n follows the prompts with one success alone. Groups that
-    lost samples until one is left get credits of 0.
+    With more successes h falls faster still: at a k far above n, nearly all credit goes to prompts with one success.
+    Groups that lost samples until one is left get credits of 0.
     """
 
     includes_ratio: ClassVar[bool] = False
     k: float
-    "Samples that the user will draw, a real number from 1 on; one so far above n that no credit is left is refused."
+    "Samples that the user will draw, a real number of at least 1, not so far above n that no credit is left."
     draws: Literal["replacement", "urn"] = "replacement"
     "How samples are drawn from the group."
 
@@ -56,7 +56,7 @@ class PlugInMaxAtK(Objective):
             raise ValueError(f"`k` is {self.k}, must be finite")
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Compute credits; see `Objective`. ValueError for a k so far above N that all would be 0."""
+        """Compute credits; see `Objective`. ValueError for N < 2, and for a k so far above N that all would be 0."""
         num_completions = rewards_PN.shape[1]
         require_group_size(num_completions, 2, "PlugInMaxAtK", "a sample without others to compare with gets no credit")
         if self.draws == "replacement" and self.k * (1 - 1 / num_completions) ** (self.k - 1) < ZERO_CREDIT:

@@ -18,7 +18,7 @@ from maxk_lightning.objectives.subset_law import SubsetLaw, rank_law
 from maxk_lightning.objectives.subset_objective import Baseline, SubsetObjective
 
 ROUNDING = 1e-9
-"Of q k: .7 times 10 is the rank 7, not the one above 7.000000000000001."
+"Tolerance of q k: .7 times 10 is rank 7, not the rank above 7.000000000000001."
 
 
 class RankObjective(SubsetObjective, Protocol):
@@ -41,7 +41,7 @@ class RankObjective(SubsetObjective, Protocol):
 
 @dataclass(frozen=True)
 class RankWeighted(RankObjective):
-    """sum_t w_t r_(t) over the sorted rewards of k samples, with weights of one's own; see `SubsetObjective`."""
+    """sum_t w_t r_(t) over the sorted rewards of k samples, with any weights; see `SubsetObjective`."""
 
     k: int
     "Samples that the user will draw, 1 <= k <= num_completions."
@@ -117,7 +117,7 @@ class SubsetQuantile(RankObjective):
 class CVaR(RankObjective):
     """The mean of a tail of the rewards of k samples (conditional value at risk); see `SubsetObjective`.
 
-    The tail holds share * k samples; a rank that is in it by a part counts by that part, as in Rockafellar and Uryasev.
+    The tail holds share * k samples; a rank that is partly in it counts in part, as in Rockafellar and Uryasev.
 
     >>> CVaR(k=4, share=0.375).weights  # the best one and half of the second
     (0.0, 0.0, 0.3333333333333333, 0.6666666666666666)
@@ -126,9 +126,9 @@ class CVaR(RankObjective):
     k: int
     "Samples that the user will draw, 1 <= k <= num_completions."
     share: float
-    "Of the k, in (0, 1]; 1: their mean, 1 / k or less: the best (or worst) of them."
+    "Share of the k in the tail, in (0, 1]; 1: their mean, 1 / k or less: the best (or worst) of them."
     tail: Literal["upper", "lower"] = "upper"
-    "Whether the best or the worst of them."
+    "`upper`: the best of them, `lower`: the worst."
     baseline: Baseline = "centred"
     "Baseline that is subtracted."
 
@@ -145,6 +145,6 @@ class CVaR(RankObjective):
 
 
 def tail_weights(k: int, size: float) -> tuple[float, ...]:
-    """Weights of the mean of the `size` best of k; of a part of one, for a size that is not whole."""
+    """Return k weights of the mean of the `size` best, smallest reward first; `size` need not be whole."""
     size = max(1.0, size)
     return tuple(min(1.0, max(0.0, size - (k - t))) / size for t in range(1, k + 1))

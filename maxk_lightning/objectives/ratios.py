@@ -17,7 +17,7 @@ from maxk_lightning.objectives.subset_objective import SubsetObjective, sorted_b
 
 
 class OnOldSamples(Objective, Protocol):
-    """A subset objective in a form for samples of an earlier policy: it asks for what the objective asks for."""
+    """A subset objective on samples of an earlier policy; it needs the facts that the objective needs."""
 
     if TYPE_CHECKING:  # see `SubsetObjective`
 
@@ -40,7 +40,7 @@ class OnOldSamples(Objective, Protocol):
 class ExactRatios(OnOldSamples):
     """The gradient of a subset objective at the present policy; unbiased where no ratio is clipped.
 
-    E pi_i A_i, or without a baseline E pi_i E[f | i in I]; see `ExactMaxAtK`, which this is for the maximum.
+    E pi_i A_i, or without a baseline E pi_i E[f | i in I]; for the maximum this is `ExactMaxAtK`, see there.
     """
 
     includes_ratio: ClassVar[bool] = True
@@ -63,7 +63,7 @@ class ExactRatios(OnOldSamples):
 
 @dataclass(frozen=True)
 class TemperedRatios(OnOldSamples):
-    """(k/n) A_i of a subset objective with the ratios of the others tempered; see `SetAdvantage`, this for the maximum.
+    """(k/n) A_i of a subset objective with the ratios of the others tempered; for the maximum, `SetAdvantage`.
 
     A_i is a difference of two means of f: never beyond the range of f, whatever the ratios are. Needs k < n.
     """
@@ -94,13 +94,13 @@ class TemperedRatios(OnOldSamples):
 
 
 def tempering(objective: Objective, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor | None:
-    """alpha_P of what tempers in an objective, the mean of several; None: nothing does."""
+    """Return alpha_P of the parts of an objective that temper ratios, averaged over them; None: no part does."""
     parts = [part for part in parts_of(objective) if isinstance(part, SetAdvantage | TemperedRatios)]
     return torch.stack([part.tempering(rewards_PN, log_ratios_PN) for part in parts]).mean(0) if parts else None
 
 
 def check_subset_objective(objective: Objective, what: str) -> None:
-    """Refuse an objective without moments of its own."""
+    """Refuse an objective that is no `SubsetObjective` with ValueError."""
     if not (hasattr(objective, "law") and hasattr(objective, "ceiling")):
         raise ValueError(
             f"`objective` of {what} is {type(objective).__name__}, must be a subset objective such as TopMMean; "

@@ -1,8 +1,8 @@
 """Advantages relative to the group. Shapes: P prompts, N completions per prompt.
 
-None of these takes a k; RLOO is the one without bias, for max@1. Published advantages are divided by n,
-the number of samples in the group, which is what their losses do (see `Objective`). All need groups of two samples or
-more; a group that lost samples until one is left gets credits of 0.
+None of these takes a k; RLOO is the one without bias, for max@1. Published advantages are divided by n, the number of
+samples in the group, as their losses do (see `Objective`). All need groups of two samples or more, else ValueError; a
+group that lost samples until one is left gets credits of 0.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class GRPO(Objective):
     "Whether to divide by the standard deviation; without it, this is `DrGRPO`."
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Compute credits; see `Objective`. Biased for the mean reward: divides by a std that its own samples make."""
+        """Compute credits; see `Objective`. Biased for the mean reward: the std comes from the same samples."""
         require_group_size(rewards_PN.shape[1], 2, "GRPO", ALONE)
         rewards_PN, is_present_PN = present_rewards(rewards_PN)
         advantage = z_scores if self.scale_by_std else deviations
@@ -117,7 +117,7 @@ class MaxRL(Objective):
     includes_ratio: ClassVar[bool] = False
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Compute credits; see `Objective`."""
+        """Compute credits; see `Objective`. ValueError for rewards other than 0, 1 and NaN."""
         require_group_size(rewards_PN.shape[1], 2, "MaxRL", ALONE)
         try:
             check_binary(rewards_PN)
@@ -135,8 +135,8 @@ class MaxRL(Objective):
 class RSGRPO(Objective):
     """Risk-sensitive GRPO (arXiv:2509.24261): (e^{beta r_i} / mean_j e^{beta r_j} - 1) / beta.
 
-    Ascends (1/beta) log E[e^{beta r}], from the mean (beta to 0) towards the maximum; biased by the sampled mean below
-    the line. Does not know k.
+    Ascends (1/beta) log E[e^{beta r}], from the mean (beta to 0) towards the maximum; biased by the sampled mean in the
+    denominator. Does not depend on k.
     """
 
     includes_ratio: ClassVar[bool] = False

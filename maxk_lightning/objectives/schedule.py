@@ -55,7 +55,7 @@ class WeightedObjectives(Objective):
 
     @property
     def told_ks(self) -> Sequence[int]:
-        """Those of the parts that want a k drawn, which all want the same; see `Objective`."""
+        """Those of the parts that need a k drawn, which all have the same; see `Objective`."""
         return next((ks for ks in map(told_ks, self.objectives) if ks), ())
 
     def __call__(
@@ -80,7 +80,7 @@ Mixture = WeightedObjectives
 
 @dataclass(frozen=True)
 class Staged(Objective):
-    """One objective after another, by progress through training; the training loop asks `objective_at`."""
+    """One objective after another, by progress through training; the training loop calls `objective_at`."""
 
     objectives: list[Objective]
     "Objectives, at least one; all or none of them have credits that contain the ratio."
@@ -121,7 +121,7 @@ class Staged(Objective):
         return self.objectives[last_started]
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Refuse: without progress there is no telling which objective is meant."""
+        """Raise TypeError: without a progress it is not known which objective is meant."""
         raise TypeError(
             "a Staged objective has credits only at a given progress: call objective_at(objective, progress)"
         )
@@ -133,24 +133,24 @@ def objective_at(objective: Objective, progress: float) -> Objective:
 
 
 def largest_k(objective: Objective) -> int:
-    """The largest k among the parts of an objective; 1 where none has a k."""
+    """Return the largest k among the parts of an objective; 1 if none has a k."""
     return max(int(getattr(part, "k", 1)) for part in parts_of(objective))
 
 
 def largest_subset(objective: Objective) -> int:
-    """The most samples a part needs in a group: its k, but 1 for `PlugInMaxAtK`, which draws with replacement."""
+    """Return the most samples that a part needs in a group: its k, but 1 for `PlugInMaxAtK`, whose k may exceed n."""
     return max((largest_k(part) for part in parts_of(objective) if not isinstance(part, PlugInMaxAtK)), default=1)
 
 
 def parts_of(objective: Objective) -> list[Objective]:
-    """The objectives that a `WeightedObjectives` or `Staged` one is made of; of any other, itself."""
+    """List the objectives that a `WeightedObjectives` or `Staged` one is made of; of any other, itself."""
     if isinstance(objective, WeightedObjectives | Staged):
         return [part for each in objective.objectives for part in parts_of(each)]
     return [objective]
 
 
 def check_alike(objectives: list[Objective]) -> None:
-    """Refuse an empty list, and one that mixes credits with and without the ratio: no loss could take both."""
+    """Refuse an empty list, and one that mixes credits with and without the ratio, with ValueError."""
     if not objectives:
         raise ValueError("`objectives` is empty, needs at least one")
     if len({objective.includes_ratio for objective in objectives}) > 1:

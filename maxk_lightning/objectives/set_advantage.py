@@ -30,7 +30,7 @@ from maxk_lightning.objectives.subset_law import SubsetLaw, log_effective_fracti
 NUM_HALVINGS = 8
 "alpha is found to 2^-8, from below."
 ROUNDING = 1e-11
-"Of the log of an effective fraction: equal ratios have a fraction of 1 up to this."
+"Tolerance of the log of an effective fraction: equal ratios have a fraction of 1 up to this."
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SetAdvantage(Objective):
     share falls as alpha grows, so bisection finds it. alpha = 1 is the exact law of the others, alpha = 0 is
     `MaxAtK(k, "centred")`.
 
-    `docs/sequence_study.md` found no drift at which this follows max@k better than `MaxAtK` with the same loss, and the
+    `docs/sequence_study.md` found no drift at which this follows max@k better than `MaxAtK` with the same loss. The
     more it is tempered the less it loses: hence the default.
 
     Needs k < n. Groups that lost samples until k or fewer are left get credits of 0. O(n k) per group and halving:
@@ -60,7 +60,7 @@ class SetAdvantage(Objective):
         check_fraction(self.min_effective_fraction)
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor) -> Tensor:
-        """Credits; see `Objective`. At most (k/n) times the range of a group's rewards. ValueError unless k < N."""
+        """Compute credits, at most (k/n) times the range of the rewards; see `Objective`. ValueError unless k < N."""
         groups, log_ratios_PN, _ = temper(rewards_PN, log_ratios_PN, self.k, self.min_effective_fraction)
         advantages_PN = set_advantages(groups, log_ratios_PN, self.k)
         return groups.unsort(self.k / groups.num_samples_P.clamp(min=1).unsqueeze(-1) * advantages_PN)
@@ -84,7 +84,7 @@ def temper(
 
 
 def check_fraction(min_effective_fraction: float) -> None:
-    """Refuse what is no share."""
+    """Refuse a number outside [0, 1] with ValueError."""
     if not 0.0 <= min_effective_fraction <= 1.0:
         raise ValueError(f"`min_effective_fraction` is {min_effective_fraction}, must be in [0, 1]")
 

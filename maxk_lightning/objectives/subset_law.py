@@ -1,7 +1,7 @@
 """The law of a random k-subset with P(I) proportional to prod_{l in I} rho_l, in O(nk), stable at any size.
 
-Three values of a subset are followed: that of its top rank, a weighted sum of its sorted members, and the number of
-classes that it misses.
+There are laws for three values of a subset: that of its top rank, a weighted sum of its sorted members, and the number
+of classes that it misses.
 
 Shapes: P prompts, N ranks (samples sorted by ascending value, missing ones last), M = k + 1 counts 0..k.
 
@@ -24,7 +24,7 @@ from torch import Tensor
 GRID_SIZE = 16
 "Number of candidates for log lambda in each of two rounds, which leave it within 0.1 for log-ratios within +-20."
 TABLE_BYTES = 2**28
-"About the size of the tables of a piece; prompts are worked on in pieces."
+"Approximate size of the tables of one piece; prompts are processed in pieces."
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def missing_law(
     A subset that misses a class is one of the samples outside it, whose law has the same form.
 
     Args:
-        is_same_PNN: Whether two samples are of the same class; False, on the diagonal too, for one of no class.
+        is_same_PNN: Whether two samples are of the same class; False, on the diagonal too, for one without a class.
         log_ratios_PN: In any order; -inf where missing.
         num_samples_P: n of each group.
         whole: The same law with another value.
@@ -226,7 +226,7 @@ def _suffixes(values_NP1: Tensor, tilt: _Tilt) -> Tensor:
 
 
 def _rank_moments(gaps_PN: Tensor, sums_M: Tensor, tilt: _Tilt) -> tuple[Tensor, ...]:
-    """The fields of `SubsetLaw`: for every rank what those below it have made of the value, and what follows makes."""
+    """The fields of `SubsetLaw`: for every rank, the part of the value from the ranks below it, and from the rest."""
     costs_NPM = gaps_PN.T.unsqueeze(-1) * -sums_M  # of m having joined when a rank has been passed
     before_NPM, after_N2PM = torch.zeros_like(tilt.prefixes_NPM), _after(costs_NPM, tilt)
     steps = zip(before_NPM[:-1], before_NPM[1:], tilt.joins_NP1, tilt.stays_out_NP1, strict=True)

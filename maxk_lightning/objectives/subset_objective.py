@@ -29,7 +29,7 @@ class SubsetObjective(Objective, Protocol):
 
     Baselines, both without bias:
         centred: (k/n) (E[f | i in I] - E[f | i not in I]), needs k < n; sums to 0 over the group.
-        none: the average over subsets of f, where the sample is in.
+        none: the average of f over all subsets, counted as 0 for those without the sample.
     A group that lost samples until fewer than k are left (k + 1 with `centred`) gets credits of 0.
     """
 
@@ -45,17 +45,17 @@ class SubsetObjective(Objective, Protocol):
             """Baseline that is subtracted."""
 
     def law(self, groups: SortedGroups, log_ratios_PN: Tensor, behaviours_PN: Tensor) -> SubsetLaw:
-        """Moments of f(I) - ceiling in rank order, given log-ratios (-inf where missing) and behaviours in that order.
+        """Return the moments of f(I) - ceiling in rank order.
 
         Args:
-            groups: Rewards.
-            log_ratios_PN: Those of the law, -inf where missing.
-            behaviours_PN: See `Objective`.
+            groups: Sorted rewards.
+            log_ratios_PN: Log-ratios of the law in rank order, -inf where missing.
+            behaviours_PN: Behaviours in rank order; see `Objective`.
         """
         ...
 
     def ceiling(self, groups: SortedGroups, behaviours_PN: Tensor) -> Tensor:
-        """ceiling_P1, from which values count: chosen so that equal rewards give exactly 0."""
+        """Return ceiling_P1, the value of f that counts as 0, chosen so that equal rewards give exactly 0."""
         ...
 
     def __call__(
@@ -65,7 +65,7 @@ class SubsetObjective(Objective, Protocol):
         return subset_credits(self, rewards_PN, torch.zeros_like(rewards_PN), behaviours_PN)[0]
 
     def value(self, rewards_PN: Tensor, log_ratios_PN: Tensor, behaviours_PN: Tensor | None = None) -> Tensor:
-        """J of every group: values_P, float64; NaN in groups of fewer than k samples."""
+        """Compute J of every group: values_P, float64; NaN in groups of fewer than k samples. ValueError for k > N."""
         check_k_of_n(self.k, rewards_PN, type(self).__name__)
         groups = sort_groups(rewards_PN)
         behaviours_PN = sorted_behaviours(self, groups, behaviours_PN)

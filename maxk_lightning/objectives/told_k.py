@@ -15,18 +15,18 @@ from maxk_lightning.objectives.on_policy import MaxAtK, check_k
 
 @dataclass(frozen=True)
 class ToldK(Objective):
-    """max@k for the k that a group's prompt tells (`{k}` in `data.template`), drawn evenly from `ks` for every group.
+    """max@k for the k in a group's prompt (`{k}` in `data.template`), drawn uniformly from `ks` for every group.
 
     The credits are those of `MaxAtK(k)`, centred, or with `loo1` where k is the number of completions, which `centred`
-    does not take. So this is the gradient of the mean of max@k over `ks`, in which the policy may be another for every
-    k: careful when it is told 1, varied when it is told 128. Unbiased on-policy. Ours; we know of no earlier one.
+    does not take. So this is the gradient of the mean of max@k over `ks`, for a policy that may act differently for
+    every k: careful if the prompt says 1, varied if it says 128. Unbiased on-policy. We know of no earlier work on it.
     """
 
     includes_ratio: ClassVar[bool] = False
     ks: list[int]
     "Numbers of tries, each at least 1 and at most `num_completions`, none twice."
     tells: bool = True
-    "False: draw a k for every group and tell it nothing, to see what telling is good for; the template has no `{k}`."
+    "False: draw a k for every group but leave it out of the prompt, as a control; the template has no `{k}`."
 
     def __post_init__(self) -> None:
         if not self.ks or len(set(self.ks)) < len(self.ks):
@@ -41,11 +41,11 @@ class ToldK(Objective):
 
     @property
     def k(self) -> int:
-        """The largest."""
+        """The largest of `ks`."""
         return max(self.ks)
 
     def __call__(self, rewards_PN: Tensor, log_ratios_PN: Tensor, told_ks_P: Tensor | None = None) -> Tensor:
-        """Compute credits; see `Objective`. ValueError for a k above N, or one told that is not among `ks`."""
+        """Compute credits; see `Objective`. ValueError for a k above N, no `told_ks_P`, or one that is not in `ks`."""
         if told_ks_P is None or told_ks_P.shape != rewards_PN.shape[:1]:
             raise ValueError("ToldK needs `told_ks_P`, a number of tries for every group, see `Objective`")
         credits_PN = torch.zeros_like(rewards_PN, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Advantages that count for less the more samples of the group do the same. P prompts, N completions per prompt."""
+"""Advantages that are smaller the more samples of the group behave alike. P prompts, N completions per prompt."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,10 +20,10 @@ class UniquenessWeighted(Objective):
     sample, however many there are of it; with alpha = 0 this is `GRPO`.
 
     The authors have an LLM judge cluster samples by their strategy, whatever the answer. Here samples are alike when
-    they behave alike (`Score.behaviour`): two ways to the same outputs are one, and where a test has one right output
-    all fully correct programs are, so that the weight separates wrong programs, and right ones only from these. A
+    they behave alike (`Score.behaviour`): two ways to the same outputs count as one. Where a test has one right output
+    all fully correct programs are alike: the weight separates wrong programs, and right ones only from wrong ones. A
     sample whose behaviour is unknown is like no other; a missing one is not counted. The paper was not at hand: this
-    follows what others write of its equations, and none of them knows the authors' alpha.
+    follows what others write of its equations, and none of them gives the authors' alpha.
     """
 
     includes_ratio: ClassVar[bool] = False

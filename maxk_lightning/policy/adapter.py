@@ -8,7 +8,7 @@ CONFIG = "adapter_config.json"
 
 
 def is_adapter_directory(policy: str) -> bool:
-    """Tell whether a directory holds an adapter, and no policy of its own."""
+    """Whether a directory holds an adapter, and no policy of its own."""
     directory = Path(policy)
     return (directory / CONFIG).is_file() and not (directory / "config.json").is_file()
 

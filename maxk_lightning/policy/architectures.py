@@ -1,4 +1,4 @@
-"""Which models can be trained, by their description, and what one does besides its layers and its head."""
+"""Which models can be trained, by their description, and what a model does besides its layers and its head."""
 
 import inspect
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ class HeadScaling:
 
 
 def head_scaling(config: "PreTrainedConfig") -> HeadScaling:
-    """Read it from a configuration."""
+    """Read the scaling from a configuration."""
     text = config.get_text_config()
     factor = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
     return HeadScaling(factor=factor, cap=getattr(text, "final_logit_softcapping", None))
 
 
 def attention_implementation(config: "PreTrainedConfig", asked: Attention | None = None) -> Attention | None:
-    """The implementation that a model gets; None: the default of transformers.
+    """Choose the implementation of a model's attention; None: the default of transformers.
 
     Raises:
         ValueError: `sdpa` was asked for, which leaves out the cap on attention scores of Gemma 2.
@@ -48,7 +48,7 @@ def check_architecture(model: "PreTrainedModel", policy: str) -> None:
     """Refuse a model whose completions cannot share a packed row behind one copy of their prompt.
 
     Raises:
-        ValueError: what the model has.
+        ValueError: the model has something else; the message says what.
     """
     reason = _obstacle(model)
     if reason is not None:
@@ -74,9 +74,9 @@ def _obstacle(model: "PreTrainedModel") -> str | None:
 
 
 def remove_noise(model: nn.Module) -> None:
-    """Set every dropout rate and router jitter to 0, in place: log-probs of a policy are those of the one that samples.
+    """Set every dropout rate and router jitter to 0, in place: the policy that trains must be the one that samples.
 
-    Layers cannot be switched to evaluation instead, where transformers recomputes no activations.
+    Evaluation mode would do the same, but in it transformers recomputes no activations.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -87,9 +87,9 @@ def remove_noise(model: nn.Module) -> None:
 
 
 def max_positions(model: nn.Module) -> int | None:
-    """Positions below which rotary frequencies stay the same; None: they always do.
+    """Return the number of positions up to which rotary frequencies stay the same; None: they always do.
 
-    Beyond, the kinds `longrope` and `dynamic` of transformers take them from the longest sequence of a batch, so the
+    Beyond it, the kinds `longrope` and `dynamic` of transformers take them from the longest sequence of a batch, so the
     log-probs of a completion would depend on the others.
     """
     limits = []

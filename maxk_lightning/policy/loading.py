@@ -34,7 +34,7 @@ def resolve_policy(policy: str) -> str:
     and is not looked up here.
 
     Raises:
-        ValueError: a local path that is no policy directory.
+        ValueError: it is no built-in policy, no policy directory and no hub name.
     """
     if policy in BUILTIN:
         return BUILTIN[policy]
@@ -59,8 +59,8 @@ def find_policy(policy: str) -> str:
     """Return the directory or hub name behind `model.policy`, for libraries that download what is not in their cache.
 
     Raises:
-        ValueError: a hub name that is not cached while the hub cannot be reached: said at once, where the libraries
-            would first try again for a minute per file.
+        ValueError: a hub name is not cached and the hub cannot be reached. Raised at once, where the libraries would
+            first try again for a minute per file.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -75,7 +75,7 @@ def find_policy(policy: str) -> str:
         pass  # it answers; the library reports what it says
     except OSError as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if not isinstance(reason, ssl.SSLError):  # certificates are the library's affair
+        if not isinstance(reason, ssl.SSLError):  # the library reports problems with certificates
             raise ValueError(
                 f"model.policy: {policy} is not in the local cache, and {constants.ENDPOINT} cannot be reached "
                 f"({reason}): give a directory as model.policy, or fill the cache on a machine with network "
@@ -89,7 +89,7 @@ def load_model(
 ) -> "PreTrainedModel":
     """Load the causal language model of a policy directory or hub name.
 
-    Without weights the model is only described: its parameters are whatever the current default device makes of them.
+    Without weights the model is only described: its parameters are made on the current default device and not read.
     Without `attention` it has that of `attention_implementation`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) on a policy, through peft; and the plain weights that they amount to."""
+"""Low-rank adapters (LoRA, arXiv:2106.09685) on a policy, through peft; and the plain weights that they result in."""
 
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -70,12 +70,12 @@ def add_adapters(model: "PreTrainedModel", lora: LoRA) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    """Tell whether a weight of this name belongs to an adapter."""
+    """Whether a weight of this name belongs to an adapter."""
     return DOWN in name or UP in name
 
 
 def merged(named_tensors: Iterable[tuple[str, Tensor]], scaling: float) -> Iterator[tuple[str, Tensor]]:
-    """Yield the plain weights that a model with adapters amounts to, under the names they have without adapters.
+    """Yield the plain weights of a model with adapters merged in, under the names they have without adapters.
 
     Holds one adapted weight at a time and changes none: W and its A and B must come before the next adapted W, as
     they do in a `state_dict`. The sum is computed in A's type and rounded to W's.
@@ -99,7 +99,7 @@ def merged(named_tensors: Iterable[tuple[str, Tensor]], scaling: float) -> Itera
 
 
 def keep_adapters(checkpoint: dict[str, Any], lora: LoRA, *, has_frozen_weights: bool) -> None:
-    """Note in a checkpoint which adapters it holds, and drop the frozen weights unless it is to have them, in place."""
+    """Note in a checkpoint which adapters it holds, and drop the frozen weights unless it is to keep them, in place."""
     checkpoint["lora"] = asdict(lora)
     if not has_frozen_weights:
         weights = checkpoint["state_dict"]
@@ -110,7 +110,7 @@ def check_adapters(checkpoint: dict[str, Any], lora: LoRA | None, policy: str) -
     """Refuse a checkpoint that was written with other adapters, or none, or for another policy.
 
     Raises:
-        ValueError: what differs.
+        ValueError: adapters or policy differ; the message says how.
     """
     wanted = None if lora is None else asdict(lora)
     if checkpoint.get("lora") != wanted:

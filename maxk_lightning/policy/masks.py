@@ -23,11 +23,11 @@ Mask = Tensor | BlockMask | None
 Masks = Mask | dict[str, Mask]
 
 FLEX = "flex_attention"
-"Attention of torch that skips whatever a rule hides, block by block, and never holds a mask of L x L."
+"Attention of torch that skips what a rule hides, block by block, and never holds a mask of L x L."
 
 
 def attention_kinds(config: "PreTrainedConfig") -> set[str]:
-    """Kinds of attention layers; with `layer_types` a model takes one mask for each, else one for all layers.
+    """Return the kinds of attention layers; with `layer_types` a model takes one mask for each, else one for all.
 
     This is how transformers itself decides when it prepares masks ahead of a forward pass
     (`masking_utils.create_masks_for_generate`).
@@ -41,16 +41,16 @@ def attention_kinds(config: "PreTrainedConfig") -> set[str]:
 
 
 def layer_masks(rows: PackedRows, config: "PreTrainedConfig", implementation: str, dtype: torch.dtype) -> Masks:
-    """The masks of a model's layers, in the form in which its forward pass takes them.
+    """Make the masks of a model's layers, in the form in which its forward pass takes them.
 
-    A token sees the prompt and its own completion up to itself. A window counts positions, which restart behind the
-    prompt, so a completion sees what it would see alone behind its prompt.
+    A token sees the prompt and its own completion up to itself. A window counts positions, which restart after the
+    prompt, so a completion sees what it would see alone after its prompt.
 
     Args:
         rows: Packed rows.
         config: Configuration of the model, whose attention is of the kinds `FULL` and `SLIDING`.
-        implementation: `eager` takes masks that are added to the scores; `sdpa` True where a token may look, and no
-            mask at all where the causal kernel is enough; `FLEX` the rule itself.
+        implementation: `eager` takes masks that are added to the scores; `sdpa` takes True where a token may look, and
+            no mask at all where the causal kernel is enough; `FLEX` takes the rule itself.
         dtype: Type of masks that are added.
     """
     text = config.get_text_config()
@@ -70,7 +70,7 @@ def layer_masks(rows: PackedRows, config: "PreTrainedConfig", implementation: st
 
 
 def visible(rows: PackedRows, window: int | None = None) -> Tensor:
-    """True where a token (third axis) may look (fourth axis), [R, 1, L, L]."""
+    """Make a mask that is True where a token (third axis) may look (fourth axis), [R, 1, L, L]."""
     asking_RL1, seen_R1L = rows.segments_RL[:, :, None], rows.segments_RL[:, None, :]
     is_visible_RLL = ((seen_R1L == PROMPT) | (seen_R1L == asking_RL1)).tril()
     if window is not None:
@@ -80,7 +80,7 @@ def visible(rows: PackedRows, window: int | None = None) -> Tensor:
 
 
 def block_mask(rows: PackedRows, window: int | None = None) -> BlockMask:
-    """The rule of `visible` for `FLEX`: blocks of tokens of which all, some or none are visible, [R, 1, L, L]."""
+    """Make the mask of `visible` for `FLEX`: blocks of tokens of which all, some or none are visible, [R, 1, L, L]."""
     segments_RL, positions_RL = rows.segments_RL, rows.positions_RL
 
     def sees(row: Tensor, head: Tensor, asking: Tensor, seen: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def block_mask(rows: PackedRows, window: int | None = None) -> BlockMask:
 
 
 def _is_causal(rows: PackedRows, window: int | None) -> bool:
-    """Whether the causal mask says it all; right padding is behind everything that counts."""
+    """Whether the causal mask is enough; right padding comes after everything that counts."""
     return int(rows.segments_RL.max()) <= 1 and (window is None or int(rows.positions_RL.max()) < window)
 
 

@@ -153,7 +153,7 @@ def _engine_items(workload: Workload) -> list[MemoryItem]:
 
 
 def table(items: Sequence[MemoryItem], capacity_bytes: int | None = None) -> str:
-    """Print the items in GiB, their sums, and whether they fit."""
+    """Format the items in GiB, their sums, and whether they fit, as lines of text."""
     lines = [f"{'GiB per rank':<36}{'training':>10}{'sampling':>10}"]
     lines += [_line(item.name, item.train_bytes, item.sample_bytes) for item in items]
     totals = sum(item.train_bytes for item in items), sum(item.sample_bytes for item in items)
@@ -171,7 +171,7 @@ def _line(name: str, *sizes: int) -> str:
 def describe(
     policy: str, dtype: torch.dtype, lora: LoRA | None = None, num_layers: int | None = None
 ) -> "PreTrainedModel":
-    """Make the policy's model on the meta device; with `num_layers` only so many decoder layers of it.
+    """Make the policy's model on the meta device; with `num_layers` only that many decoder layers of it.
 
     Raises:
         ValueError: the directory cannot be read, the hub cannot be reached, or the architecture is not supported.
@@ -216,7 +216,7 @@ def _parts_bytes(tensor: Any) -> int:
 
 
 def state_bytes_per_element(optimizer: Callable[[Any], torch.optim.Optimizer], dtype: torch.dtype) -> float:
-    """Measure what an optimizer keeps per trained number, by one step on a parameter of that type."""
+    """Measure the bytes that an optimizer keeps per trained number, by one step on a parameter of that type."""
     parameter = nn.Parameter(torch.zeros(1024, PROBE_ELEMENTS // 1024, dtype=dtype))
     parameter.grad = torch.zeros_like(parameter)
     made = optimizer([parameter])
@@ -227,7 +227,7 @@ def state_bytes_per_element(optimizer: Callable[[Any], torch.optim.Optimizer], d
 
 
 def saved_bytes(workload: Workload, num_layers: int, num_rows: int) -> int:
-    """Count what autograd saves in a pass of `num_layers` decoder layers over full rows, weights included."""
+    """Count the bytes that autograd saves in a pass of `num_layers` decoder layers over full rows, weights included."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     dtype = workload.compute_dtype if workload.is_sharded else workload.weights_dtype
@@ -299,7 +299,7 @@ def _rows_and_width(workload: Workload) -> tuple[int, int]:
 
 
 def _logits_bytes(workload: Workload, model: "PreTrainedModel", held_bytes: int) -> int:
-    """Bytes of a chunk's logits on a GPU on which everything else takes so much."""
+    """Bytes of a chunk's logits on a GPU on which everything else takes `held_bytes`."""
     all_logits = workload.num_groups * workload.num_completions * workload.max_new_tokens * _vocabulary(model)
     free_bytes = max(0, (workload.capacity_bytes or 0) - held_bytes)
     return LOGITS_COPIES * 4 * min(chunk_logits_for(free_bytes), all_logits)

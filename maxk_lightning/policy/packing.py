@@ -1,4 +1,4 @@
-"""Rows that share a prompt: the completions of a group stand behind one copy of it.
+"""Rows that share a prompt: the completions of a group follow one copy of it.
 
 Legend: R rows, L tokens of a row, P prompts, N completions per prompt, B = P*N completions, T completion tokens,
 M completion tokens of all completions together, U rows of a single completion, S tokens of such a row.
@@ -14,14 +14,14 @@ Tokens = Sequence[int]
 PROMPT = 0
 "Segment number of a row's prompt; its completions are numbered from 1."
 PADDING = -1
-"Segment number behind the end of a row."
+"Segment number after the end of a row."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRows:
     """Prompts and completions, ready for one forward pass.
 
-    A row holds one prompt and one or more of its completions. Positions restart behind the prompt for each completion,
+    A row holds one prompt and one or more of its completions. Positions restart after the prompt for each completion,
     and a completion sees the prompt and itself only, so every log-prob is what it would be in a row of its own.
     """
 
@@ -48,7 +48,7 @@ class PackedRows:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; from page-locked memory, so that the host does not wait for what a GPU has still to do."""
+    """Move a tensor to a device; from page-locked memory, so that the host does not wait for pending work of a GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -59,9 +59,9 @@ def pack(
 ) -> PackedRows:
     """Lay out groups; a row is closed before it would exceed `max_row_tokens` (None: one row per prompt).
 
-    A prompt with a single completion may exceed the limit. One completion per row is what every limit ends in when it
-    is small enough, and needs no attention mask. No prompts at all give one row of one token and no completion, with
-    which a rank can join a forward pass of the others.
+    A prompt with a single completion may exceed the limit. A small enough limit gives one completion per row, which
+    needs no attention mask. No prompts at all give one row of one token and no completion, with which a rank can join a
+    forward pass of the others.
     """
     rows: list[tuple[Tokens, list[Tokens]]] = [
         (prompt, part)

@@ -33,15 +33,14 @@ class TokenStats:
 
 register_dataclass(
     TokenStats
-)  # FSDP2 looks for the outputs that need a gradient, not in every torch inside dataclasses
+)  # FSDP2 looks for the outputs that need a gradient; not every torch looks inside dataclasses
 
 
 class Policy(nn.Module):
     """A causal language model whose forward pass returns log-probs instead of logits.
 
-    Only completion tokens are projected to the vocabulary, a chunk at a time (see `projection`), so
-    that the logits never exist as a whole. All of it is in one `forward`, because a sharded model may only be
-    entered at its root.
+    Only completion tokens are projected to the vocabulary, a chunk at a time (see `projection`), so that the logits
+    never exist as a whole. All of it is in one `forward`, because a sharded model may only be entered at its root.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:

@@ -28,14 +28,14 @@ def has_float32_head(dtype: torch.dtype, device_type: str) -> bool:
     """Whether matrix products of this type on such a device give logits that are not rounded to it.
 
     Logits of 16 to 32 are 0.125 apart in bfloat16: hundredths of a nat per token, which add up over a completion. A GPU
-    leaves the sums of its products in float32 for nothing. A CPU has no such product, and one of float32 takes 3 to 4
+    leaves the sums of its products in float32 at no cost. A CPU has no such product, and one of float32 takes 3 to 4
     times as long. An engine has to compute its logits in the same way.
     """
     return dtype not in HALF or device_type == "cuda"
 
 
 def chunk_logits_for(free_bytes: int) -> int:
-    """Logits at a time on a GPU with so much memory left: those that take half of it, within bounds.
+    """Return the number of logits at a time on a GPU with `free_bytes` left: they take half of it, within bounds.
 
     >>> [chunk_logits_for(gib * 2**30) / 2**26 for gib in (1, 4, 80)]
     [1.0, 2.0, 4.0]
@@ -53,13 +53,14 @@ def project(
     has_entropy_grad: bool = False,
     chunk_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute log-probs and entropies of targets under softmax(head(hidden) / temperature), float32.
+    """Compute logprobs_M and entropies_M of targets under softmax(head(hidden) / temperature), float32, nats.
 
     Entropies have a gradient with `has_entropy_grad` only: it needs more memory. With `cap` the logits are
     cap * tanh(head(hidden) / cap), before the temperature.
 
-    `chunk_logits` logits are computed at a time, and again in the backward pass. That of a plain matrix adds up the
-    head's gradient in place; anything else (a bias, adapters, a cap) goes through activation checkpointing.
+    `chunk_logits` logits are computed at a time, and again in the backward pass. A plain matrix has a backward pass of
+    its own, which adds up the head's gradient in place; anything else (a bias, adapters, a cap) goes through activation
+    checkpointing.
     """
     vocabulary: int = head.weight.shape[0]  # type: ignore[assignment, index]
     chunk_logits = chunk_logits or _chunk_logits(hidden_MD.device)

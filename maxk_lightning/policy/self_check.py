@@ -1,7 +1,7 @@
 """A policy is compared with its model once, before it trains: packed completions against each completion alone.
 
-What a model does in its own forward pass and `Policy` does not know of (another scale of logits, attention of its own,
-layers that count tokens of a row) shows here, whatever its name.
+This finds what a model does in its own forward pass and `Policy` does not (another scale of logits, attention of its
+own, layers that count tokens of a row), whatever its name.
 """
 
 from collections.abc import Iterator

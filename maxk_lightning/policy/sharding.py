@@ -18,7 +18,7 @@ from maxk_lightning.policy import Policy
 
 
 def load_sharded(build: Callable[[bool], Policy], mesh: DeviceMesh, device: torch.device, is_bf16: bool) -> Policy:
-    """Build a policy whose weights exist as a whole on one rank only, in host memory, while they are handed out.
+    """Build a sharded policy; its whole weights exist on rank 0 only, in host memory, while they are handed out.
 
     Args:
         build: `build(True)` loads the policy, `build(False)` makes it on the meta device without reading weights.
@@ -27,7 +27,7 @@ def load_sharded(build: Callable[[bool], Policy], mesh: DeviceMesh, device: torc
         is_bf16: Compute in bfloat16; weights, gradients and their sums stay float32.
 
     Raises:
-        ValueError: rank 0 cannot load the policy; all ranks say why.
+        ValueError: rank 0 cannot load the policy; raised on all ranks.
     """
     source = _read(build)
     with torch.device("meta"):
@@ -63,7 +63,7 @@ def _read(build: Callable[[bool], Policy]) -> Policy | None:
 def _shard(policy: Policy, mesh: DeviceMesh, is_bf16: bool) -> None:
     """Shard each decoder layer, then the rest.
 
-    `reshard_after_forward` is said for the root too, where it is not the default: without it the embedding and the head
+    `reshard_after_forward` is set for the root too, where it is not the default: without it the embedding and the head
     stay gathered after a forward pass without backward, and the next step computes with their old values.
     """
     dtypes: dict[str, Any] = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if is_bf16 else {}
@@ -82,5 +82,5 @@ def sharded_modules(module: nn.Module) -> list[FSDPModule]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor that may be sharded; all ranks must ask for it together."""
+    """Return the whole of a tensor that may be sharded; all ranks must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,7 +1,7 @@
 """Attention over packed rows without a mask: each completion attends in a row of its own.
 
-All other layers see the packed rows, in which the completions of a group share one copy of their prompt. Attention is
-where sharing would cost: every token would be compared with every other of its row, and most pairs masked. So queries,
+All other layers see the packed rows, in which the completions of a group share one copy of their prompt. In attention
+sharing would cost time: every token would be compared with every other of its row, and most pairs masked. So queries,
 keys and values are copied into rows of one completion each, for which the causal kernel is enough, and the results are
 put back. Shapes: R packed rows, L tokens of a row, H heads, U rows of one completion, S tokens of such a row.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NAME = "shared_prompt"
 BLOCK_TOKENS = 256
 """Tokens of a completion that attend together, to all that comes before the last of them: a kernel with a mask skips
-nothing, and the tokens behind a block need not be masked."""
+nothing, and the tokens after a block need not be masked."""
 NO_MASK_1111 = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 "Mask that nobody reads: transformers leaves four dimensions alone, and would make a mask of its own for None."
 
@@ -35,14 +35,14 @@ NO_MASK_1111 = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 class SplitRows:
     """Prompts and completions taken apart, so that a prompt attends once, however many completions share it.
 
-    In the packed rows prompts stand in front; in indices W is the number of columns that the longest takes, and T the
-    number of tokens of the longest completion.
+    In the packed rows prompts come first. W is the number of tokens of the longest prompt, T that of the longest
+    completion.
     """
 
     num_prompt_tokens: int
     "Width W of the prompts."
     queries_UT: Tensor
-    "Index, into the flattened packed rows, of each completion's tokens, int64; anything behind its end."
+    "Index, into the flattened packed rows, of each completion's tokens, int64; any value after its end."
     mask_U1TS: Tensor
     "Mask: True where a token of a completion may look in its row of one completion."
     places_RL: Tensor
@@ -74,7 +74,7 @@ def _arange(end: int, rows: PackedRows) -> Tensor:
 
 
 def use_shared_prompt_attention(model: "PreTrainedModel") -> bool:
-    """Switch a model over, unless its attention is something else than causal over the whole sequence, or its own."""
+    """Switch a model over if its attention is causal over the whole sequence and can be replaced; whether it was."""
     is_plain = attention_kinds(model.config) == {FULL} and model.config._attn_implementation == "sdpa"
     can_switch = is_plain and model._can_set_attn_implementation()
     if can_switch:
@@ -95,9 +95,10 @@ def shared_prompt_attention(
     split: SplitRows | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each completion over its prompt and itself; see `packing.PackedRows`. Without these: `sdpa`.
+    """Attend causally from each completion to its prompt and itself; see `packing.PackedRows`.
 
-    With `split` prompts attend once per packed row, not once per completion.
+    With `split` prompts attend once per packed row, not once per completion. Without `copies_US` or `places_RL` this is
+    `sdpa`.
 
     Queries, keys and values are [R, heads, L, size]; the result is [R, L, heads, size].
     """

@@ -1,4 +1,4 @@
-"""How old samples are: optimizer steps between the weights that drew a token and those that training begins with."""
+"""How old samples are: optimizer steps between the weights that drew a token and those that training starts from."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ from maxk_lightning.types import Completion
 
 
 class Ages(NamedTuple):
-    """Of the tokens of a rollout, in optimizer steps."""
+    """Ages of the tokens of a rollout, in optimizer steps."""
 
     mean: float
-    "Over tokens."
+    "Mean over tokens."
     largest: int
-    "Of the oldest token."
+    "Age of the oldest token."
 
 
 def ages_of(rollout: Rollout, step: int, ranks: Ranks) -> Ages:
-    """Ages of a rollout, over all ranks, which come here together with what each sampled.
+    """Compute the ages of a rollout over all ranks, which must call this together.
 
     Args:
         rollout: What this rank sampled.
-        step: Optimizer step that training on it begins at.
-        ranks: All of them.
+        step: Optimizer step at which training on it begins.
+        ranks: All ranks.
     """
     counts: Counter[int] = Counter()
     for of_rank in ranks.gather_each(tokens_by_version(rollout.samples.completions, rollout.version)):
@@ -38,12 +38,12 @@ def ages_of(rollout: Rollout, step: int, ranks: Ranks) -> Ages:
 
 
 def oldest_version(completions: Iterable[Completion], version: int) -> int:
-    """The version that drew the oldest of their tokens; `version` is that of completions without segments."""
+    """Return the version that drew the oldest token; `version` is that of completions without segments."""
     return min(tokens_by_version(completions, version), default=version)
 
 
 def tokens_by_version(completions: Iterable[Completion], version: int) -> Counter[int]:
-    """How many tokens each version of the weights drew; `version` those of completions without segments."""
+    """Count the tokens that each version of the weights drew; `version` drew those of completions without segments."""
     counts: Counter[int] = Counter()
     for completion in completions:
         end = len(completion.token_ids)

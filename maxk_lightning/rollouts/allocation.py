@@ -17,7 +17,7 @@ from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Sampling
 
 PRIOR_COUNT = 1.0
-"Samples that the reward levels of the whole rollout count for beside those of a prompt's own pilot."
+"Weight of the rewards of the whole rollout beside those of a prompt's own pilot, in samples."
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: see `types.Sampling`
@@ -27,13 +27,13 @@ class Allocation:
     pilot: int = 4
     "Completions that every prompt gets; above the objective's k, below `rollout.sampling.num_completions`."
     max_completions: int = 64
-    "Completions that no prompt gets more of; above `rollout.sampling.num_completions`, the mean."
+    "Most completions that a prompt gets; above `rollout.sampling.num_completions`, the mean."
 
     def check(self, sampling: Sampling, objective: Objective) -> None:
         """Refuse numbers that do not fit together.
 
         Raises:
-            ValueError: naming them.
+            ValueError: the pilot, the mean or the bound is not above the one before it, or the pilot not above k.
         """
         mean, k = sampling.num_completions, largest_subset(objective)
         if not k < self.pilot < mean < self.max_completions:
@@ -54,10 +54,10 @@ class Allocator:
     sampling: Sampling
     "Settings of the rollout; its number of completions is the mean over prompts."
     objective: Objective
-    "In force for this rollout."
+    "Objective in force for this rollout."
 
     def proceed(self, rollout: Rollout, num_parts: int, ranks: Ranks) -> tuple[Rollout, Order | None]:
-        """The pilot and single completions to sample after it, or the whole rollout; see `refill.Further`."""
+        """Return the pilot and single completions to sample after it, or the whole rollout; see `refill.Further`."""
         return rollout, self._after(rollout, ranks) if num_parts == 0 else None
 
     def _after(self, pilot: Rollout, ranks: Ranks) -> Order:
@@ -80,7 +80,7 @@ class Allocator:
         )
 
     def joined(self, rollout: Rollout, part: Rollout) -> Rollout:
-        """Whole groups of the pilot and what was sampled after it."""
+        """Join the pilot and what was sampled after it into whole groups."""
         singles = {single.prompt.seed: single for single in part.samples.groups}
         groups = []
         for group in rollout.samples.groups:
@@ -98,12 +98,12 @@ class Allocator:
 
 
 def allocate(rewards_PM: Tensor, k: int, num_further: int, max_each: int) -> list[int]:
-    """Further completions of every prompt, given the rewards of its pilot (NaN: lost).
+    """Choose the number of further completions of every prompt, given the rewards of its pilot (NaN: lost).
 
     Neyman's allocation (1934): the variance of the gradient summed over prompts falls most when a prompt gets them in
-    proportion to the spread of its samples' max@k credits, `credit_spreads`. One after the other goes to the prompt
-    whose variance spread^2 / n it lowers most, which is optimal for whole numbers (Fox, 1966); of equals, to the prompt
-    that has fewest, then to the first.
+    proportion to the spread of its samples' max@k credits, `credit_spreads`. Each one in turn goes to the prompt whose
+    variance spread^2 / n it lowers most, which is optimal for whole numbers (Fox, 1966); of equals, to the prompt that
+    has fewest, then to the first.
 
     >>> allocate(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]]), 2, 9, 9)
     [3, 6, 0]
@@ -129,10 +129,10 @@ def allocate(rewards_PM: Tensor, k: int, num_further: int, max_each: int) -> lis
 
 
 def credit_spreads(rewards_PM: Tensor, k: int) -> Tensor:
-    """Standard deviation over a prompt's samples of E[max(r, best of k - 1 others)], float64 [P].
+    """Estimate the standard deviation over a prompt's samples of E[max(r, best of k - 1 others)], float64 [P].
 
-    The levels of reward are those seen in the rollout, and a prompt's probabilities of them the posterior mean of a
-    Dirichlet distribution: its own counts, and `PRIOR_COUNT` samples of what all prompts got. So a prompt whose pilot
+    The levels of reward are those seen in the rollout. A prompt's probabilities of them are the posterior mean of a
+    Dirichlet distribution: its own counts, plus `PRIOR_COUNT` samples of what all prompts got. So a prompt whose pilot
     earned nothing may still earn something, which makes a large difference to its max@k; one that earns the largest
     reward most of the time has nothing left to gain.
     """
@@ -154,7 +154,7 @@ def credit_spreads(rewards_PM: Tensor, k: int) -> Tensor:
 
 
 def pilot_of(sampling: Sampling, allocation: Allocation | None) -> Sampling:
-    """Settings that a rollout begins with."""
+    """Return the settings that a rollout begins with."""
     return sampling if allocation is None else replace(sampling, num_completions=allocation.pilot)
 
 

@@ -17,9 +17,8 @@ class RolloutBuffer(Dataset[Samples]):
 
     Each iteration visits the steps in an order of its own. A step always has the same groups, neighbours in the prompt
     stream and its part of those that are replayed, and the order is the same on all ranks: an optimizer step sees the
-    same groups however many ranks share it.
-    All ranks have equally many steps; a rank's share of one may be empty.
-    The length is known before the buffer is filled, so that a DataLoader can be built on it once.
+    same groups however many ranks share it. All ranks have the same number of steps; a rank's share of one may be
+    empty. The length is known before the buffer is filled, so that a DataLoader can be built on it once.
     """
 
     def __init__(
@@ -38,8 +37,8 @@ class RolloutBuffer(Dataset[Samples]):
             groups_per_step: Groups of an optimizer step.
             num_iterations: PPO iterations.
             ranks: Those that share the rollout.
-            seed: Of the run, for training: steps are shuffled, and ranks exchange groups until each has about as many
-                tokens of every step. None, for evaluation: steps come in order, each with what this rank sampled.
+            seed: Seed of the run, for training: steps are shuffled, and ranks exchange groups so that each has about as
+                many tokens of every step. None, for evaluation: steps come in order, with what this rank sampled.
         """
         super().__init__()
         self.groups_per_step = groups_per_step
@@ -61,13 +60,13 @@ class RolloutBuffer(Dataset[Samples]):
         idle: Callable[[Sequence[Group]], Sequence[bool]] | None = None,
         replayed: Sequence[Group] = (),
     ) -> None:
-        """Replace the rollout; all ranks must come here together.
+        """Replace the rollout; all ranks must call this together.
 
         Args:
             rollout: What this rank sampled.
             index: Number of the rollout in the run.
             num_done: Steps already trained on before a resume (Lightning restarts the DataLoader at index 0).
-            idle: Whether each of some groups gets no credit; None: none is asked.
+            idle: Says which of some groups get no credit; None: no group is skipped.
             replayed: Groups of earlier rollouts, the same on all ranks, that are dealt to the steps.
         """
         sampling = rollout.samples.sampling
@@ -91,7 +90,7 @@ class RolloutBuffer(Dataset[Samples]):
         return len(self._steps) * self.num_iterations
 
     def __getitem__(self, index: int) -> Samples:
-        """The samples of the step at this place of the order."""
+        """Return the samples of the step at this place in the order."""
         assert self._order, "the rollout callback has not filled this buffer"
         return self._shares[self._order[index]]
 

@@ -14,14 +14,14 @@ from maxk_lightning.types import Completion, Prompt, Sampling, Score
 
 
 class Watcher(Protocol):
-    """Hears how far sampling is, in the thread that samples."""
+    """Follows the progress of sampling; it is called in the thread that samples."""
 
     def begin(self, num_completions: int) -> None:
-        """So many completions are to come."""
+        """Note that `num_completions` completions are to come."""
         ...
 
     def ended(self, completion: Completion) -> None:
-        """One has ended."""
+        """Note that a completion has ended."""
         ...
 
 
@@ -35,9 +35,10 @@ def collect(
         reward: Scores.
         order: What to sample.
         version: Optimizer step of the engine's weights.
-        watcher: Told of completions as they end; at the end, if the engine does not stream.
+        watcher: Called for each completion as it ends, or at the end if the engine does not stream.
 
     Raises:
+        EngineError: the engine failed.
         RewardError: the reward failed, or did not give one score per completion.
     """
     started = time.perf_counter()
@@ -65,7 +66,7 @@ def collect(
 def sample(
     engine: RolloutEngine, prompts: Sequence[Prompt], sampling: Sampling, watcher: Watcher | None
 ) -> list[list[Completion]]:
-    """What `engine.generate` returns, watched."""
+    """Return what `engine.generate` returns, and call the watcher for each completion."""
     if watcher is None:
         return engine.generate(prompts, sampling)
     with arrivals(engine, prompts, sampling, watcher) as arriving:
@@ -79,10 +80,10 @@ def arrivals(
     sampling: Sampling,
     watcher: Watcher | None = None,
 ) -> Iterator[Iterator[tuple[int, int, Completion]]]:
-    """What `engine.stream` yields, watched; all at the end, if the engine does not stream.
+    """Give what `engine.stream` yields, and call the watcher; all at the end if the engine does not stream.
 
-    When its reader fails, the engine hears of it at once: ranks that compute together wait for each other's steps,
-    while the error keeps the stream alive.
+    When the body fails the stream is closed at once: ranks that compute together wait for each other's steps, and the
+    error would keep the stream alive.
     """
     stream = (
         engine.stream(prompts, sampling)

@@ -1,4 +1,4 @@
-"""The seam between training and whatever samples completions."""
+"""The interface between training and the engines that sample completions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def in_groups(
 
 
 class RolloutEngine(Protocol):
-    """Samples completions from the last weights it was given. Parameters must have these names."""
+    """Samples completions from the weights that it was given last. Parameters must have these names."""
 
     def generate(self, prompts: Prompts, sampling: Sampling) -> Groups:
         """Sample `sampling.num_completions` completions per prompt, in order, with their behaviour log-probs."""
@@ -59,9 +59,9 @@ class Part:
     """What one part of an engine has sampled."""
 
     name: str
-    "Of the part, for messages."
+    "Name of the part, for messages."
     prompts: Sequence[Prompt]
-    "Those that it was given."
+    "Prompts that it was given."
     groups: Sequence[Sequence[Completion]]
     "Its completions, by prompt."
 
@@ -71,13 +71,13 @@ class ComposedEngine(Protocol):
     """An engine of parts with weights of their own, each of which must prove that it has the policy's."""
 
     def sample_each(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Part]:
-        """Sample by every part that answers one completion for each of some of the prompts, at least one."""
+        """Sample with every part that answers: one completion for each of some of the prompts, at least one."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoad:
-    """What the rollouts of one rank ask of its engine."""
+    """What the rollouts of one rank need from its engine."""
 
     num_completions: int
     "Completions of a rollout."
@@ -92,7 +92,7 @@ class MeasuredEngine(Protocol):
     """An engine that knows what it will need, for `fit --dry_run true`."""
 
     def memory(self, load: EngineLoad) -> EngineMemory | None:
-        """Tell what it will hold beside the policy; None: it has GPUs of its own."""
+        """Estimate the memory that it will hold beside the policy; None: it has GPUs of its own."""
         ...
 
 
@@ -100,10 +100,10 @@ class MeasuredEngine(Protocol):
 class ManagedEngine(Protocol):
     """An engine with memory or processes of its own.
 
-    One with a true attribute `sleep_while_training` is not combined with `rollout.rollouts_ahead`. One with a true
-    attribute `runs_apart` samples on processors of its own: training does not wait for it. One with a true attribute
-    `in_flight_weight_updates` is given the weights of every optimizer step, also while another thread samples with it;
-    its completions have `segments`.
+    It may have three boolean attributes. `sleep_while_training`: it cannot be combined with `rollout.rollouts_ahead`.
+    `runs_apart`: it samples on processors of its own, and training does not wait for it. `in_flight_weight_updates`: it
+    is given the weights of every optimizer step, also while another thread samples with it; its completions have
+    `segments`.
     """
 
     def sleep(self) -> bool:

@@ -39,10 +39,10 @@ class Ranks:
         return max(0, -((self.rank - num_items) // self.world_size))
 
     def together(self, make: Callable[[], T]) -> T:
-        """What `make` gives on this rank, in which ranks do not communicate.
+        """Return what `make` gives on this rank; ranks must not communicate inside `make`.
 
         Raises:
-            RankError: it raised on one of several ranks; on a single one its error stays as it is.
+            RankError: `make` raised on one of several ranks; with a single rank its error passes unchanged.
         """
         if self.world_size == 1:
             return make()
@@ -58,23 +58,23 @@ class Ranks:
         return made[0]
 
     def all_true(self, value: bool) -> bool:
-        """Whether it is true on every rank."""
+        """Whether the value is true on every rank."""
         return value if self.world_size == 1 else self.total([not value])[0] == 0
 
     def largest(self, numbers: Sequence[float]) -> list[float]:
-        """The largest over the ranks of each number."""
+        """Return the largest over the ranks of each number."""
         return self._reduced(numbers, "max")
 
     def total(self, numbers: Sequence[float]) -> list[float]:
-        """The sum over the ranks of each number."""
+        """Return the sum over the ranks of each number."""
         return self._reduced(numbers, "sum")
 
     def gather(self, items: Sequence[T]) -> list[T]:
-        """The items of all ranks in the order of the prompt stream; the inverse of `own`."""
+        """Return the items of all ranks in the order of the prompt stream; the inverse of `own`."""
         return interleave(self.gather_each(items))
 
     def gather_each(self, thing: T) -> list[T]:
-        """The thing of every rank, by rank."""
+        """Return the thing of every rank, by rank."""
         return gathered(thing, self.world_size)
 
     def _reduced(self, numbers: Sequence[float], reduction: Literal["sum", "max"]) -> list[float]:
@@ -105,7 +105,7 @@ class Launched(Protocol):
 
 
 def gathered(thing: T, num_ranks: int, group: Any = None) -> list[T]:
-    """The thing of every rank of a process group (None: of all), in order of the ranks, which come here together."""
+    """Return the thing of every rank of a process group (None: of all), by rank; they must call this together."""
     if num_ranks == 1:
         return [thing]
     things: list[T] = [thing] * num_ranks
@@ -114,12 +114,12 @@ def gathered(thing: T, num_ranks: int, group: Any = None) -> list[T]:
 
 
 def ranks_of(trainer: Launched) -> Ranks:
-    """The ranks of a Trainer."""
+    """Return the ranks of a Trainer."""
     return Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 
 
 def interleave(shares: Sequence[Sequence[T]]) -> list[T]:
-    """All items in the order of the prompt stream, given those of each rank.
+    """Return all items in the order of the prompt stream, given those of each rank.
 
     >>> interleave([["a", "c"], ["b"]])
     ['a', 'b', 'c']

@@ -1,7 +1,7 @@
 """Further prompts for a rollout while too few of its groups have credit (dynamic sampling, DAPO, arXiv:2503.14476).
 
-A place is a number of a prompt in its rollout, over all ranks: first the ordered prompts, then the further ones. Every
-decision is a function of which places have credit, so it is the same on any number of ranks.
+A place is the number of a prompt in its rollout, over all ranks: first the ordered prompts, then the further ones.
+Every decision is a function of which places have credit, so it is the same on any number of ranks.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,26 +32,26 @@ class Refill:
     "Further prompts by their places."
 
     def joined(self, rollout: Rollout, part: Rollout) -> Rollout:
-        """One rollout of the groups of both."""
+        """Join the groups of both into one rollout."""
         samples = rollout.samples
         return extended(rollout, part, replace(samples, groups=[*samples.groups, *part.samples.groups]))
 
     def proceed(self, rollout: Rollout, num_parts: int, ranks: Ranks) -> tuple[Rollout, Order | None]:
-        """The rollout and the next batch, or the rollout with the groups that steps are made of."""
+        """Return the rollout and the next batch, or the rollout with the groups that steps are made of."""
         credited = ranks.gather(has_credit(self.objective, rollout.samples.groups))
         if places := self.next_places(credited, num_parts):
             return rollout, self.orders(places)
         return replace(rollout, chosen=choose(credited, self.num_wanted)), None
 
     def next_places(self, has_credit: Sequence[bool], num_batches: int) -> range:
-        """Places to sample next, empty: none.
+        """Choose the places to sample next; empty: none.
 
-        As many as are missing, at the share of groups with credit so far. A batch is never larger than the rollout that
-        was ordered, which the memory of engines is planned for.
+        They are as many as should give the missing groups, at the share of groups with credit so far. A batch is never
+        larger than the rollout that was ordered, for which the memory of engines is planned.
 
         Args:
-            has_credit: Of every group so far, in order of its place.
-            num_batches: Further batches so far.
+            has_credit: Whether each group so far has credit, in order of its place.
+            num_batches: Number of further batches so far.
         """
         num_drawn, num_credited = len(has_credit), sum(has_credit)
         num_missing = self.num_wanted - num_credited
@@ -62,28 +62,28 @@ class Refill:
 
 
 class Further(Protocol):
-    """What else is sampled of a rollout, by the rewards of what has been; all ranks come here together."""
+    """Decides by the rewards so far what else to sample for a rollout; all ranks must call it together."""
 
     def joined(self, rollout: Rollout, part: Rollout) -> Rollout:
-        """One rollout of what this rank had sampled before, and of the part that was due."""
+        """Join what this rank had sampled before and the part that was due into one rollout."""
         ...
 
     def proceed(self, rollout: Rollout, num_parts: int, ranks: Ranks) -> tuple[Rollout, Order | None]:
-        """The rollout, and what this rank is to sample next; None: the rollout is complete.
+        """Return the rollout, and what this rank is to sample next; None: the rollout is complete.
 
         Args:
             rollout: What this rank has sampled.
-            num_parts: Parts before the last one.
-            ranks: All of them.
+            num_parts: Number of parts before the last one.
+            ranks: All ranks.
         """
         ...
 
 
 class Draw:
-    """A rollout in the making: the ordered prompts, then part after part of what is due because of the rewards."""
+    """A rollout that is being sampled: the ordered prompts, then part after part as the rewards demand it."""
 
     def __init__(self, order: Order, further: Further | None) -> None:
-        """Begin with an order, after which what is due depends on the rewards; None: nothing."""
+        """Begin with an order; `further` decides what follows it, None: nothing."""
         self.index = order.index
         self.due: Order | None = order
         "What is to be sampled next; None: the rollout is complete, or an engine failed."
@@ -93,7 +93,7 @@ class Draw:
         self._num_parts = 0
 
     def add(self, part: Rollout | None, ranks: Ranks) -> None:
-        """Add what this rank sampled of the order that was due, None: its engine failed; all ranks come together."""
+        """Add what this rank sampled of the due order, None: its engine failed; all ranks must call this together."""
         self.due = None
         if not ranks.all_true(part is not None):
             self.rollout = None
@@ -108,14 +108,14 @@ class Draw:
 
 
 def has_credit(objective: Objective, groups: Sequence[Group]) -> list[bool]:
-    """Whether each group can get credit, whatever its ratios are; see `objectives.is_idle`."""
+    """Whether each group gets credit at some ratios; see `objectives.is_idle`."""
     if not groups:
         return []
     return is_idle(objective, rewards_of(groups), facts_of(groups)).logical_not().tolist()
 
 
 def choose(has_credit: Sequence[bool], number: int) -> list[int]:
-    """Places of the first groups with credit, filled up with the first without, in order.
+    """Choose the places of the first groups with credit, filled up with the first without, in order.
 
     >>> choose([False, True, False, True, True], 2)
     [1, 3]

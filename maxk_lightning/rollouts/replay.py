@@ -25,11 +25,11 @@ class Replay:
     """How many groups of earlier rollouts are mixed in, and which are kept for it."""
 
     share: float = 0.25
-    "Of the groups that a rollout's steps are made of, the share that is replayed, once so many are kept; in (0, 1)."
+    "Replayed share of the groups that a rollout's steps are made of, once enough are kept; in (0, 1)."
     capacity: int = 64
-    "Groups that are kept, over all ranks. Of more, those go whose credits are smallest."
+    "Groups that are kept, over all ranks. Beyond that, those with the smallest credits are dropped."
     max_age: int = 32
-    "Optimizer steps since the oldest token of a group was sampled after which it is dropped."
+    "Age of its oldest token, in optimizer steps, after which a group is dropped."
     max_uses: int = 2
     "Rollouts that a group is mixed into, beside its own, before it is dropped."
 
@@ -41,7 +41,7 @@ class Replay:
                 raise ValueError(f"rollout.replay.{name} is {getattr(self, name)}, must be at least 1")
 
     def num_groups(self, num_fresh: int) -> int:
-        """Groups to replay beside so many fresh ones.
+        """Compute the number of groups to replay beside `num_fresh` fresh ones.
 
         Raises:
             ValueError: the share is less than half a group.
@@ -84,12 +84,12 @@ class ReplayBuffer:
         self.replay = replay
         self._num_drawn = replay.num_groups(num_fresh)
         self.drawn: list[Kept] = []
-        "Mixed into the current rollout."
+        "Groups that are mixed into the current rollout."
         self._seed = seed
         self._kept: list[Kept] = []  # in the order in which they were sampled
 
     def keep(self, rollout: Rollout, objective: Objective, ranks: Ranks) -> None:
-        """Keep the groups with credit of a rollout that has been trained on; all ranks come here together."""
+        """Keep the groups with credit of a rollout that has been trained on; all ranks must call this together."""
         groups = ranks.gather([lean(group) for group in rollout.samples.groups])
         credited = [group for group, has in zip(groups, has_credit(objective, groups), strict=True) if has]
         self._kept += [
@@ -101,12 +101,12 @@ class ReplayBuffer:
             self._kept = [kept for place, kept in enumerate(self._kept) if place not in least]
 
     def draw(self, index: int, step: int, objective: Objective) -> None:
-        """Choose at random what is mixed into a rollout; as many as there are, where they are too few.
+        """Choose at random the groups that are mixed into a rollout; all of them, if there are too few.
 
         Args:
             index: Number of the rollout.
             step: Optimizer steps made so far.
-            objective: In force for this rollout: what gets no credit by it is dropped.
+            objective: Objective in force for this rollout: groups without credit by it are dropped.
         """
         young = [
             kept
@@ -122,7 +122,7 @@ class ReplayBuffer:
             kept.num_uses += 1
 
     def state(self) -> dict[str, Any]:
-        """What is kept, as plain lists and tensors for a checkpoint."""
+        """Return what is kept, as plain lists and tensors for a checkpoint."""
         drawn = {id(kept) for kept in self.drawn}
         return {
             "kept": [
@@ -138,7 +138,7 @@ class ReplayBuffer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what a checkpoint kept; empty: of a run without replay."""
+        """Restore what a checkpoint kept; empty: the checkpoint of a run without replay."""
         records = state.get("kept", [])
         self._kept = [Kept(_group(record), record["version"], record["num_uses"]) for record in records]
         self.drawn = [kept for kept, record in zip(self._kept, records, strict=True) if record["is_drawn"]]
@@ -147,7 +147,7 @@ class ReplayBuffer:
 def _group(record: dict[str, Any]) -> Group:
     prompt = Prompt(**{**record["prompt_fields"], "token_ids": tuple(record["prompt"].tolist())})
     return Group(
-        problem=Problem(id=record["problem"], prompt=""),  # all that training asks for
+        problem=Problem(id=record["problem"], prompt=""),  # all that training needs
         prompt=prompt,
         completions=completions_of(record),
         scores=scores_of(record),

@@ -81,7 +81,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Groups that stand together: what a rank sampled, or its share of an optimizer step."""
+    """Groups that belong together: what a rank sampled, or its share of an optimizer step."""
 
     groups: Sequence[Group]
     "One per prompt."
@@ -111,7 +111,7 @@ class Samples:
 
     @property
     def completions(self) -> Iterator[Completion]:
-        """All completions."""
+        """Iterate over all completions."""
         return (completion for group in self.groups for completion in group.completions)
 
     @property
@@ -133,17 +133,17 @@ class Rollout:
     version: int = 0
     "Optimizer step of the weights that it was begun with; `Completion.segments` lists those pushed meanwhile."
     sync_s: float = 0.0
-    "Wall-clock seconds that pushing these weights to the engine took, and those pushed meanwhile, proofs included."
+    "Wall-clock seconds that pushing these weights, and those pushed meanwhile, took, proofs included."
     logprob_gap: float = float("nan")
-    "Mean |log-prob of the engine - log-prob of the trainer| in that proof, nats per token; worst rank and push."
+    "Mean |log-prob of the engine - log-prob of the trainer| in these proofs, nats per token; worst rank and push."
     sequence_gap: float = float("nan")
-    "The same of the sums over a completion, nats per completion."
+    "The same for the sums over a completion, nats per completion."
     chosen: Sequence[int] | None = None
     "Places of the groups to train on, in the order of all ranks' groups in the prompt stream; None: all."
 
 
 def extended(first: Rollout, more: Rollout, samples: Samples) -> Rollout:
-    """A rollout of the samples that were made of both, the first part and one that was sampled after it."""
+    """Return the rollout of a first part and one that was sampled after it; `samples` are those of both."""
     assert first.version == more.version, "parts of two rollouts"
     return replace(
         more,
@@ -154,27 +154,27 @@ def extended(first: Rollout, more: Rollout, samples: Samples) -> Rollout:
 
 
 def lean(group: Group) -> Group:
-    """A group without tests and columns: they can be large, and nothing asks for them once rewards are known."""
+    """Return a group without tests and columns: they can be large, and are not needed once rewards are known."""
     return replace(group, problem=replace(group.problem, tests=(), columns={}))
 
 
 def rewards_of(groups: Sequence[Group], num_completions: int = 0) -> Tensor:
-    """Rewards_PN, float64; NaN where a sample could not be scored, or a group has fewer.
+    """Collect rewards_PN, float64; NaN where a sample could not be scored, or a group has fewer.
 
     Args:
-        groups: P of them.
-        num_completions: N at least; more where a group has more.
+        groups: P groups.
+        num_completions: Smallest N; it is larger if a group has more completions.
     """
     return _padded([group.rewards for group in groups], num_completions, float("nan"), torch.float64)
 
 
 def behaviours_of(groups: Sequence[Group], num_completions: int = 0) -> Tensor:
-    """Behaviours_PN, int64, of the shape of `rewards_of`; see `Group.behaviours`."""
+    """Collect behaviours_PN, int64; -1 where a group has fewer samples; see `Group.behaviours`, `rewards_of`."""
     return _padded([group.behaviours for group in groups], num_completions, UNKNOWN_BEHAVIOUR, torch.int64)
 
 
 def facts_of(groups: Sequence[Group], num_completions: int = 0) -> GroupFacts:
-    """What objectives may ask about the groups; arguments as for `rewards_of`."""
+    """Collect what objectives may need to know of the groups; arguments as for `rewards_of`."""
     return GroupFacts(
         behaviours_PN=behaviours_of(groups, num_completions),
         told_ks_P=torch.tensor([group.prompt.told_k or 0 for group in groups], dtype=torch.int64),

@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 class Sampler:
     """Engine and reward at work. Holds the rollout that is trained on, and those that are sampled ahead of it.
 
-    Rollouts are begun in the order of their numbers, one after another: an engine does one thing at a time, and with
-    the weights that it has, which `push` alone changes meanwhile.
+    Rollouts are begun in the order of their numbers, one after another: an engine does one thing at a time, with the
+    weights that it has, which only `push` changes meanwhile.
 
-    All ranks call every method together, `close` apart.
+    All ranks must call every method but `close` together.
     """
 
     def __init__(self, engine: RolloutEngine, reward: Reward, max_logprob_gap: float) -> None:
@@ -42,7 +42,7 @@ class Sampler:
         self.current: Rollout | None = None
         "The rollout of this rank that is being trained on."
         self.watcher: Watcher | None = None
-        "Told how far sampling is."
+        "Follows the progress of sampling; None: nobody does."
         self._sync = WeightSync(engine, max_logprob_gap)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._ahead: deque[Draw] = deque()  # only the last one may be incomplete
@@ -53,7 +53,7 @@ class Sampler:
         self._stored_current: Record | None = None  # the stored rollouts ahead come before those begun since
 
     def reset(self) -> None:
-        """Forget an earlier run: the engine must be given weights."""
+        """Forget an earlier run: the engine must be given weights again."""
         self._sync.version = None
         self._ahead.clear()
         self._part = None
@@ -70,10 +70,10 @@ class Sampler:
 
         Args:
             order: What to sample.
-            weights: Of the policy.
-            ranks: All of them.
+            weights: Weights of the policy.
+            ranks: All ranks.
             further: What else to sample, by the rewards of the order; None: nothing.
-            reward: In place of the sampler's own.
+            reward: Reward instead of the sampler's own.
 
         Raises:
             EngineError: the fresh ones failed, too.
@@ -107,7 +107,7 @@ class Sampler:
         return self._part is None
 
     def begin(self, order: Order, weights: Weights, ranks: Ranks, further: Further | None = None) -> bool:
-        """Begin to sample with the weights as they are, during training; first wait for what is under way.
+        """Begin to sample with the current weights, during training; first wait for what is under way.
 
         Returns:
             False: the engine of a rank has failed. A rollout that was not begun is sampled when its epoch begins.
@@ -124,7 +124,7 @@ class Sampler:
         return True
 
     def push(self, weights: Weights, ranks: Ranks) -> None:
-        """Give the engine newer weights while it samples, nothing where nothing is under way.
+        """Give the engine newer weights while it samples; do nothing if nothing is under way.
 
         When the engine of any rank fails, what is under way has failed; `take` says so.
         """
@@ -141,15 +141,16 @@ class Sampler:
         self._part.set_exception(EngineError("weights could not be pushed to the rollout engine while it sampled"))
 
     def advance(self, ranks: Ranks) -> None:
-        """Take up what was under way once it is done on every rank, and continue with further prompts."""
+        """Add what was under way once it is done on every rank, and continue with further prompts."""
         while self._part is not None and ranks.all_true(_has_ended_well(self._part)):
             self._add_part(ranks)
 
     def take(self, index: int, orders: Orders, ranks: Ranks) -> Rollout | None:
-        """The rollout of this number that was begun, or stored; None: there is none, or the engine of a rank failed.
+        """Return the rollout of this number that was begun or stored; None: there is none, or an engine failed.
 
         Raises:
             RankError: the reward of one of several ranks raised.
+            ValueError: the stored rollout was not made of these orders.
         """
         if self._stored_ahead and self._stored_ahead[0]["index"] == index:
             return self.restore(self._stored_ahead.popleft(), orders, ranks)
@@ -175,10 +176,10 @@ class Sampler:
             self._add_part(ranks)
 
     def state(self, ranks: Ranks, current: Record | None) -> dict[str, Any]:
-        """The rollouts that no later run can sample again, because the weights that sampled them are gone.
+        """Return the rollouts that no later run can sample again, because the weights that sampled them are gone.
 
         Args:
-            ranks: All of them; the state holds the groups of all.
+            ranks: All ranks; the state holds the groups of all.
             current: What to keep beside the rollout that is being trained on; None: training on it is over.
         """
         self.finish(ranks)  # what failed is left out; `take` says so
@@ -200,12 +201,12 @@ class Sampler:
         self._stored_current = state.get("current")
 
     def take_current(self) -> Record | None:
-        """The stored rollout that a resumed run was within, with what was kept beside it; None: it was within none."""
+        """Return the stored rollout within which the run resumed, with what was kept beside it; None: within none."""
         stored, self._stored_current = self._stored_current, None
         return stored
 
     def restore(self, stored: Record, orders: Orders, ranks: Ranks) -> Rollout:
-        """This rank's share of a stored rollout, however far it had been refilled.
+        """Return this rank's share of a stored rollout, however far it had been refilled.
 
         Raises:
             ValueError: it was not made of these orders.
@@ -245,8 +246,8 @@ class Sampler:
         Args:
             order: What to sample.
             version: Optimizer step of the weights that the rollout was begun with.
-            device: Of the rank, for a thread: every thread starts with the first GPU. None: the rank's own thread.
-            reward: In place of the sampler's own.
+            device: Device of the rank, for a thread, which starts with the first GPU. None: the rank's own thread.
+            reward: Reward instead of the sampler's own.
         """
 
         def run() -> Rollout:

@@ -1,4 +1,4 @@
-"""From completions to scores: what of a completion is its answer, and what the reward says of it."""
+"""From completions to scores: which part of a completion is its answer, and how the reward scores it."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -10,11 +10,11 @@ from maxk_lightning.rewards.outcome import score_with
 from maxk_lightning.types import Completion, Problem, Prompt, Score
 
 UNFINISHED = Score(reward=0.0, verdicts=("unfinished_reasoning",))
-"Of a completion that ended before its answer began; no reward is asked."
+"Score of a completion that ended before its answer began; no reward is asked."
 
 
 def answer_in(completion: Completion, prompt: Prompt) -> str | None:
-    """What a reward reads of a completion: all, or what follows the last end of its reasoning; None: there is none.
+    """Return what a reward reads of a completion: all, or what follows the last end of its reasoning; None: nothing.
 
     >>> prompt = Prompt(problem_id="a", token_ids=(1,), seed=0, answer_after="</think>")
     >>> thought = "<think>2+2</think> 4"
@@ -26,7 +26,7 @@ def answer_in(completion: Completion, prompt: Prompt) -> str | None:
 
 
 def answer_in_text(text: str, prompt: Prompt) -> str | None:
-    """`answer_in`, of the text of a completion."""
+    """Return what a reward reads of the text of a completion; see `answer_in`."""
     if prompt.answer_after is None:
         return text
     _, marker, answer = text.rpartition(prompt.answer_after)

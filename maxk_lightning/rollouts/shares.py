@@ -8,7 +8,7 @@ from maxk_lightning.rollouts.rollout import Group, lean
 
 
 def assign(loads: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Indices of the loads that each rank takes: the largest first, each to the rank that has least (Graham, 1969).
+    """Choose the indices of each rank's loads: the largest first, each to the rank that has least (Graham, 1969).
 
     The largest sum is at most 4/3 of the least possible. A rank takes its loads in the order in which they were given,
     and none where there are too few.
@@ -26,12 +26,12 @@ def assign(loads: Sequence[int], num_ranks: int) -> list[list[int]]:
 
 
 def training_tokens(group: Group) -> int:
-    """Tokens of a group in a training step, where its completions share one copy of their prompt."""
+    """Count the tokens of a group in a training step, where its completions share one copy of their prompt."""
     return len(group.prompt.token_ids) + sum(len(completion.token_ids) for completion in group.completions)
 
 
 def dealt(replayed: Sequence[Group], num_steps: int) -> list[Sequence[Group]]:
-    """The replayed groups of every optimizer step: one to each in turn."""
+    """Deal the replayed groups to the optimizer steps: one to each in turn."""
     return [replayed[step::num_steps] for step in range(num_steps)]
 
 
@@ -42,9 +42,9 @@ def share_out(
     idle: Sequence[bool] | None = None,
     replayed: Sequence[Group] = (),
 ) -> list[list[list[Group]]]:
-    """For each rank its groups of every optimizer step, given the whole rollout in the order of the prompt stream.
+    """List for each rank its groups of every step, given the whole rollout in the order of the prompt stream.
 
-    The groups of a step are the same on any number of ranks; who has which is decided by their tokens. Idle groups cost
+    The groups of a step are the same on any number of ranks; their tokens decide which rank has which. Idle groups cost
     nothing. Replayed groups are `dealt` to the steps.
     """
     starts = range(0, len(groups), groups_per_step)
@@ -68,9 +68,10 @@ def exchange(
     chosen: Sequence[int] | None = None,
     replayed: Sequence[Group] = (),
 ) -> list[list[Group]]:
-    """This rank's groups of every optimizer step, for the ones that it sampled; all ranks must come here together.
+    """Exchange the groups that this rank sampled for its groups of every step; all ranks must call this together.
 
-    Tests and columns stay behind, and groups that are not `chosen`, see `Rollout`. All ranks know the replayed ones.
+    Tests and columns are not exchanged, nor are groups that are not `chosen`, see `Rollout`. All ranks know the
+    replayed ones.
     """
     own = {
         place: lean(group)

@@ -15,11 +15,11 @@ Record = dict[str, Any]
 FACTS = ("version", "generate_s", "score_s", "sync_s", "logprob_gap", "sequence_gap", "chosen")
 "Fields of a `Rollout` that are the same on all ranks, or those of the first."
 SCORE_KEYS = ("rewards", "verdicts", "missing_causes", "behaviours", "parts")
-"Of a group's record, what its scores are made of: a list with an entry per completion each."
+"Keys of a group's record that its scores are made of; each holds a list with an entry per completion."
 
 
 def to_state(rollout: Rollout, ranks: Ranks) -> Record:
-    """The whole rollout as plain lists and tensors; all ranks must come here together, with what each sampled."""
+    """Turn a whole rollout into plain lists and tensors; all ranks must call this together, with what each sampled."""
     return {
         "sampling": asdict(rollout.samples.sampling),
         "groups": ranks.gather([as_record(group) for group in rollout.samples.groups]),
@@ -28,7 +28,7 @@ def to_state(rollout: Rollout, ranks: Ranks) -> Record:
 
 
 def from_state(state: Record, order: Order, ranks: Ranks) -> Rollout:
-    """This rank's groups of a stored rollout, on as many ranks as there are now.
+    """Return this rank's groups of a stored rollout, for the present number of ranks.
 
     Raises:
         ValueError: the rollout belongs to other prompts than those of the order.
@@ -47,7 +47,7 @@ def from_state(state: Record, order: Order, ranks: Ranks) -> Rollout:
 
 
 def as_record(group: Group) -> Record:
-    """A group as plain lists and tensors; of its problem only the id."""
+    """Turn a group into plain lists and tensors; of its problem only the id is kept."""
     completions = group.completions
     entropies = [completion.entropies for completion in completions]
     return {
@@ -73,7 +73,7 @@ def _floats(values: Sequence[Sequence[float]]) -> Tensor:
 
 
 def completions_of(record: Record) -> list[Completion]:
-    """The completions of a group's record."""
+    """Read the completions of a group's record."""
     lengths = record["lengths"]
     entropies = record["entropies"]
     entropy_rows = [None] * len(lengths) if entropies is None else entropies.split(lengths)
@@ -99,7 +99,7 @@ def completions_of(record: Record) -> list[Completion]:
 
 
 def scores_of(record: Record) -> list[Score]:
-    """The scores of a group's record."""
+    """Read the scores of a group's record."""
     return [
         Score(reward=reward, verdicts=tuple(verdicts), missing_cause=cause, behaviour=behaviour, parts=parts)
         for reward, verdicts, cause, behaviour, parts in zip(*(record[key] for key in SCORE_KEYS), strict=True)

@@ -1,4 +1,4 @@
-"""Keep the engine's weights those of the policy, and prove it after every push."""
+"""Keep the engine's weights equal to the policy's, and prove it after every push."""
 
 import itertools
 import logging
@@ -32,7 +32,7 @@ class Weights:
     policy: Policy
     "The policy itself, which the engine must agree with."
     named_tensors: Callable[[], Iterator[tuple[str, Tensor]]]
-    "Source of its weights under their Hugging Face names; all ranks must iterate together, to gather sharded ones."
+    "Iterates over its weights under Hugging Face names; all ranks must iterate together, to gather sharded ones."
     step: int
     "Optimizer steps made so far."
     forward_context: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -47,11 +47,11 @@ class Gap(NamedTuple):
     largest: float
     "Largest of these."
     of_sums: float
-    "Mean over completions of |sum over its tokens of engine - policy|: by so much a sequence's log-ratio is off."
+    "Mean over completions of |sum over its tokens of engine - policy|: the error of a sequence's log-ratio."
 
 
 NO_GAP = Gap(float("nan"), float("nan"), float("nan"))
-"Before anything was compared."
+"The gap before anything was compared."
 
 
 class Push(NamedTuple):
@@ -62,7 +62,7 @@ class Push(NamedTuple):
     seconds: float
     "Wall-clock seconds that both took."
     gap: Gap
-    "Each number that of the worst rank."
+    "Gap of the proof; each number is that of the worst rank."
 
 
 class WeightSync:
@@ -72,15 +72,15 @@ class WeightSync:
         self.engine = engine
         self.max_logprob_gap = max_logprob_gap
         self.version: int | None = None
-        "Optimizer step whose weights the engine has; None: it must be given some."
+        "Optimizer step of the engine's weights; None: it must be given some."
         self.gap = NO_GAP
-        "Of the last push, each number that of the worst rank."
+        "Gap of the last push; each number is that of the worst rank."
         self.seconds = 0.0
         "Seconds that the last push and its proof took."
 
     @property
     def last(self) -> Push:
-        """The push whose weights the engine has."""
+        """The push that gave the engine its weights."""
         assert self.version is not None, "the engine was given no weights"
         return Push(self.version, self.seconds, self.gap)
 
@@ -94,9 +94,9 @@ class WeightSync:
     ) -> bool:
         """Give the engine the current weights unless it has them; False when the engine of any rank failed.
 
-        The proof samples with top_p 1 whatever `sampling` says: log-probs of a truncated distribution are not those of
-        the policy, and the next rollout, which may not be truncated, relies on the proof too. Of an engine with several
-        parts each is tested, and the worst counts.
+        The proof samples with top_p 1, whatever `sampling` has: log-probs of a truncated distribution are not those of
+        the policy, and the next rollout, which may not be truncated, relies on the proof too. Each part of an engine is
+        tested, and the worst counts.
 
         Raises:
             RuntimeError: the engine's log-probs are not the trainer's.
@@ -167,7 +167,7 @@ def logprob_gap(
 
 
 def logprob_gaps(policy: Policy, parts: Sequence[Part], temperature: float) -> list[Gap]:
-    """Likewise of each part of an engine. The policy is called once: ranks, which may differ in parts, meet there."""
+    """Do so for each part of an engine, with one call of the policy: ranks, which may differ in parts, share it."""
     device = next(policy.parameters()).device
     prompts = [prompt.token_ids for part in parts for prompt in part.prompts]
     rows = pack(prompts, [[c.token_ids for c in group] for part in parts for group in part.groups])

@@ -1,8 +1,8 @@
 """Choose one of N candidates without the hidden tests: what turns max@k into an answer.
 
-A `Selector` looks at the candidates of a problem and orders any part of them; `choose` takes the first. `then` looks at
-ties of one selector with the next. What is tied in all of them is decided by the mean log-prob of a candidate's tokens,
-then by which was sampled first.
+A `Selector` looks at the candidates of a problem and orders any part of them; `choose` takes the first. `Then` breaks
+ties of one selector with the next. Ties of all of them are broken by the mean log-prob of a candidate's tokens, then by
+which was sampled first.
 """
 
 from maxk_lightning.selection.agreement import Agreement, Behaviours

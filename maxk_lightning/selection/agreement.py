@@ -3,8 +3,8 @@
 Candidates are run on the public inputs and on mutated ones. A candidate scores, per input, the share of the candidates
 that computed the same (minimum Bayes risk over executions, Shi et al. 2022, arXiv:2204.11454; with `public` before it,
 the clusters of CodeT, arXiv:2207.10397, without its generated tests). Programs are isolated, so that none can see what
-others compute; one that fails on an input, or floods, agrees with nobody there, and one that says something else when
-it is run again agrees with nobody at all.
+others compute; one that fails on an input, or prints too much, agrees with nobody there, and one that prints something
+else when it is run again agrees with nobody at all.
 
 Shapes: N candidates, I inputs.
 """
@@ -45,7 +45,7 @@ class Behaviours:
         ).T.reshape(len(of), len(columns))  # one per different output of an input; 0: it failed there
 
     def scores(self, indices: Sequence[int]) -> list[float]:
-        """Mean over the inputs of the share of these candidates that computed the same as this one."""
+        """Compute for each candidate the mean over inputs of the share of these candidates that computed the same."""
         chosen_NI = self._numbers_NI[list(indices)]
         counts = np.bincount(chosen_NI.ravel(), minlength=1)
         counts[0] = 0
@@ -53,14 +53,14 @@ class Behaviours:
         return [count / max(1, chosen_NI.size) for count in agreeing]
 
     def confidence(self, index: int) -> float | None:
-        """Share of the group that computed the same on every input; None: there was no input, or it failed on all."""
+        """Return the share of the group that computed the same on every input; None: no input, or it failed on all."""
         own = self.of[index]
         if all(key is None for key in own):
             return None
         return sum(other == own for other in self.of) / len(self.of)
 
     def clusters(self) -> list[int | None]:
-        """Number of each candidate's behaviour, 1 for that of most; None: it failed on every input, or there was none.
+        """Number the candidates' behaviours, 1 for that of most; None: it failed on every input, or there was none.
 
         >>> Behaviours([(b"3",), (b"4",), (None,), (b"4",)]).clusters()
         [2, 1, None, 1]
@@ -72,14 +72,14 @@ class Behaviours:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The candidate that computes what most others compute. Without any public input all are equal."""
+    """Chooses the candidate that computes what most others compute. Without any public input all are equal."""
 
     reward: UnitTestReward
-    "Runs the programs; closed by whoever made it."
+    "Runs the programs; the caller closes it."
     num_inputs: int = 32
     "Inputs of a problem, its public ones included."
     seed: int = 0
-    "Of the mutations."
+    "Seed of the mutations."
     name: str = "agreement"
 
     def __post_init__(self) -> None:

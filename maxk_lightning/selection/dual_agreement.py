@@ -1,4 +1,4 @@
-"""CodeT's dual execution agreement (Chen et al. 2022, arXiv:2207.10397): who computes the same, and what they pass.
+"""CodeT's dual execution agreement (Chen et al. 2022, arXiv:2207.10397): which compute the same, and what they pass.
 
 Candidates that compute the same on every input are a consensus set; the paper scores it by its number of solutions
 times the number of tests that they pass. Its implementation takes the square root of the first factor, and so do we:
@@ -8,14 +8,14 @@ How this differs from the paper:
 
 - the tests are the public ones, not generated; where none of the candidates passes any, the first factor decides alone;
 - the inputs of the consensus are the public ones and mutations of them (`inputs`). One that fails on an input agrees
-  with nobody there: a set counts its candidates times the share of the inputs on which it says something;
+  with nobody there: a set counts its candidates times the share of the inputs on which it gives an output;
 - what candidates propose (`proposed`) comes without an expected output, and counts less than one further candidate:
-  the share that agrees, as `Agreement` has it, is added to the number of candidates. So it separates those that
-  compute the same on all other inputs, or replaces them where no test is public, and whoever proposes inputs on
-  which only copies of it agree gains less than one further copy would.
+  the share that agrees, as in `Agreement`, is added to the number of candidates. So it separates those that compute
+  the same on all other inputs, or replaces them where no test is public, and a candidate that proposes inputs on which
+  only its copies agree gains less than one further copy would.
 
-Public tests are trusted less than one might: many that pass one test may come before few that pass two. `public+codet`
-puts the tests first.
+Public tests count less than one might expect: many that pass one test may come before few that pass two.
+`public+codet` puts the tests first.
 
 Shapes: N candidates.
 """
@@ -41,7 +41,7 @@ class ConsensusSets:
     depends_on_others = True
 
     def __init__(self, known: Sequence[Behaviour], proposed: Sequence[Behaviour], passed: Sequence[float]) -> None:
-        """Take what each computes on public and mutated inputs and on proposed ones, and its public tests passed."""
+        """Take what each computes on public and mutated inputs and on proposed ones, and its number of tests passed."""
         sets = {behaviour: place for place, behaviour in enumerate(dict.fromkeys(known))}
         self._set_N = np.array([sets[behaviour] for behaviour in known], dtype=np.int64)
         self._said_N = np.array([sum(key is not None for key in of) / max(1, len(of)) for of in known])
@@ -50,7 +50,7 @@ class ConsensusSets:
         self._all = Behaviours([(*first, *second) for first, second in zip(known, proposed, strict=True)])
 
     def scores(self, indices: Sequence[int]) -> list[float]:
-        """Square root of the size of a candidate's set among these, times the public tests that it passes."""
+        """Compute the square root of the size of each candidate's set among these, times its public tests passed."""
         chosen = list(indices)
         sets_N, passed_N = self._set_N[chosen], self._passed_N[chosen]
         sizes_N = np.bincount(sets_N)[sets_N] * self._said_N[chosen] + np.array(self._proposed.scores(chosen))
@@ -58,27 +58,27 @@ class ConsensusSets:
         return scores
 
     def confidence(self, index: int) -> float | None:
-        """Share of the group that computed the same on every input, proposed ones too; None: as `Behaviours`."""
+        """Return the share of the group that computed the same on every input, proposed ones too; as `Behaviours`."""
         return self._all.confidence(index)
 
     def clusters(self) -> list[int | None]:
-        """Number of each candidate's behaviour; see `Behaviours.clusters`."""
+        """Number the candidates' behaviours; see `Behaviours.clusters`."""
         return self._all.clusters()
 
 
 @dataclass(frozen=True, slots=True)
 class DualAgreement:
-    """The candidate of the largest consensus set that passes most public tests.
+    """Chooses the candidate of the largest consensus set that passes most public tests.
 
-    A group's inputs are proposed by all of it: where a part of it is scored, others may have proposed.
+    All candidates of a group propose inputs, also where only a part of the group is scored.
     """
 
     reward: UnitTestReward
-    "Runs the programs; closed by whoever made it."
+    "Runs the programs; the caller closes it."
     num_inputs: int = 32
-    "Inputs of a problem: public and mutated ones, and in place of mutated ones up to half that candidates propose."
+    "Inputs of a problem: public and mutated ones; of the mutated ones, up to half are replaced by proposed ones."
     seed: int = 0
-    "Of the mutations, and of the order in which candidates propose."
+    "Seed of the mutations, and of the order in which candidates propose."
     name: str = "codet"
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class DualAgreement:
     def _start(
         self, problem: Problem, group: Sequence[Candidate]
     ) -> "tuple[list[Future[Behaviour]], list[Future[Behaviour]]]":
-        """Two runs: an input that somebody proposes takes no time away from the others."""
+        """Two runs: proposed inputs take no time away from the others."""
         most = self.num_inputs // 2
         known = more_inputs(problem, self.num_inputs - most, self.seed)
         proposed = proposed_inputs(problem, [candidate.text for candidate in group], known, most, self.seed)

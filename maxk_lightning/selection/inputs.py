@@ -1,4 +1,4 @@
-"""Inputs for which nobody knows the output: the public ones, changed a little.
+"""Inputs whose outputs nobody knows: the public ones, changed a little.
 
 Mutations keep what an input looks like (as many lines, numbers where numbers were), so that a program cannot
 distinguish them from hidden tests. Some break rules of the statement all the same; programs then fail or disagree,
@@ -24,9 +24,9 @@ MAX_INPUT_CHARACTERS = 1 << 16
 
 
 def more_inputs(problem: Problem, count: int, seed: int = 0) -> list[str]:
-    """At most `count` different inputs: the public ones first, then mutations of them; none where none is public.
+    """Make at most `count` different inputs: the public ones, then mutations of them; none where none is public.
 
-    The same for a problem and seed, whoever asks.
+    They depend on the problem and the seed only.
     """
     public = list(dict.fromkeys(test.input for test in problem.tests if test.is_public))[:count]
     seeds = [text for text in public if len(text) <= MAX_INPUT_CHARACTERS]

@@ -15,10 +15,10 @@ from maxk_lightning.types import Problem, Score
 
 @dataclass(frozen=True, slots=True)
 class Majority:
-    """The candidate whose answer most others give."""
+    """Chooses the candidate whose answer most others give."""
 
     reward: MathReward
-    "Reads and compares answers; closed by whoever made it."
+    "Reads and compares answers; the caller closes it."
     name: str = "majority"
 
     def observe(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list[Behaviours]:

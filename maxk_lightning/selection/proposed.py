@@ -17,13 +17,13 @@ from maxk_lightning.seeds import derive_seed
 from maxk_lightning.types import Problem
 
 PER_CANDIDATE = 2
-"Of one text, so that nobody gains by proposing many."
+"Inputs of one text, so that no candidate gains by proposing many."
 MAX_TEXT_CHARACTERS = 1 << 16
 "Of a longer text only the end is read, where the program is."
 MAX_CALL_CHARACTERS = 1000
 "A longer call proposes nothing."
 MAX_CALLS = 64
-"So many calls of a text are looked at."
+"Calls of a text that are looked at."
 _PIECE = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|[\[({]|[\])}]|[^'"\[\](){}]+|.""", re.DOTALL)
 Form = tuple[str, tuple[str, ...]]
 "An input's values as one text, and the type of each; all numbers but booleans are of one."
@@ -32,16 +32,16 @@ Form = tuple[str, tuple[str, ...]]
 def proposed_inputs(
     problem: Problem, texts: Sequence[str], known: Sequence[str], count: int, seed: int = 0
 ) -> list[str]:
-    """At most `count` different inputs that are not known, at most `PER_CANDIDATE` of a text; none without a function.
+    """List at most `count` different new inputs, at most `PER_CANDIDATE` of a text; none without a function.
 
     First one of each text, in a seeded order, then the second of each. The order of the texts and copies do not matter.
 
     Args:
         problem: Where it has public tests, a proposal must have as many arguments as one of them, of the same types.
         texts: What the candidates wrote.
-        known: Inputs that are left out; spaces between values are no difference.
-        count: How many at most.
-        seed: Of the order.
+        known: Inputs that are left out; spaces between values do not matter.
+        count: Largest number of inputs.
+        seed: Seed of the order.
     """
     if problem.function is None or count < 1:
         return []
@@ -92,7 +92,7 @@ def _written(problem: Problem, arguments: str) -> str | None:
 
 
 def _form(problem: Problem, text: str) -> Form | None:
-    """What an input comes to; None: it cannot be read."""
+    """The form of an input; None: it cannot be read."""
     read: Callable[[str], Any] = read_literal if problem.values == "python" else json.loads
     try:
         values = [read(line) for line in text.split("\n") if line.strip()]

@@ -11,10 +11,10 @@ from maxk_lightning.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class PublicTests:
-    """The candidate that passes most public tests. Where there are none, all are equal."""
+    """Chooses the candidate that passes most public tests. Where there are none, all are equal."""
 
     reward: UnitTestReward
-    "Runs the tests; closed by whoever made it."
+    "Runs the tests; the caller closes it."
     name: str = "public"
 
     def observe(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list[Numbers]:

@@ -14,7 +14,7 @@ from maxk_lightning.selection.selector import Candidate, Seen, Then, first_of, o
 from maxk_lightning.types import Problem
 
 NUM_DRAWS = 256
-"Random subsets per k where the order depends on who else is there: a standard error of at most 1/32 per problem."
+"Random subsets per k where the order depends on the other candidates: a standard error of at most 1/32 per problem."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +32,13 @@ class Realisable:
 def realised_values(
     selectors: Sequence[Then], groups: Sequence[Realisable], ks: Sequence[int], seed: int
 ) -> list[list[list[float]]]:
-    """Realised best-of-k by selector, problem and k; NaN where a problem has fewer than k candidates.
+    """Compute realised best-of-k by selector, problem and k; NaN where a problem has fewer than k candidates.
 
     Args:
-        selectors: Orders; a selector that is in several looks once.
+        selectors: Combinations of selectors; a selector that is in several looks once.
         groups: Problems, each with candidates.
         ks: Values of k.
-        seed: Of the subsets that are drawn, with the id of the problem.
+        seed: Seed of the subsets that are drawn, with the id of the problem.
     """
     seen_by = observe_all(selectors, [group.problem for group in groups], [group.candidates for group in groups])
     return [
@@ -53,7 +53,7 @@ def realised_values(
 def realised_at_k(seen: Seen, rewards: Sequence[float], ks: Sequence[int], seed: int = 0) -> list[float]:
     """Estimate the mean reward of the chosen one of k candidates, drawn without replacement from N.
 
-    Exact where the order of two candidates depends on nobody else: the one of rank r (from 0) is the first of a random
+    Exact where the order of two candidates depends on no other: the one of rank r (from 0) is the first of a random
     subset with probability C(N - 1 - r, k - 1) / C(N, k). Otherwise the mean over `NUM_DRAWS` subsets, or over all
     where there are no more; unbiased.
 
@@ -61,7 +61,10 @@ def realised_at_k(seen: Seen, rewards: Sequence[float], ks: Sequence[int], seed:
         seen: The group.
         rewards: True reward of each of its N candidates.
         ks: Values of k; NaN where k exceeds N.
-        seed: Of the subsets.
+        seed: Seed of the subsets.
+
+    Raises:
+        ValueError: the number of rewards is not that of candidates.
     """
     n = len(rewards)
     if n != len(seen.candidates):

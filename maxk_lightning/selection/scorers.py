@@ -1,4 +1,4 @@
-"""Selectors by a number per candidate: how likely the policy holds it, or what a scorer of one's own says."""
+"""Selectors by a number per candidate: its likelihood under the policy, or the score of any reward."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ class Numbers:
     depends_on_others: bool = False
 
     def scores(self, indices: Sequence[int]) -> list[float]:
-        """The numbers."""
+        """Return the numbers."""
         return [self.values[index] for index in indices]
 
     def confidence(self, index: int) -> None:
-        """Not known."""
+        """Return None: not known."""
         return
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """The candidate with the largest mean log-prob per token."""
+    """Chooses the candidate with the largest mean log-prob per token."""
 
     name: str = "likelihood"
 
     def observe(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list[Numbers]:
-        """Take what the engine reported; a candidate without a log-prob comes last."""
+        """Take the log-probs that the engine reported; a candidate without one comes last."""
         return [
             Numbers([c.mean_logprob if c.mean_logprob is not None else float("-inf") for c in group])
             for group in groups
@@ -41,7 +41,7 @@ class Likelihood:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """The candidate that a reward scores highest, without hidden tests: a reward model, a function of one's own."""
+    """Chooses the candidate that a reward scores highest, without hidden tests: a reward model, or any function."""
 
     reward: Reward
     name: str = "scorer"

@@ -1,4 +1,4 @@
-"""The seam: what a selector sees, what it says, and how one candidate is chosen."""
+"""The interface: what a selector sees, what it returns, and how one candidate is chosen."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Observation(Protocol):
         ...
 
     def confidence(self, index: int) -> float | None:
-        """Share of the group that agrees with a candidate; None: it does not say."""
+        """Return the share of the group that agrees with a candidate; None: not known."""
         ...
 
     @property
@@ -69,7 +69,7 @@ class Then:
 
     @property
     def name(self) -> str:
-        """All names."""
+        """All names, joined by `+`."""
         return "+".join(selector.name for selector in self.selectors)
 
     def observe(self, problems: Sequence[Problem], groups: Sequence[Sequence[Candidate]]) -> list["Seen"]:
@@ -149,7 +149,7 @@ def choose(seen: Seen, indices: Sequence[int] | None = None) -> Choice:
 
 
 def shown(problem: Problem) -> Problem:
-    """A problem as whoever chooses an answer sees it: with its public tests only, and without its answer."""
+    """Return the problem as a selector sees it: with its public tests only, and without its answer."""
     tests = tuple(test for test in problem.tests if test.is_public)
     return replace(problem, tests=tests, answer=None, columns={}, metadata={})
 

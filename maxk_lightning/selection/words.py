@@ -1,4 +1,4 @@
-"""The words for selectors, as options of commands and of a run name them."""
+"""The words for selectors in the options of commands and of a run."""
 
 from maxk_lightning.rewards import MathReward, Reward, UnitTestReward
 from maxk_lightning.selection.agreement import Agreement
@@ -29,10 +29,10 @@ def parse_selectors(text: str, reward: Reward, key: str = "--select") -> list[Th
 
 
 def parse_selector(text: str, reward: Reward, key: str) -> Then:
-    """Make the one selector of words.
+    """Make the selector that words name.
 
     Raises:
-        ValueError: as `parse_selectors`, or there are several.
+        ValueError: as `parse_selectors`, or the words name several.
     """
     selectors = parse_selectors(text, reward, key)
     if len(selectors) > 1:

@@ -16,12 +16,12 @@ from maxk_lightning.rollouts.rollout import Group, facts_of, rewards_of
 from maxk_lightning.types import Completion
 
 NO_COMPLETION = Completion(token_ids=(), logprobs=(), entropies=None, text="", finish_reason="stop")
-"Stands where a group has fewer completions than the largest of its batch."
+"Fills a group with fewer completions than the largest of its batch."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Whole groups as tensors; the completions of a group stand together."""
+    """Whole groups as tensors; the rows of a group follow each other."""
 
     rows: PackedRows
     "Prompts and completions for the policy."
@@ -30,9 +30,9 @@ class Batch:
     rewards_PN: Tensor
     "Rewards, float64; NaN where a sample could not be scored. No rows where credits are given."
     facts: GroupFacts
-    "What objectives may ask about the same groups."
+    "What objectives may need to know of the same groups."
     credits_B: Tensor | None = None
-    "Credits, float64, of parts of groups: they depend on completions that are not here."
+    "Credits, float64, of parts of groups: they depend on completions that are not here; None: whole groups."
     completions: Sequence[Completion] = ()
     "Completions that the B rows were made of."
 
@@ -42,7 +42,7 @@ class Batch:
         return self.rows.mask_BT
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """Move the batch to a device."""
         return replace(
             self,
             rows=self.rows.to(device),
@@ -55,10 +55,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Batches that are packed when they are asked for: a GPU still works on one while the next is packed."""
+    """Batches that are packed as they are iterated: a GPU still works on one while the next is packed."""
 
     pack: Sequence[Callable[[], Batch]]
-    "Makes each of them."
+    "Functions that make them, one each."
 
     def __len__(self) -> int:
         return len(self.pack)
@@ -76,10 +76,10 @@ def to_batch(
     """Lay groups out as tensors; see `packing.pack`.
 
     Args:
-        groups: Whole ones, or, with credits, parts.
-        max_row_tokens: Of a packed row.
+        groups: Whole groups, or parts of groups if credits are given.
+        max_row_tokens: Most tokens of a packed row; None: one row per prompt.
         num_completions: The N of a batch without whole groups.
-        credits_B: Of the completions, where they are known.
+        credits_B: Credits of the completions; None: not known yet.
     """
     sampled = [group.completions for group in groups]
     if credits_B is None:  # the smaller groups get rows without tokens

@@ -1,4 +1,4 @@
-"""Keeps an optimizer step that went wrong away from the weights, and says when drift makes the next ones go wrong."""
+"""Keeps an optimizer step that went wrong away from the weights, and warns when drift spoils the next ones."""
 
 import logging
 import math
@@ -43,7 +43,7 @@ class StepGuard:
         return is_finite
 
     def watch(self, values: Mapping[str, float]) -> None:
-        """Take note of the numbers of a step, and warn of drift."""
+        """Note the numbers of a step, and warn of drift."""
         self.spreads.append(values["log_ratio_std"])
         self._had_credit |= values["zero_credit_fraction"] < 1.0
         self.watch_drift(values)

@@ -1,8 +1,7 @@
 """Which groups share a forward and backward pass. Never changes the loss.
 
-The size of a micro-batch is what its packed rows hold, padding included: the number of rows times the longest. Whole
-groups stand together; a group that is larger than the limit by itself is split into parts, each in a micro-batch of its
-own.
+The size of a micro-batch is what its packed rows hold, padding included: the number of rows times the longest. Groups
+stay whole; only a group that is larger than the limit by itself is split into parts, each in a micro-batch of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +40,7 @@ def cut_by_prompts(groups: Sequence[Group], max_prompts: int | None) -> MicroBat
 def cut_by_tokens(groups: Sequence[Group], max_tokens: int, max_row_tokens: int | None) -> MicroBatches:
     """Cut into micro-batches of at most `max_tokens`, unless a single completion with its prompt is longer.
 
-    Groups with the longest rows come first, so that rows of a similar length, and little padding, stand together.
+    Groups with the longest rows come first, so that rows of similar length share a micro-batch, with little padding.
     """
     rows = [_row_lengths(group, max_row_tokens) for group in groups]
     order = sorted(range(len(groups)), key=lambda index: -max(rows[index]))

@@ -14,7 +14,7 @@ from maxk_lightning.training.recall import Recall, State
 from maxk_lightning.types import Completion
 
 AGREEMENT = 1e-3
-"Nats per token, right after a push, up to which engine and trainer count as computing alike."
+"Largest gap in nats per token, right after a push, at which engine and trainer count as computing alike."
 
 
 class OldPolicy:
@@ -46,20 +46,20 @@ class OldPolicy:
         self._recall.keep(batch, logprobs_BT)
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """Log-probs_BT of a batch that has been noted."""
+        """Return logprobs_BT of a batch that has been noted."""
         return self._recall.recall(batch)
 
     def forget(self) -> None:
-        """Drop everything: the rollout is done with."""
+        """Drop everything, at the end of a rollout."""
         self._recall.forget()
 
     def state(self, steps: Sequence[Samples], ranks: Ranks) -> State:
-        """The log-probs of a rollout, of all ranks, for a checkpoint: no later run could compute them."""
+        """Return the log-probs of a rollout, of all ranks, for a checkpoint: no later run could compute them."""
         states = ranks.gather_each(self._recall.state(_groups(steps)))
         return {seed: logprobs for state in states for seed, logprobs in state.items()}
 
     def load_state(self, steps: Sequence[Samples], state: State, device: torch.device) -> None:
-        """Take up the log-probs of this rank's samples of a stored rollout."""
+        """Restore the log-probs of this rank's samples of a stored rollout."""
         self._recall.load_state(_groups(steps), state, device)
 
 

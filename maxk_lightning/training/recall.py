@@ -1,4 +1,4 @@
-"""Log-probs of the completions of a rollout that are asked for once and then recalled.
+"""Log-probs of the completions of a rollout, which are computed once and then recalled.
 
 Legend: B completions, T completion tokens.
 """
@@ -35,7 +35,7 @@ class Recall:
             self._kept[id(completion)] = completion, logprobs_T[: len(completion.token_ids)].clone()
 
     def recall(self, batch: Batch) -> Tensor:
-        """Log-probs_BT of a batch, all of whose completions are known; 0 where masked."""
+        """Return logprobs_BT of a batch, all of whose completions must be known; 0 where masked."""
         logprobs_BT = torch.zeros_like(batch.behaviour_logprobs_BT)
         for row, completion in enumerate(batch.completions):
             if completion.token_ids:
@@ -43,11 +43,11 @@ class Recall:
         return logprobs_BT
 
     def forget(self) -> None:
-        """Drop everything: the rollout is done with."""
+        """Drop everything, at the end of a rollout."""
         self._kept.clear()
 
     def state(self, groups: Iterable[Group]) -> State:
-        """The log-probs of groups, for a checkpoint; no two groups of a run share a seed."""
+        """Return the log-probs of groups, for a checkpoint; no two groups of a run share a seed."""
         return {group.prompt.seed: [self._kept[id(c)][1].cpu() for c in group.completions] for group in groups}
 
     def load_state(self, groups: Iterable[Group], state: State, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The reference policy of the KL penalty: frozen, so it is asked once per rollout, however many PPO iterations follow.
+"""The reference of the KL penalty: frozen, so it runs once per rollout, however many PPO iterations follow.
 
 Legend: B completions, T completion tokens.
 """
@@ -17,10 +17,10 @@ from maxk_lightning.types import Completion
 
 
 class Reference:
-    """The policy as it was before training, and what it said of the completions of the current rollout.
+    """The policy as it was before training, and its log-probs of the completions of the current rollout.
 
-    Its answers are in no checkpoint: a run that is resumed within a rollout asks again, in the same micro-batches and
-    so to the same bits.
+    Checkpoints do not hold these: a run that is resumed within a rollout computes them again, in the same micro-batches
+    and so to the same bits.
     """
 
     def __init__(self, policy: Policy, *, has_adapters: bool) -> None:
@@ -30,15 +30,15 @@ class Reference:
         self._answers = Recall()
 
     def knows(self, completions: Iterable[Completion]) -> bool:
-        """Whether all of them have been asked about."""
+        """Whether log-probs of all of them are known."""
         return self._answers.knows(completions)
 
     def forget(self) -> None:
-        """Drop all answers: the rollout is done with."""
+        """Drop all log-probs, at the end of a rollout."""
         self._answers.forget()
 
     def logprobs(self, batch: Batch, temperature: float, *, is_known: bool) -> Tensor:
-        """Log-probs_BT of a batch: recalled, or computed and kept. Ranks that share the weights must agree on which."""
+        """Return logprobs_BT of a batch: recalled, or computed and kept. Ranks that share the weights must agree."""
         if is_known:
             return self._answers.recall(batch)
         with torch.no_grad(), without_adapters(self.policy.model) if self._has_adapters else nullcontext():

@@ -65,9 +65,9 @@ class StepLoss:
     reference: Reference | None = None
     "Target of the KL penalty; None: the old policy."
     has_reference_answered: bool = False
-    "Whether the reference has been asked about all completions of the step, on every rank."
+    "Whether the reference's log-probs of all completions of the step are known, on every rank."
     old: OldPolicy | None = None
-    "pi_old; None: the engine's log-probs are its."
+    "pi_old; None: its log-probs are the engine's."
     is_old_known: bool = False
     "Whether its log-probs are known on every rank. If not, this is the first step: the policy is pi_old, and is noted."
     max_row_tokens: int | None = None
@@ -78,11 +78,11 @@ class StepLoss:
     "Instead: tokens of packed rows per micro-batch."
 
     def cut(self, samples: Samples, ranks: Ranks) -> tuple[Batches, Sums]:
-        """The micro-batches of this rank, and sums over its split and idle groups for the log.
+        """Return the micro-batches of this rank, and sums over its split and idle groups for the log.
 
         All ranks communicate in every pass of a sharded policy, so all get equally many micro-batches, some of them
-        empty, and at least one: without any gradient an optimizer would not do what it does for a gradient of 0. The
-        groups that are split come with their credits, which know the whole group.
+        empty, and at least one: without any gradient an optimizer would not do what it does for a gradient of 0. Groups
+        that are split come with their credits, which depend on the whole group.
         """
         cut = self._cut(samples.groups)
         num_ratio_passes, num_passes = (int(number) for number in ranks.largest([len(cut.parts), max(1, len(cut))]))
@@ -95,7 +95,7 @@ class StepLoss:
         return self._padded(pack, num_passes), sums
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Sums]:
-        """Loss of one micro-batch, and sums over its tokens and groups for the log."""
+        """Compute the loss of one micro-batch, and sums over its tokens and groups for the log."""
         stats = self.policy(batch.rows, self.temperature, self.entropy_coef > 0)
         credits_B = batch.credits_B
         sums: Sums = {}
@@ -132,7 +132,7 @@ class StepLoss:
         self._old_logprobs(self.policy(batch.rows, self.temperature), batch)
 
     def means(self, sums: Sums, ranks: Ranks) -> dict[str, float]:
-        """Values for the log by tag, over all ranks, from the sums over the micro-batches of each."""
+        """Compute values for the log by tag, over all ranks, from the sums over the micro-batches of each."""
         maxima = sorted(name for name in sums if name.startswith("max/"))  # the same order on all ranks
         names = sorted(sums.keys() - maxima)
         values = dict(zip(maxima, ranks.largest([float(sums[name]) for name in maxima]), strict=True))
@@ -188,8 +188,9 @@ class StepLoss:
     def _credits_of_parts(self, cut: MicroBatches, num_passes: int, ranks: Ranks) -> tuple[list[Tensor], Sums]:
         """Credits of the parts of split groups, and sums over these groups for the log.
 
-        Credits know the ratios of the whole group, from passes without gradients. They carry no gradient anyway, so
-        that of the parts adds up to the group's. At the first step on a rollout all ratios are 1, without a pass.
+        Credits need the ratios of the whole group, which come from passes without gradients. They carry no gradient
+        anyway, so the gradients of the parts add up to the group's. At the first step on a rollout all ratios are 1,
+        without a pass.
         """
         log_ratios: list[Tensor] = []
         for batch in self._padded([partial(self._to_batch, [part]) for part in cut.parts], num_passes):
@@ -221,7 +222,7 @@ class StepLoss:
 
 
 def count(samples: Samples, ranks: Ranks) -> StepCounts:
-    """Denominators of the optimizer step of which each rank has a share; all ranks must come here together."""
+    """Count the denominators of an optimizer step of which each rank has a share; all ranks must call this together."""
     groups = [*samples.groups, *samples.idle]
     lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
     num_prompts, num_completions, total_tokens = ranks.total([len(groups), len(lengths), sum(lengths)])
@@ -242,7 +243,7 @@ def add(totals: Sums, sums: Sums) -> None:
 
 
 def _corrections(correction: EngineCorrection | None, old_BT: Tensor, batch: Batch) -> tuple[Tensor, Sums]:
-    """Weights of the token losses for what engine and pi_old disagree on, and sums for the log."""
+    """Weights of the token losses for the differences between engine and pi_old, and sums for the log."""
     gaps_BT = (old_BT - batch.behaviour_logprobs_BT) * batch.mask_BT
     ratios_BT = gaps_BT.exp()
     weights_BT, is_cut_BT = torch.ones_like(ratios_BT), torch.zeros_like(batch.mask_BT)

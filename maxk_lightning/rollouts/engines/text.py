@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 def answer_text(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, token_ids: Sequence[int]) -> str:
-    """The text of a completion: the prompt's prefill, then what the tokens add to it.
+    """Return the text of a completion: the prompt's prefill, then what the tokens add to it.
 
-    Behind a prefill tokens are decoded together with the prompt: some tokenizers drop a blank at the start of a text.
+    After a prefill tokens are decoded together with the prompt: some tokenizers drop a blank at the start of a text.
     """
     if not prompt.prefill:
         return _decode(tokenizer, token_ids)
@@ -27,11 +27,11 @@ class StopStrings:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._special = set(tokenizer.all_special_ids)
-        # A token that is not special is at least one byte; one more, for its blank may be lost at the start.
+        # A token that is not special is at least one byte; one more, because a blank may be lost at the start.
         self._window = 1 + max((len(text.encode()) for text in self._stop), default=0)
 
     def end(self, token_ids: Sequence[int]) -> bool:
-        """Whether a stop string lies in the last tokens. Asked after every token, this is so when one completes it."""
+        """Whether the last tokens hold a stop string: asked after every token, whether the last one completes it."""
         tail = [token for token in token_ids if token not in self._special][-self._window :]
         text = _decode(self._tokenizer, tail)
         return any(stop in text for stop in self._stop)

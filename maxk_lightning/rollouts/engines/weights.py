@@ -13,7 +13,7 @@ SHARD_BYTES = 4 << 30
 
 
 def engine_dtype(name: str, *, on_gpu: bool) -> torch.dtype:
-    """The type that an engine's `dtype` names; `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    """Return the type that an engine's `dtype` names; `auto`: bfloat16 on a GPU, float32 on a CPU."""
     auto = "bfloat16" if on_gpu else "float32"
     dtype: torch.dtype = getattr(torch, auto if name == "auto" else name)
     return dtype
@@ -28,9 +28,9 @@ def starting_dtype(name: str, *, on_gpu: bool) -> torch.dtype:
 
 
 def complete(named_tensors: Iterable[tuple[str, Tensor]], expected: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors; a ValueError when a weight is unknown, given twice or missing.
+    """Yield the same tensors; ValueError when a weight is unknown, given twice or missing.
 
-    A missing weight would stay what it was without a word (a tied head on CPU, part of a fused projection).
+    Else a missing weight would silently keep its old value (a tied head on CPU, part of a fused projection).
     """
     missing = set(expected)
     for name, tensor in named_tensors:
@@ -43,7 +43,7 @@ def complete(named_tensors: Iterable[tuple[str, Tensor]], expected: Iterable[str
 
 
 def checked(named_tensors: Iterable[tuple[str, Tensor]], expected: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """`complete`, and a ValueError when a weight is not finite: generating once with NaN poisons vLLM's KV blocks."""
+    """Yield as `complete`; ValueError when a weight is not finite: one generation with NaN poisons vLLM's KV blocks."""
     for name, tensor in complete(named_tensors, expected):
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"weight {name} is not finite: training has diverged")

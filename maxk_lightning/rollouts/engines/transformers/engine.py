@@ -33,9 +33,9 @@ COMPACT_BELOW = 0.75
 class TransformersEngine:
     """Batched, KV-cached sampling with a model of its own, to which weights are copied after every update.
 
-    Sample i of a prompt is drawn by inversion from uniform numbers that depend on (prompt seed, i) alone, so the batch
-    it happens to share, the number of ranks and the number of completions do not change it (up to the rounding of the
-    model itself). The model's own generation_config is not applied, except for its stop tokens.
+    Sample i of a prompt is drawn by inversion from uniform numbers that depend on (prompt seed, i) alone, so the rest
+    of its batch, the number of ranks and the number of completions do not change it (up to the rounding of the model
+    itself). The model's own generation_config is not applied, except for its stop tokens.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class TransformersEngine:
             policy: Directory, hub name or `builtin`; training fills in `model.policy`.
             max_batch_rows: Completions generated at the same time; bounds the KV cache.
             device: A torch device, or `auto` for the current GPU where there is one.
-            dtype: Of weights and computation; log-probs are made of the logits in float32. `auto`: bfloat16 on a GPU,
-                float32 on a CPU. `bfloat16` is several times faster on CPUs that have it, too, and belongs to
+            dtype: Type of weights and computation; log-probs are computed from the logits in float32. `auto`: bfloat16
+                on a GPU, float32 on a CPU. `bfloat16` is several times faster on CPUs that have it, too, and goes with
                 `trainer.precision: bf16-mixed`.
 
         Raises:
@@ -96,7 +96,7 @@ class TransformersEngine:
                 yield indices[place], sample, completion
 
     def memory(self, load: EngineLoad) -> EngineMemory:
-        """Tell what it will hold: a copy of the weights, and the KV cache of its largest batch."""
+        """Estimate the memory that it will hold: a copy of the weights, and the KV cache of its largest batch."""
         dtype = engine_dtype(self.dtype, on_gpu=load.gpu_bytes is not None)
         num_rows = min(self.max_batch_rows, load.num_completions)
         kv_cache_bytes = num_rows * load.max_tokens * kv_bytes_per_token(self.policy, dtype)
@@ -108,7 +108,7 @@ class TransformersEngine:
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
             dtype = starting_dtype(self.dtype, on_gpu=torch.device(device).type == "cuda")
-            with torch.inference_mode(False):  # weights born in inference mode could never be updated
+            with torch.inference_mode(False):  # weights made in inference mode could never be updated
                 self._model = load_model(self.policy, dtype).to(device).eval()  # type: ignore[arg-type]
             if self._model.device.type == "cpu" and self._model.config._attn_implementation == "sdpa":
                 self._model.set_attn_implementation(grouped_query_attention.NAME)
@@ -135,7 +135,7 @@ class _Decoder:
 
     @torch.inference_mode()
     def stream(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Completion]]:
-        """Completions of one batch of prompts as they end, with their rows (prompt by prompt)."""
+        """Yield the completions of one batch of prompts as they end, with their rows (prompt by prompt)."""
         max_new_tokens = self.sampling.max_new_tokens
         device = self.model.device
         uniforms_BT = _uniforms(prompts, self.sampling.num_completions, max_new_tokens).to(device)
@@ -188,7 +188,7 @@ class _Decoder:
         return logits_PV.repeat_interleave(n, dim=0), cache, mask_BL, mask_BL.sum(1)
 
     def _forward(self, ids_BL: Tensor, mask_BL: Tensor, positions_BL: Tensor, cache: Cache) -> Tensor:
-        """Logits behind the last token."""
+        """Logits after the last token."""
         outputs = self.model(
             input_ids=ids_BL,
             attention_mask=mask_BL,

@@ -23,7 +23,7 @@ def grouped_query_attention(
     """`sdpa` of transformers, except that a mask does not make it repeat keys and values for every query head.
 
     With a mask transformers repeats them, to keep GPU kernels fast; on a CPU the copies cost more than the attention.
-    A single token has its query heads stand as tokens: those of a key head then share one product with the keys.
+    For a single token, query heads are laid out as tokens: those of a key head then share one product with the keys.
     Tensors are [rows, heads, tokens, size]; the result is [rows, tokens, heads, size].
     """
     rows, heads, tokens, size = query.shape

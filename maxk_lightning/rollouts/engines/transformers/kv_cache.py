@@ -44,7 +44,7 @@ class ReservedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def _with_room(buffer: Tensor | None, held: Tensor, num_tokens: int) -> Tensor:
-    """The buffer `held` is a view of, or a larger copy when it is not, or when `num_tokens` do not fit."""
+    """The buffer that `held` is a view of; a larger copy if it is no such view, or if `num_tokens` do not fit."""
     if buffer is not None and buffer.shape[-2] >= num_tokens and buffer.data_ptr() == held.data_ptr():
         return buffer
     rows, heads, length, size = held.shape

@@ -1,4 +1,4 @@
-"""Ranks that come together, and leave together when one of them fails."""
+"""Calls that all ranks make together, so that all of them fail when one does."""
 
 from typing import TypeVar
 
@@ -17,17 +17,17 @@ def rank() -> int:
 
 
 def of_all_ranks(thing: T) -> list[T]:
-    """The thing of every rank, by rank."""
+    """Return the thing of every rank, by rank; all ranks must call this together."""
     return gathered(thing, dist.get_world_size() if dist.is_initialized() else 1)
 
 
 def told_by_first_rank(thing: T) -> T:
-    """The thing of rank 0."""
+    """Return the thing of rank 0; all ranks must call this together."""
     return of_all_ranks(thing)[0]
 
 
 def raise_together(failure: Failure | None) -> None:
-    """Raise when any rank has failed: what failed here, else what failed in the first rank that did."""
+    """Raise when any rank has failed: the failure of this rank, else that of the first rank that failed."""
     told = None if failure is None else (isinstance(failure, EngineError), str(failure))
     failures = [each for each in of_all_ranks(told) if each is not None]
     if failure is not None:

@@ -14,10 +14,10 @@ from maxk_lightning.rollouts.engines.weights import engine_dtype, starting_dtype
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 HeadDtype = Literal["float32", "model"]
 DEFAULT_UTILIZATION = 0.92
-"Share of a GPU that vLLM takes where nobody says how much."
+"Share of a GPU that vLLM takes by default."
 ADMITTED_UTILIZATION = 0.01
-"""Share that vLLM gets beside a size of the KV cache. It refuses to start unless so much of the GPU is free (0.92 if
-untold), and once the cache has a size it reads the share no more."""
+"""Share that vLLM gets when the KV cache has a given size. vLLM refuses to start unless this share of the GPU is free
+(0.92 by default), and does not use it otherwise once the cache has a size."""
 BATCHED_TOKENS = 8192
 "Tokens that vLLM computes at once on a GPU; its own 16384 cost 1 GiB more of activations at 7B."
 CPU_BLOCK_TOKENS = 32
@@ -76,7 +76,7 @@ class VLLMSettings:
 
 
 def vllm_arguments(settings: VLLMSettings, place: Place, load_format: Literal["auto", "dummy"]) -> dict[str, Any]:
-    """What `vllm.LLM` is called with."""
+    """Make the arguments of `vllm.LLM`."""
     dtype = starting_dtype(settings.dtype, on_gpu=place.on_gpu)
     options = {
         **_shares(settings, on_gpu=place.on_gpu),
@@ -105,15 +105,15 @@ def vllm_arguments(settings: VLLMSettings, place: Place, load_format: Literal["a
 
 
 def head_overrides(head_dtype: HeadDtype, dtype: torch.dtype) -> dict[str, str] | None:
-    """What vLLM is to change in the model's configuration; None: nothing."""
+    """Return what vLLM is to change in the model's configuration; None: nothing."""
     return {"head_dtype": "float32"} if head_dtype == "float32" and dtype != torch.float32 else None
 
 
 def check_share(settings: VLLMSettings) -> None:
-    """Refuse to take what vLLM takes of a whole GPU while a policy is on it.
+    """Refuse vLLM's default share of a GPU while a policy is on it.
 
     Raises:
-        ValueError: nobody says how much vLLM may take; with a proposal.
+        ValueError: neither a share nor a size of the KV cache is set; the message proposes one.
     """
     if settings.kv_cache_gib is not None or settings.gpu_memory_utilization is not None:
         return
@@ -127,10 +127,10 @@ def check_share(settings: VLLMSettings) -> None:
 
 
 def memory_of(settings: VLLMSettings, gpu_bytes: int | None) -> EngineMemory:
-    """What an engine holds: its part of the weights, a KV cache of the configured size, and its workspace.
+    """Estimate what an engine holds: its part of the weights, a KV cache of the configured size, and its workspace.
 
     Args:
-        settings: Of the engine.
+        settings: Settings of the engine.
         gpu_bytes: Memory of its GPU; None: it has none.
     """
     on_gpu = gpu_bytes is not None

@@ -42,14 +42,14 @@ class Asker:
             self._stop_tokens = sorted(load_stop_tokens(self.policy, self._tokenizer))
 
     def ask(self, server: Server, prompt: Prompt, sample: int, sampling: Sampling, run: str | None) -> Completion:
-        """One completion.
+        """Ask a server for one completion.
 
         Args:
-            server: Who samples it.
-            prompt: What it continues.
+            server: Server that samples it.
+            prompt: Prompt that it continues.
             sample: Its number in its group.
             sampling: How it is drawn.
-            run: Of the labels that weights have been given; None: the server has weights that nobody gave it.
+            run: Name of the run in the labels of weights; None: no weights were pushed to the server.
 
         Raises:
             ValueError: the server refuses.
@@ -91,7 +91,7 @@ class Asker:
 
 
 def label_of(version: int, run: str) -> str:
-    """The server's name for the weights of a version."""
+    """Make the server's name for the weights of a version."""
     return f"{version}-{run}"
 
 
@@ -100,7 +100,7 @@ def _segments(spans: Sequence[dict[str, Any]] | None, run: str, server: Server) 
     segments = []
     for span in spans or ():
         version, _, of_run = span["version"].partition("-")
-        if of_run != run:  # it was started anew
+        if of_run != run:  # it was restarted
             raise EngineError(f"the vLLM server at {server.url} has other weights than it was given")
         segments.append(Segment(span["start"], int(version)))
     return tuple(segments)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 STEPS_PER_LOOK = 64
-"Steps between two looks at the clock where several ranks must see the same."
+"Steps between two checks of the clock, on which several ranks must agree."
 ABANDONED: list[Any] = []
 "Engines of this process that sleep and could not be closed; vLLM's allocator is one per process."
 MISSING = "rollout.engine: VLLMEngine needs vLLM: pip install vllm (on a CPU: scripts/test.sh --all shows how)"
@@ -76,23 +76,23 @@ class VLLMEngine:
 
         Args:
             policy: Directory, hub name or `builtin`; training fills in `model.policy`.
-            dtype: Of weights and computation; `auto`: bfloat16 on a GPU, float32 on a CPU.
-            gpu_memory_utilization: Share of the GPU that vLLM takes, weights included; so much must be free when it
+            dtype: Type of weights and computation; `auto`: bfloat16 on a GPU, float32 on a CPU.
+            gpu_memory_utilization: Share of the GPU that vLLM takes, weights included; this much must be free when it
                 starts. Not with `kv_cache_gib`.
-            kv_cache_gib: Size of the KV cache. The way to share a GPU with training, which needs one of the two.
-            max_model_len: Longest prompt + completion; None: the policy's own limit.
+            kv_cache_gib: Size of the KV cache in GiB. The way to share a GPU with training, which needs one of the two.
+            max_model_len: Longest prompt + completion, in tokens; None: the policy's own limit.
             max_num_seqs: Completions generated at the same time.
             max_num_batched_tokens: Tokens that it computes in one step, prompts included; their activations are its
                 memory beside weights and KV cache. None: 8192 on a GPU, vLLM's own choice on a CPU.
-            head_dtype: Type of the logits; `float32` whatever `dtype` says, as the trainer computes them, or the
-                `model`'s: bfloat16 rounds logits of 16 to 32 to eighths.
+            head_dtype: Type of the logits: `float32`, as the trainer computes them, whatever `dtype` is; or `model`,
+                that of the model: bfloat16 rounds logits of 16 to 32 to eighths.
             tensor_parallel_size: Ranks that share one copy of the weights, for policies that one GPU cannot hold
                 twice. Those are neighbours; the number of ranks must be a multiple. Not with `rollouts_ahead`.
             enforce_eager: No CUDA graphs: slower, starts sooner.
             sleep_while_training: Free the KV cache and the weights between rollouts (CUDA only).
             record_entropy: Also report the entropy of the distribution each token was drawn from, before top_p; costs
                 a pass over the logits per token. For `evaluate`; training measures entropies itself.
-            timeout_s: A call of `generate` that takes longer counts as a failed engine; looked at between steps.
+            timeout_s: A call of `generate` that takes longer counts as a failed engine; checked between steps.
 
         Raises:
             ValueError: a value out of range, or both ways to size the KV cache.
@@ -123,7 +123,7 @@ class VLLMEngine:
         "Tokens that end a completion, known once vLLM runs."
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._asleep: list[str] = []  # parts of its memory that it has given back, by vLLM's names
-        self._is_torn = False  # some of its weights are old, or nowhere
+        self._is_torn = False  # some of its weights are old, or missing
         self._shares_process_group = False
         self._num_requests = 0
         self._entropies = Entropies()
@@ -207,11 +207,11 @@ class VLLMEngine:
             self._entropies.clear()
 
     def memory(self, load: EngineLoad) -> EngineMemory:
-        """Tell what it will hold: its copy of the weights, a KV cache of the configured size, and its workspace."""
+        """Estimate its memory: its copy of the weights, a KV cache of the configured size, and its workspace."""
         return memory_of(self._settings, load.gpu_bytes)
 
     def sleep(self) -> bool:
-        """Drop weights and KV cache, where `sleep_while_training` says so."""
+        """Drop weights and KV cache if `sleep_while_training` is set; True: load weights before the next sample."""
         if not self.sleep_while_training or self.llm is None:
             return False
         with as_engine_error("going to sleep"):
@@ -222,8 +222,8 @@ class VLLMEngine:
     def close(self) -> None:
         """Free vLLM's memory; a process group that existed before vLLM started stays.
 
-        An engine that sleeps is woken before: freeing memory that it has given back breaks vLLM's allocator, in this
-        process for good. Where there is no room to wake, the engine is left as it is, and no other one can start.
+        An engine that sleeps is woken first: freeing memory that it has given back breaks vLLM's allocator for the rest
+        of this process. Where there is no room to wake it, the engine is left as it is, and no other one can start.
         """
         if self.llm is None:
             return
@@ -258,7 +258,7 @@ class VLLMEngine:
         destroy_model_parallel()
 
     def _start(self, load_format: Literal["auto", "dummy"]) -> None:
-        """Start vLLM unless it runs; on several ranks all of them must come here together."""
+        """Start vLLM unless it runs; all ranks must call this together."""
         if self.llm is not None:
             return
         if ABANDONED:

@@ -24,7 +24,7 @@ class Entropies:
         "Written by the second model runner."
 
     def take(self, request: str, num_tokens: int) -> tuple[float, ...]:
-        """Entropies of the tokens of a request that has ended, in nats; they are forgotten then."""
+        """Return the entropies of the tokens of a request that has ended, in nats, and forget them."""
         if self.slots is not None:
             return self.slots.take(request, num_tokens)
         noted = self.by_position.pop(request)
@@ -61,10 +61,10 @@ def _second_runners(entropies: Entropies) -> type:
         def add_request(self, req_idx: int, sampling_params: Any) -> bool:
             told = sampling_params.extra_args or {}  # nothing in vLLM's own test of memory
             self.slots.add(req_idx, told.get(REQUEST), sampling_params.temperature, told.get(PROMPT_TOKENS, 0))
-            return True  # or `apply` would not be called for a batch without other work on its logits
+            return True  # else `apply` would not be called for a batch without other work on its logits
 
         def apply(self, logits: Tensor, ctx: Any) -> Tensor:
-            # `pos` counts the tokens in front of the one that was fed; the one drawn now comes behind that.
+            # `pos` counts the tokens before the one that was fed; the one drawn now comes after that.
             self.slots.note(logits, ctx.expanded_idx_mapping.long(), ctx.pos.long() + 1)
             return logits
 
@@ -80,7 +80,7 @@ def _first_runners(entropies: Entropies) -> type:
             self.rows: dict[int, tuple[str, list[int]]] = {}  # request, and the list that its tokens are added to
 
         def is_argmax_invariant(self) -> bool:
-            return True  # vLLM then calls it behind the temperature
+            return True  # vLLM then calls it after the temperature
 
         def update_state(self, batch_update: Any) -> None:
             if batch_update is None:

@@ -13,7 +13,7 @@ def as_engine_error(doing: str, *, also_values: bool = False) -> Iterator[None]:
 
     Args:
         doing: What vLLM does, for the message.
-        also_values: Whether a ValueError is vLLM's, too: it starts with one that says that memory is missing.
+        also_values: Whether a ValueError is vLLM's, too: vLLM raises one when it lacks memory to start.
     """
     try:
         yield

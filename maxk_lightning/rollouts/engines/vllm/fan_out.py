@@ -10,17 +10,17 @@ from torch import Tensor
 from maxk_lightning.rollouts.engine import EngineError
 
 POLL_S = 0.1
-"Between two looks at a receiver that takes nothing: it may have ended."
+"Seconds between two checks of a receiver that takes nothing: it may have ended."
 Named = tuple[str, Tensor]
 Failure = EngineError | ValueError
 Receiver = Callable[[Iterator[Named]], None]
 
 
 def fan_out(weights: Iterator[Named], dtype: torch.dtype, receivers: Sequence[Receiver]) -> list[Failure | None]:
-    """Hand every weight to all receivers, each in a thread of its own; how each of them failed, or None.
+    """Hand every weight to all receivers, each in a thread of its own; return how each of them failed, or None.
 
-    All of them go at the pace of the slowest, so that no more than two weights per receiver are held; one that has
-    failed holds up nobody. A single one iterates itself, in this thread.
+    All of them keep the pace of the slowest, so that no more than two weights per receiver are held; one that has
+    failed delays nobody. A single receiver iterates `weights` itself, in this thread.
 
     Args:
         weights: Iterated in this thread, to the end also when every receiver has failed: other ranks do so, too.
@@ -28,7 +28,7 @@ def fan_out(weights: Iterator[Named], dtype: torch.dtype, receivers: Sequence[Re
         receivers: Called with an iterator each.
 
     Raises:
-        ValueError: of `weights`.
+        ValueError: `weights` raised it, or a single receiver.
     """
     if len(receivers) == 1:
         try:
@@ -67,7 +67,7 @@ class _Lane:
         self._items: queue.Queue[Named | Exception | None] = queue.Queue(1)
 
     def put(self, item: Named | Exception | None, receiver: "Future[Failure | None]") -> None:
-        """Wait until it fits, or nobody takes any more."""
+        """Wait until it fits, or the receiver has ended."""
         while not receiver.done():
             try:
                 self._items.put(item, timeout=POLL_S)

@@ -1,4 +1,4 @@
-"""Several servers with the same weights: who is asked next, and what happens when one of them fails."""
+"""Several servers with the same weights: which one is asked next, and what happens when one of them fails."""
 
 import logging
 import math
@@ -23,14 +23,14 @@ class Seat:
 
     def __init__(self) -> None:
         self.num_unfinished = 0
-        "Requests."
+        "Number of its unfinished requests."
 
 
 class Fleet:
-    """The servers that took the last push. One that fails is asked no more; any number of threads may ask."""
+    """The servers that took the last push. One that fails is not asked again; any number of threads may ask."""
 
     def __init__(self, links: Sequence[Link], taken: Sequence[Link] | None = None) -> None:
-        """Begin with those of the servers that have the weights, None: all."""
+        """Begin with the servers that have the weights; None: all of them."""
         self._all = list(links)
         self._seats: dict[Link, Seat] = {}
         self._failure: BaseException | None = None  # of the last one that failed
@@ -44,18 +44,19 @@ class Fleet:
             return list(self._seats)
 
     def renew(self, links: Sequence[Link], failure: BaseException | None = None) -> None:
-        """Ask those that took another push, also for what others owe. None: because of a failure nobody has."""
+        """Continue with the servers that took another push; none if a failed push left no server with the weights."""
         with self._lock:
             self._seats = {link: self._seats.get(link) or Seat() for link in links}
             self._failure = failure or self._failure
 
     def ask(self, make: Callable[[Link], T]) -> T:
-        """What `make` gets from the server with the fewest unfinished requests; from another one when that fails.
+        """Return what `make` gets from the server with the fewest unfinished requests, or from another if that fails.
 
-        What a server answers that has failed meanwhile is not taken: it may have been started anew.
+        The answer of a server that has failed meanwhile is not taken: it may have been restarted.
 
         Raises:
             EngineError: none is left.
+            ValueError: `make` raised it.
         """
         while True:
             link, seat = self._begin()
@@ -72,10 +73,11 @@ class Fleet:
                 raise
 
     def ask_each(self, make: Callable[[Link], T]) -> list[T]:
-        """What `make` gets from each of them, at once; those that fail are left out.
+        """Return what `make` gets from each of them, asked at once; those that fail are left out.
 
         Raises:
             EngineError: none is left.
+            ValueError: `make` raised it.
         """
         made = []
         links = self.links
@@ -98,7 +100,7 @@ class Fleet:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Leave out, while the body runs, those that are gone, and end what those that are left out still owe."""
+        """While the body runs, leave out servers that are gone, and end the requests to those that are left out."""
         with watched(lambda: self.links, self._leave_out, self._left_out):
             yield
 
@@ -117,7 +119,7 @@ class Fleet:
             return self._seats.get(link) is seat
 
     def _leave_out(self, link: Link, error: EngineError, seat: Seat | None = None) -> None:
-        """Ask it no more; nothing where a seat is given that it has no longer."""
+        """Do not ask it again; do nothing if it no longer has the given seat."""
         with self._lock:
             was_asked = link in self._seats and seat in (None, self._seats[link])
             if was_asked:
@@ -143,12 +145,12 @@ def watched(
 ) -> Iterator[None]:
     """While the body runs, end the requests of servers that are gone.
 
-    One that is asked to stop closes its port and ends what computes, but a request that it had taken stays open.
+    A server that is asked to stop closes its port and stops computing, but a request that it had taken stays open.
 
     Args:
         links: Gives the links to the servers to look at.
         tell: Called when one of them is found to be gone, before its requests end.
-        left_out: Gives the links to those whose completions nobody wants: they may be held for ever.
+        left_out: Gives the links to those whose completions are not wanted: they may be held for ever.
     """
     pulses: dict[Link, Pulse] = {}
     is_over = threading.Event()
@@ -174,12 +176,12 @@ def watched(
 
 
 def tell_left_out(link: Link, reason: Failure | str) -> None:
-    """Warn that a server is asked no more."""
+    """Warn that a server is not asked again."""
     logger.warning("the vLLM server at %s is left out until the next push of weights: %s", link.server.url, reason)
 
 
 def at_once(make: Callable[[Link], T], links: Sequence[Link]) -> list[T | Failure]:
-    """What `make` gets from each server, or how it failed; a thread per server."""
+    """Return what `make` gets from each server, or how it failed; a thread per server."""
 
     def attempt(link: Link) -> T | Failure:
         try:

@@ -14,7 +14,7 @@ SAMPLER_COPIES = 3
 
 
 def prefill_bytes(config: Any, dtype: torch.dtype, num_tokens: int, num_rows: int) -> int:
-    """Peak of a forward pass over so many tokens, of which `num_rows` are drawn from.
+    """Estimate the peak bytes of a forward pass over `num_tokens` tokens, of which `num_rows` get logits.
 
     In the MLP of a layer: both inputs of its product and the product, beside input, output and residual of the layer.
     """
@@ -25,5 +25,5 @@ def prefill_bytes(config: Any, dtype: torch.dtype, num_tokens: int, num_rows: in
 
 
 def fixed_bytes(config: Any, num_rows: int, has_graphs: bool) -> int:
-    """Counts of tokens for penalties, which vLLM makes room for whether there are penalties or not, and CUDA graphs."""
+    """Estimate the bytes of token counts for penalties, which vLLM allocates in any case, and of CUDA graphs."""
     return int(4 * num_rows * config.vocab_size) + (CUDA_GRAPHS_BYTES if has_graphs else 0)

@@ -20,7 +20,7 @@ class RankGpu:
     "GPU-..."
 
     def is_called(self, name: str) -> bool:
-        """Whether CUDA_VISIBLE_DEVICES may call it so; the end of a UUID may be left out."""
+        """Whether this is a name of it in CUDA_VISIBLE_DEVICES; the end of a UUID may be left out."""
         return name == self.name or (name.startswith("GPU-") and self.uuid.startswith(name))
 
 
@@ -34,7 +34,7 @@ def own_gpu() -> RankGpu | None:
 
 
 def check_gpus(gpus: str | None, num_needed: int, ranks: list[RankGpu | None]) -> None:
-    """Refuse a server on the trainer's GPUs: each of both would take the memory of the other.
+    """Refuse a server on the trainer's GPUs: each would take the memory of the other.
 
     Args:
         gpus: CUDA_VISIBLE_DEVICES of the server.

@@ -1,8 +1,7 @@
 """Run a command and end it, with all that it started, when the process that asked for it is gone.
 
-A script, started by path: `guard.py PARENT_PID COMMAND...`; standard library only. It asks for its parent
-again and again: nobody hears of a kill -9, and the kernel's parent-death signal follows the thread that forked, not the
-process.
+A script, started by path: `guard.py PARENT_PID COMMAND...`; standard library only. It polls its parent: a kill -9 gives
+no notice, and the kernel's parent-death signal follows the thread that forked, not the process.
 """
 
 import os
@@ -15,7 +14,7 @@ from types import FrameType
 
 POLL_S = 0.2
 GRACE_S = 5.0
-"From SIGTERM to SIGKILL."
+"Seconds from SIGTERM to SIGKILL."
 
 
 def main(parent: int, command: list[str]) -> int:

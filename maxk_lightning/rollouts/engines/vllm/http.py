@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from maxk_lightning.rollouts.engine import EngineError
 
 CLOSED = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
-"How a connection fails that the server has closed because nothing came for some seconds."
+"How a connection fails that the server has closed after some idle seconds."
 HEALTH_TIMEOUT_S = 10.0
 
 
@@ -30,7 +30,7 @@ class Server:
         self._busy: dict[http.client.HTTPConnection, str] = {}  # and the path that it was asked for
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to a request.
+        """Return the answer to a request with a JSON body.
 
         Raises:
             ValueError: the request is wrong.
@@ -39,11 +39,11 @@ class Server:
         return self._ask("POST", path, json.dumps(body).encode())
 
     def get(self, path: str) -> dict[str, Any]:
-        """Likewise, without a body."""
+        """Return the answer to a request without a body; raises as `post`."""
         return self._ask("GET", path, None)
 
     def is_healthy(self) -> bool:
-        """Whether it answers soon that it is well."""
+        """Whether it answers within `HEALTH_TIMEOUT_S` that it is healthy."""
         connection = self._connect(HEALTH_TIMEOUT_S)
         try:
             connection.request("GET", self._path("health"))
@@ -59,7 +59,7 @@ class Server:
         for connection, path in list(self._busy.items()):
             waiting = connection.sock
             if waiting is not None and (paths is None or path in paths):
-                with suppress(OSError):  # it has just ended by itself
+                with suppress(OSError):  # it has just ended
                     waiting.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:

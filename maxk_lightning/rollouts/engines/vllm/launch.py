@@ -39,7 +39,7 @@ class Launch:
 
     @property
     def command(self) -> list[str]:
-        """What `vllm serve` runs; the command itself asks for a distribution named vllm, which CPU builds are not."""
+        """What `vllm serve` runs; `vllm serve` itself needs a distribution named vllm, which CPU builds are not."""
         flags = [part for name, value in self.arguments.items() for part in _flag(name, value)]
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self.policy, *flags]
 
@@ -80,10 +80,10 @@ class Process:
 
 
 def wait_until_ready(servers: Sequence[Server], process: Process | None, timeout_s: float) -> None:
-    """Wait until one of them answers.
+    """Wait until one of the servers answers.
 
     Raises:
-        EngineError: it ended, or none did in time.
+        EngineError: the process ended, or no server answered within `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
     while not any(server.is_healthy() for server in servers):
@@ -96,7 +96,7 @@ def wait_until_ready(servers: Sequence[Server], process: Process | None, timeout
 
 
 def free_port(host: str = "") -> int:
-    """A port that nobody listens on at an address of this machine; "": at any of them."""
+    """Find a port that nobody listens on at an address of this machine; "": at any of them."""
     with socket.socket() as free:
         free.bind((host, 0))
         port: int = free.getsockname()[1]
@@ -120,7 +120,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def as_json(value: Mapping[str, str]) -> str:
-    """A mapping as an argument of `vllm serve`."""
+    """Write a mapping as an argument of `vllm serve`."""
     return json.dumps(value)
 
 

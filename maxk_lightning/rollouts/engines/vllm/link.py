@@ -11,12 +11,12 @@ from maxk_lightning.rollouts.engines.vllm.launch import Process
 from maxk_lightning.rollouts.engines.vllm.transfer import Sender
 
 HOLD = "pause?mode=keep&clear_cache=false"
-"Completions under way stay where they are; those that are asked for wait."
+"Running completions pause; new requests wait."
 GO_ON = "resume"
 RESET = "reset_prefix_cache"
 RESET_OF_ALL = f"{RESET}?reset_running_requests=true"
-"""Also what completions under way hold: vLLM computes it anew, with the new weights, when it takes them up. Without, it
-cannot reset anything while one is under way, and further samples of a prompt would read what old weights computed."""
+"""Also the cache of running completions: vLLM computes it anew, with the new weights, when it continues them. Without,
+it could reset nothing while a completion runs, and further samples of a prompt would read what old weights computed."""
 
 
 class Link:
@@ -32,7 +32,7 @@ class Link:
         "The server's name for the weights that it has; None: it has none of ours, or cannot note it."
 
     def send(self, weights: Iterable[tuple[str, Tensor]], mark: str, open_sender: Callable[["Link"], Sender]) -> None:
-        """Push weights by the transfer API, over the group that is open, unless the server was started anew since.
+        """Push weights by the transfer API, over the group that is open, unless the server was restarted since.
 
         Raises:
             ValueError: a weight is not what it should be, or the server refuses it.
@@ -47,13 +47,13 @@ class Link:
             self._take_note(mark)
 
     def read(self, directory: str, mark: str) -> None:
-        """Have it read weights from files; raises as `send`."""
+        """Let the server read weights from files; raises as `send`."""
         with self._held():
             self.server.post("collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": directory}})
             self._take_note(mark)
 
     def has_its_weights(self) -> bool:
-        """Whether it is the process that was given weights last, as far as it knows: one started anew has others.
+        """Whether the server has the weights that it was given last, as far as is known; a restarted one has others.
 
         Raises:
             EngineError: the server does not answer.
@@ -70,7 +70,7 @@ class Link:
         return (self.process is None or self.process.is_alive()) and self.server.is_healthy()
 
     def forget(self) -> None:
-        """Give up what a failed push has left: the next one begins afresh."""
+        """Drop what a failed push has left: the next one starts anew."""
         self._leave_group()
         self.mark = None
 
@@ -88,14 +88,14 @@ class Link:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Hold what it samples while the body gives it other weights, each completion where it is, if it is in flight.
+        """Pause its running completions while the body gives it other weights, if it is in flight.
 
-        Where the body fails, nothing continues: its weights may be new in part.
+        Where the body fails, nothing continues: some of its weights may be new.
         """
         if self.is_in_flight:
             self.server.post(HOLD, {})
         yield
-        # Also a server that another run left on hold, killed during a push; an older vLLM has no such route.
+        # Also for a server that a run, killed during a push, left on hold; an older vLLM has no such route.
         with nullcontext() if self.is_in_flight else suppress(ValueError):
             self.server.post(GO_ON, {})
 

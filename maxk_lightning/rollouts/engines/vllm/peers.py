@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Peers:
-    """The ranks of this rank's engine: `size` consecutive ones, as vLLM groups them. All methods: all together."""
+    """The ranks of this rank's engine: `size` consecutive ones, as in vLLM. All peers must call a method together."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -25,13 +25,13 @@ class Peers:
             self._group = groups[dist.get_rank() // size]
 
     def join(self, items: Sequence[T]) -> tuple[list[T], int]:
-        """The items of all peers by rank, and where those of this rank begin."""
+        """Return the items of all peers by rank, and the index of the first item of this rank."""
         shares = self._gather(list(items))
         first = sum(len(share) for share in shares[: dist.get_rank() % self.size]) if self.size > 1 else 0
         return [item for share in shares for item in share], first
 
     def any_true(self, value: bool) -> bool:
-        """Whether it is true of any peer."""
+        """Whether the value is true on any peer."""
         return any(self._gather(value))
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ class Place:
     "Number of processes that train together."
 
     def check(self, tensor_parallel_size: int) -> None:
-        """Refuse where vLLM cannot work.
+        """Refuse a place where vLLM cannot work.
 
         Raises:
             ValueError: a single rank on another GPU than the first, or ranks that cannot be split into engines.
@@ -38,7 +38,7 @@ class Place:
             )
 
     def announce(self) -> None:
-        """Set what torchrun sets and other launchers do not; vLLM reads it where several ranks start together."""
+        """Set the variables that torchrun sets and other launchers do not: vLLM reads them when several ranks start."""
         if self.world_size > 1:
             local_rank = str(self.device_index) if self.on_gpu else os.environ.get("LOCAL_RANK", "0")
             os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world_size), LOCAL_RANK=local_rank)

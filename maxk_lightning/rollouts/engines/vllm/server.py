@@ -44,19 +44,19 @@ class VLLMServerEngine:
 
     With `url` the server is yours; it needs `VLLM_SERVER_DEV_MODE=1` and the arguments `--logprobs-mode
     processed_logprobs --generation-config vllm --weight-transfer-config '{"backend": "nccl"}'`, in bfloat16 also
-    `--hf-overrides '{"head_dtype": "float32"}'`. Without, rank 0 starts one on this machine and ends it with itself,
-    however it ends. All ranks share the server. Seeds are those of `VLLMEngine`.
+    `--hf-overrides '{"head_dtype": "float32"}'`. Without `url`, rank 0 starts a server on this machine, which ends when
+    rank 0 ends, however that happens. All ranks share the server. Seeds are those of `VLLMEngine`.
 
     With `urls` every push goes to all servers at once, and a completion is sampled by the one with the fewest
-    unfinished; which one that is changes no random numbers. A server that fails is left out with a warning, and what
-    it owed is sampled by the others, until it answers again at a later push.
+    unfinished; which one that is changes no random numbers. A server that fails is left out with a warning, and the
+    others sample its completions, until it answers again at a later push.
 
-    With `in_flight_weight_updates` weights may be pushed while a rollout is sampled. A server holds what it samples
-    where it is, takes the weights, computes the keys and values of what it held anew with them, and continues. So every
-    token is drawn from one version of the policy, given the tokens before it, whoever drew those;
-    `Completion.segments` says from which, and the log-probs are that version's. (Old keys and values are not kept, as
-    PipelineRL does: with weights 5 % larger, log-probs were off by 1 to 3 nats at most, and vLLM cannot forget those of
-    a prompt, which its later samples would read, while they are in use.)
+    With `in_flight_weight_updates` weights may be pushed while a rollout is sampled. A server pauses its completions,
+    takes the weights, computes the keys and values of these completions anew, and continues. So every token is drawn
+    from one version of the policy, given the tokens before it, whichever version drew those; `Completion.segments`
+    says which, and the log-probs are that version's. (Old keys and values are not kept, as PipelineRL does: with
+    weights 5 % larger, log-probs were off by 1 to 3 nats at most, and vLLM cannot forget those of a prompt, which its
+    later samples would read, while they are in use.)
     """
 
     runs_apart = True
@@ -85,26 +85,27 @@ class VLLMServerEngine:
 
         Args:
             policy: Directory, hub name or `builtin`; training fills in `model.policy`.
-            url: Of a running server, e.g. http://10.0.0.2:8000. With neither this nor `urls` one is started here.
-            urls: Of several, e.g. [http://10.0.0.2:8000, http://10.0.0.3:8000], in the place of `url`. They have the
-                same arguments; it begins as soon as one of them answers.
+            url: URL of a running server, e.g. http://10.0.0.2:8000. With neither this nor `urls` one is started here.
+            urls: URLs of several servers with the same arguments, e.g. [http://10.0.0.2:8000, http://10.0.0.3:8000],
+                instead of `url`. Sampling begins as soon as one of them answers.
             gpus: CUDA_VISIBLE_DEVICES of the server started here, e.g. "6,7": GPUs that no rank trains on.
             server_args: Further arguments of the server started here, e.g. {tensor-parallel-size: 2}.
             head_dtype: As in `VLLMEngine`, of a server started here.
             transfer: `nccl`: vLLM's weight-transfer API over NCCL, from GPU to GPU; `ipc`: the same between a single
                 rank and a server started here on the rank's GPU, whose server_args say kv-cache-memory-bytes; `file`:
                 safetensors in `transfer_dir`, which server and rank 0 must both see, and vLLM's reload_weights.
-            transfer_dir: Of `file`; memory or a fast disk, with room for the weights.
+            transfer_dir: For `file`: a directory in memory or on a fast disk, with room for the weights.
             wire_dtype: Type in which weights travel. None: the dtype in server_args, else bfloat16.
             in_flight_weight_updates: Push the weights after every optimizer step, also while a rollout is sampled,
                 which continues with them; with `rollout.rollouts_ahead`. Needs vllm 0.32 or later, and of a server that
                 is yours also `--enable-scale-out`.
-            master_address: Of `nccl`: this machine as the server reaches it.
-            master_port: Of `nccl`: a free port of this machine, with `urls` the first of as many; None: looked for.
+            master_address: For `nccl`: the address by which the server reaches this machine.
+            master_port: For `nccl`: a free port of this machine, with `urls` the first of one per server; None: find
+                one.
             max_connections: Requests in flight at the same time, per rank and server.
             timeout_s: A server that takes longer for a request, or a push of weights, has failed; the engine has
-                when none is left.
-            start_timeout_s: Likewise a start.
+                failed when none is left.
+            start_timeout_s: Longest time until a server answers after the start.
 
         Raises:
             ValueError: options that have no effect together, or out of range.
@@ -151,7 +152,7 @@ class VLLMServerEngine:
         self._asker = Asker(policy, is_labelled=in_flight_weight_updates)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Push a full set of weights from rank 0; all ranks come here together and leave when it has arrived.
+        """Push a full set of weights from rank 0; all ranks must call this together, and wait until it has arrived.
 
         With `in_flight_weight_updates` other threads may be sampling; when the push fails, so does what they sample.
 
@@ -199,7 +200,7 @@ class VLLMServerEngine:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def sample_each(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Part]:
-        """Sample by every server a share of the prompts, at least one; the first completion of each.
+        """Sample a share of the prompts, at least one, with every server: the first completion of each.
 
         Raises:
             ValueError: a server refuses a request.
@@ -217,7 +218,7 @@ class VLLMServerEngine:
         return fleet.ask_each(sample)
 
     def memory(self, load: EngineLoad) -> EngineMemory | None:
-        """Tell what a server on the same GPU holds; None: it has GPUs of its own."""
+        """Estimate the memory that a server on the same GPU holds; None: it has GPUs of its own."""
         if self.transfer != "ipc":
             return None
         return EngineMemory(weights_dtype=self.wire_dtype, kv_cache_bytes=int(self.server_args[CACHE_BYTES]))
@@ -234,10 +235,10 @@ class VLLMServerEngine:
         self._give_up(EngineError("the engine was closed"))
 
     def _usable_fleet(self) -> Fleet:
-        """The servers to sample by, after a look whether each has the weights that it was given.
+        """The servers to sample with, after a check that each has the weights that it was given.
 
         Raises:
-            ValueError: nobody has given it any, and it is not ours.
+            ValueError: no weights were pushed to servers that were not started here.
             EngineError: none is left.
         """
         if self.urls and self.version is None:
@@ -255,7 +256,7 @@ class VLLMServerEngine:
         return self._asker.ask(link.server, prompt, sample, sampling, None if self.version is None else self._run)
 
     def _give_up(self, failure: BaseException) -> None:
-        """Let nobody ask the servers, nor wait for them, until they are given weights again."""
+        """Stop all requests to the servers, and all waiting for them, until they are given weights again."""
         if self._fleet is not None:
             self._fleet.renew([], failure)
         self._fleet = self.version = None
@@ -297,7 +298,7 @@ class VLLMServerEngine:
             raise
 
     def _push_together(self, weights: Iterator[tuple[str, Tensor]], version: int) -> list[Link]:
-        """Push; all ranks come together, and learn which servers have the weights. Raises as `load_weights`."""
+        """Push; all ranks call this together, and learn which servers have the weights. Raises as `load_weights`."""
         taken: list[Link] = []
         failure: EngineError | ValueError | None = None
         try:
@@ -313,7 +314,7 @@ class VLLMServerEngine:
         return [self._links[index] for index in marks]
 
     def _push(self, weights: Iterator[tuple[str, Tensor]], mark: str) -> list[Link]:
-        """Give weights to all servers that answer; those that have taken them. Only rank 0 has anything to do.
+        """Give weights to all servers that answer; return those that took them. Only rank 0 has anything to do.
 
         Raises:
             ValueError: a weight is not what it should be, or every server refuses.
@@ -342,7 +343,7 @@ class VLLMServerEngine:
         return [link for link in links if link not in failed]
 
     def _answering(self) -> list[Link]:
-        """The servers to push to; where there are several, those that answer soon that they are well."""
+        """The servers to push to; where there are several, those that answer that they are healthy."""
         if len(self._links) == 1:
             return self._links
         answers = dict(zip(self._links, at_once(Link.is_alive, self._links), strict=True))

@@ -1,4 +1,4 @@
-"""What may be said of servers, and what may not be said together."""
+"""Options of servers, and which of them exclude each other."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -15,14 +15,14 @@ CACHE_BYTES = "kv-cache-memory-bytes"
 
 
 def wire_dtype_of(chosen: WireDtype | None, server_args: Mapping[str, Any]) -> torch.dtype:
-    """The type in which weights travel: the chosen one, else the server's, which may also be called half or float."""
+    """Return the type in which weights travel: the chosen one, else the server's, also if called half or float."""
     named = {"half": "float16", "float": "float32", **{name: name for name in get_args(WireDtype)}}
     dtype: torch.dtype = getattr(torch, chosen or named.get(str(server_args.get("dtype")), "bfloat16"))
     return dtype
 
 
 def urls_of(url: str | None, urls: list[str] | None) -> list[str]:
-    """The URLs of all servers that are not ours."""
+    """Return the URLs of all servers that are not started here; ValueError for both options, or equal URLs."""
     if urls is None:
         return [] if url is None else [url]
     if url is not None:
@@ -33,7 +33,7 @@ def urls_of(url: str | None, urls: list[str] | None) -> list[str]:
 
 
 def check_address(url: str, master_address: str) -> None:
-    """Refuse to give a server on another machine an address of this machine alone."""
+    """Refuse an address of this machine alone for a server on another machine; ValueError."""
     host = urlsplit(url).hostname or ""
     if is_this_machine(host) or master_address not in (LOOPBACK, "localhost", "::1"):
         return
@@ -44,7 +44,7 @@ def check_address(url: str, master_address: str) -> None:
 
 
 def check_shared(urls: Sequence[str], gpus: str | None, server_args: Mapping[str, Any]) -> None:
-    """Refuse what cannot share a GPU."""
+    """Refuse options with which server and policy cannot share a GPU; ValueError."""
     if urls or gpus is not None:
         raise ValueError("rollout.engine.transfer: ipc is for a server started here, on the GPU of this process")
     if CACHE_BYTES not in server_args:

@@ -28,7 +28,7 @@ class SlotEntropies:
 
         Args:
             slot: Its number; the request that had it before is over, or preempted.
-            request: Name of the request; None: it asks for nothing.
+            request: Name of the request; None: its entropies are not wanted.
             temperature: Divides its logits; 0 (greedy): nothing does.
             num_prompt_tokens: Tokens of its prompt.
         """
@@ -49,8 +49,8 @@ class SlotEntropies:
         Args:
             logits_RV: Before the temperature.
             slots_R: Slot of each row, long.
-            lengths_R: Tokens of the request in front of the one that is drawn, long. Fewer than its prompt has: a part
-                of the prompt was computed, and the token is not kept.
+            lengths_R: Tokens of the request before the one that is drawn, long. If they are fewer than its prompt has,
+                a part of the prompt was computed, and the token is not kept.
         """
         values_R = entropies_of(logits_RV / self._temperatures[slots_R].unsqueeze(-1))
         unwanted = self._rows.shape[1] - 1
@@ -59,7 +59,7 @@ class SlotEntropies:
         self._rows.index_put_((slots_R, torch.where(is_wanted_R, numbers_R, unwanted)), values_R)
 
     def take(self, request: str, num_tokens: int) -> tuple[float, ...]:
-        """The first entropies of a request, which is forgotten."""
+        """Return the first entropies of a request in nats, and forget it."""
         for slot in [slot for slot, name in self._requests.items() if name == request]:
             self._leave(slot)
         return tuple(self._left.pop(request)[:num_tokens].tolist())

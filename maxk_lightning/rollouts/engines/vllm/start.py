@@ -30,17 +30,17 @@ def own_launch(
     load_format: str,
     port: int,
 ) -> Launch:
-    """The start of a server on this machine; for the arguments see `VLLMServerEngine`.
+    """Make the launch of a server on this machine; for the arguments see `VLLMServerEngine`.
 
     Args:
         policy: Directory or name.
-        server_args: What the user says, before which defaults give way.
+        server_args: Arguments of the user, which replace defaults.
         gpus: CUDA_VISIBLE_DEVICES.
         head_dtype: Type of the logits.
         transfer: How weights reach it.
         is_labelled: Whether it says which weights sampled which tokens.
         load_format: `auto` or `dummy`: read the policy's weights, or wait for some.
-        port: On the loopback.
+        port: Port on the loopback.
     """
     arguments = {
         **REQUIRED_ARGS,
@@ -63,7 +63,7 @@ def own_launch(
 
 
 def num_gpus(server_args: Mapping[str, Any]) -> int:
-    """GPUs that a server with these arguments takes."""
+    """Count the GPUs that a server with these arguments takes."""
     return math.prod(int(server_args.get(name, 1)) for name in PARALLEL_SIZES)
 
 

@@ -37,7 +37,7 @@ class Source:
 class Sender:
     """Pushes weights to a server, from rank 0 of the trainer.
 
-    A server that dies while it is sent to is noticed (`watchdog`); the sender is of no use then, but for `shutdown`.
+    The `watchdog` notices a server that dies during a push; after that only `shutdown` may be called.
     """
 
     def __init__(self, *, server: Server, is_alive: Callable[[], bool], source: Source, init_info: Any) -> None:
@@ -85,7 +85,7 @@ class Sender:
 
 
 def nccl_info(*, address: str, port: int, num_workers: int) -> Any:
-    """How rank 0 and the workers of a server meet."""
+    """Describe how rank 0 and the workers of a server meet; ValueError if vLLM is too old."""
     try:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
     except ImportError as error:
@@ -94,7 +94,10 @@ def nccl_info(*, address: str, port: int, num_workers: int) -> Any:
 
 
 def ipc_info(source: Source) -> Any:
-    """How a single rank hands weights to a server on the same GPU: in a buffer that holds the largest of them."""
+    """Describe how a single rank hands weights to a server on its GPU; ValueError if vLLM is too old.
+
+    The buffer is large enough for the largest weight.
+    """
     try:
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     except ImportError as error:

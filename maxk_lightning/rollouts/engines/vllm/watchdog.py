@@ -1,4 +1,4 @@
-"""Ends what waits for a server that is gone: NCCL itself waits for ever."""
+"""Ends what waits for a server that is gone: NCCL itself would wait for ever."""
 
 import threading
 import time
@@ -14,13 +14,13 @@ from maxk_lightning.rollouts.engines.vllm.errors import as_engine_error
 
 T = TypeVar("T")
 POLL_S = 1.0
-"Between two looks at the server."
+"Seconds between two checks of the server."
 NUM_LOOKS = 3
-"Looks in a row at which it must be missing: a busy server may answer late."
+"Checks in a row at which it must be missing: a busy server may answer late."
 
 
 class Pulse:
-    """Whether a server still lives, and in time, by looks that are `POLL_S` apart."""
+    """Whether a server still lives and is in time, by checks that are `POLL_S` apart."""
 
     def __init__(self, is_alive: Callable[[], bool], timeout_s: float) -> None:
         self._is_alive = is_alive
@@ -29,7 +29,7 @@ class Pulse:
         self._num_missing = 0
 
     def failure(self) -> str | None:
-        """What is wrong; None: nothing is known to be."""
+        """Check the server: what is wrong; None: nothing is known to be wrong."""
         if time.monotonic() > self._deadline:
             return f"the vLLM server took longer than rollout.engine.timeout_s ({self._timeout_s:g} s)"
         self._num_missing = 0 if self._is_alive() else self._num_missing + 1
@@ -69,7 +69,7 @@ def aborted_without(pulse: Pulse, abort: Callable[[], None]) -> Iterator[None]:
 
 
 def given_up_without(pulse: Pulse, make: Callable[[], T], doing: str) -> T:
-    """The result of a call to vLLM that nothing can abort; when the pulse fails, its thread is left behind.
+    """Return the result of a call to vLLM that nothing can abort; when the pulse fails, its thread is left behind.
 
     Raises:
         EngineError: the pulse failed, or the call.

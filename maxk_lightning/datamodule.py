@@ -61,24 +61,25 @@ class PromptDataModule(LightningDataModule):
             validation: Problems of `validate` and of the validation in `fit`; None: no validation.
             test: Problems of `test` and `predict`.
             template: Text around the statement.
-            policy: Whose tokenizer renders prompts; training fills in `model.policy`.
+            policy: Policy whose tokenizer renders prompts; training fills in `model.policy`.
             prompts_per_rollout: Prompts of a rollout, over all ranks.
             prompts_per_step: Prompts of an optimizer step, over all ranks; None: the whole rollout. Must divide the
                 rollout; need not be a multiple of the number of ranks.
             num_ppo_iterations: Passes over each rollout (the paper: 3 off-policy, 1 on-policy).
-            refill: At most so many further batches of prompts per rollout, until `prompts_per_rollout` groups have
-                credit; 0: none, as in the paper. For tasks on which most groups teach nothing
-                (`train/zero_credit_fraction`). Steps are made of the first groups with credit, and of groups without
-                where those run out. Their gradient has the direction of an unfiltered one in expectation and is longer
-                by 1 / `rollout/credit_fraction`; a KL penalty sees these groups alone. `train/reward` and its like are
-                of all samples; where sampling stops when it has found enough, the mean of a single rollout leans
-                to rollouts that found it early. Further problems are drawn from all that the rollout does not have.
+            refill: Most further batches of prompts per rollout, sampled until `prompts_per_rollout` groups have credit;
+                0: none, as in the paper. For tasks on which most groups teach nothing (`train/zero_credit_fraction`).
+                Steps are made of the first groups with credit, and of groups without where those run out. Their
+                gradient has the direction of an unfiltered one in expectation and is longer by
+                1 / `rollout/credit_fraction`; a KL penalty sees these groups alone. `train/reward` and the like are
+                means over all samples; because sampling stops when enough groups are found, these means are biased
+                towards rollouts that found them early. Further problems are drawn from all that the rollout does not
+                have.
             curriculum: Pass over problems whose groups would probably have no credit, by their earlier rewards;
                 None: every problem has its turn in every pass. `rollout/passed_over` counts them.
             told_k: Number of tries for `{k}` in the template where `objectives.ToldK` draws none: in evaluations, in
                 `best`, and with other objectives. None: the number of completions.
             max_prompt_tokens: Longer prompts are left out, and counted in the log (the paper: 512).
-            seed: Of all orders and samples; training fills in `seed_everything`.
+            seed: Seed of all orders and samples; training fills in `seed_everything`.
 
         Raises:
             ValueError: a count below 1, `refill` below 0, or `prompts_per_step` does not divide

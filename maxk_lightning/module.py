@@ -80,12 +80,12 @@ class PolicyModule(LightningModule):
             normalisation: How token losses are averaged: over each completion (`sequence`, GRPO), over all tokens
                 (`token`, DAPO), or by max_new_tokens (`constant`, Dr. GRPO), the only one that keeps unbiased credits
                 unbiased. The paper does not say which it used.
-            old_logprobs: Whose log-probs stand for pi_old: the `trainer`'s at the start of the rollout, so that ratios
-                are exactly 1 at its first step, or the `engine`'s as it sampled. Precision noise of an engine adds up
-                over a completion: .02 nats per token are .6 nats over 110 tokens.
+            old_logprobs: Whose log-probs are used as pi_old's: the `trainer`'s at the start of the rollout, so that
+                ratios are exactly 1 at its first step, or the `engine`'s as it sampled. Precision noise of an engine
+                adds up over a completion: .02 nats per token are .6 nats over 110 tokens.
             engine_correction: Weights of the token losses for what the engine samples differently from pi_old, with
-                `old_logprobs: trainer`. `auto`: `TruncatedWeights` for rollouts from older weights, and where the log-
-                probs of both sides differ by more than 0.001 right after a push; none where they agree.
+                `old_logprobs: trainer`. `auto`: `TruncatedWeights` for rollouts from older weights, and where the
+                log-probs of both sides differ by more than 0.001 right after a push; none where they agree.
             kl_coef: beta of the KL penalty (eq. 4); 0 switches it off.
             kl_target: `old`: pi_old, as in the paper, needs no extra model; `reference`: the initial policy.
             entropy_coef: Weight of a bonus for the policy's entropy, in nats per token, averaged over tokens as the KL
@@ -94,8 +94,8 @@ class PolicyModule(LightningModule):
                 memory, never the loss.
             tokens_per_micro_batch: Instead: tokens of packed rows per forward pass, padding included. A group that is
                 larger is split; its ratios then take another forward pass. Changes memory, never the loss.
-            max_row_tokens: The completions of a group share a copy of their prompt, in rows of at most so many tokens;
-                1: every completion in a row of its own. Changes speed and memory, never the loss.
+            max_row_tokens: The completions of a group share a copy of their prompt, in rows of at most this many
+                tokens; 1: every completion in a row of its own. Changes speed and memory, never the loss.
             max_grad_norm: Gradients are clipped to this norm; None: not at all.
             gradient_checkpointing: Recompute activations in the backward pass.
             attn_implementation: None: causal kernels on a row per completion, or what the model needs instead.
@@ -103,10 +103,10 @@ class PolicyModule(LightningModule):
                 long prompts on a GPU. Changes speed and memory, never the loss.
             lora: Train low-rank adapters only; None: train every weight. With adapters, `kl_target: reference` costs
                 no second model.
-            dtype: Of the weights and gradients. `bfloat16` halves them, and needs an optimizer that rounds
-                stochastically (`bf16_stochastic_round` of `torchao.optim`): to the nearest, updates at the paper's
-                learning rate vanish. Gradients of micro-batches are then summed in bfloat16 too. One GPU only. With
-                `lora` it concerns the frozen weights alone, and any optimizer and strategy will do.
+            dtype: Type of the weights and gradients. `bfloat16` halves their memory, and needs an optimizer that rounds
+                stochastically (`bf16_stochastic_round` of `torchao.optim`): rounded to the nearest, updates at the
+                paper's learning rate vanish. Gradients of micro-batches are then summed in bfloat16 too. One GPU only.
+                With `lora` it is the type of the frozen weights alone, and any optimizer and strategy works.
             optimizer: The paper's Adam with learning rate 5e-6.
             lr_scheduler: Stepped after every optimizer step, `ReduceLROnPlateau` after every validation; None:
                 constant. `maxk_lightning.schedules.WarmupCosine` is warm-up and cosine.

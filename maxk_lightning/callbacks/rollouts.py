@@ -72,34 +72,34 @@ class RolloutCallback(Callback):
                 (`maxk_lightning.rewards.FunctionReward` says which arguments it gets).
             sampling: Of training rollouts; the paper's defaults.
             eval_sampling: Of validation, test and predict.
-            rollouts_ahead: Sample and score so many further rollouts, with the weights from before, while this one
-                trains. They are off-policy, which losses with ratios and off-policy objectives correct for;
-                `rollout/age_max` says how old, at most `rollouts_ahead` times the optimizer steps of a rollout. No
-                group is dropped for being slow. Checkpoints hold the rollouts that were begun, so a resumed run
-                continues exactly.
-                Above 1: with `VLLMServerEngine` training does not wait for a slow rollout, and how old each one is
-                depends on time; other engines take turns, and every rollout is as old as it may be. Not with an engine
-                on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
-            max_age: Optimizer steps that the weights of a rollout may be older than those its training begins with; a
-                rollout is begun no sooner, so it holds of its oldest token also where weights are pushed in flight.
-                None: as many as `rollouts_ahead` allows.
+            rollouts_ahead: Number of further rollouts to sample and score, with older weights, while this one trains.
+                They are off-policy, which losses with ratios and off-policy objectives correct for; `rollout/age_max`
+                says how old they are, at most `rollouts_ahead` times the optimizer steps of a rollout. No group is
+                dropped for being slow. Checkpoints hold the rollouts that were begun, so a resumed run continues
+                exactly.
+                Above 1: with `VLLMServerEngine` training does not wait for a slow rollout, and the age of each one
+                depends on timing; other engines take turns, and every rollout is as old as it may be. Not with an
+                engine on the GPU that trains, where each would wait for the other: take `VLLMServerEngine`.
+            max_age: Largest age of a rollout: optimizer steps from the weights that it is begun with to those that
+                training on it begins with. A rollout is not begun earlier, so the bound also holds for its oldest token
+                where weights are pushed in flight. None: as large as `rollouts_ahead` allows.
             max_logprob_gap: Stop when, right after a weight sync, the log-probs of engine and trainer differ by more
-                on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; float32 on both
-                sides differs by less than 1e-5 and deserves a bound of 1e-4.
-            rewards: Instead of `reward` several, whose weighted sum is trained on: import paths, classes, or
+                than this on average (nats per token). With bfloat16 on one side 0.05 was seen on a tiny policy; with
+                float32 on both sides they differ by less than 1e-5, and 1e-4 is a good bound.
+            rewards: Several rewards instead of `reward`, whose weighted sum is trained on: import paths, classes, or
                 `{reward: ..., weight: 0.5, name: ...}`. A completion that one leaves out (None) is judged by the
-                others. Each one's mean and spread is logged.
+                others. Mean and spread of each one are logged.
             eval_reward: Scores the samples of validation, test, predict and `evaluate`; None: as `reward` or `rewards`.
-                A best checkpoint chosen by another reward than the trained one notices when that one is gamed.
-            select: A selector as of `evaluate --select`, such as `public+agreement`: validation and test log
+                If another reward than the trained one chooses the best checkpoint, it shows when that one is gamed.
+            select: A selector, as in `evaluate --select`, such as `public+agreement`: validation and test log
                 `realised_max_at_k/K`, the mean reward of the one of K samples that it chooses.
             replay: Mix groups of earlier rollouts into each one; None: none. Their losses are corrected by the
                 log-probs that they were drawn with, as those of `rollouts_ahead` are. Objectives with ratios see the
                 whole drift with `model.old_logprobs: engine`.
             allocation: Give prompts different numbers of completions, by the rewards of a pilot; the mean is that of
-                `sampling`. None: all get as many. Not with `data.refill`. `train/max_at_k/K` is then of the prompts
-                that got K completions, the harder ones for a large K. A reward that compares the completions of a
-                prompt sees the pilot together, and each later completion alone.
+                `sampling`. None: all get the same number. Not with `data.refill`. `train/max_at_k/K` is then over the
+                prompts that got K completions, the harder ones for a large K. A reward that compares the completions of
+                a prompt sees the pilot together, and each later completion alone.
 
         Raises:
             ValueError: a reward or selector cannot be had, `sampling.top_p` is not 1, a bound is not positive, or

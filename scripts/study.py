@@ -28,9 +28,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from study_adapters import adapter_path, keep_adapter, place_adapter
+from study_adapters import Training, adapter_path, keep_adapter, place_adapter, read_training
 from study_again import sentences
-from study_condense import condense
+from study_condense import condense, training_curves
 from study_report import check_quick
 from study_results import (
     BASE,
@@ -94,37 +94,37 @@ def run(job: Job, runner: Runner) -> None:
         return
     home = runner.home(job)
     home.mkdir(parents=True, exist_ok=True)
-    fitting_from = time.monotonic()
-    policy = _policy(job, runner)
-    trained = time.monotonic()
+    policy, training = _trained(job, runner)
     for each in left:
         evaluating_from = time.monotonic()
         _evaluate(each, runner, policy)
-        seconds = {"fit": trained - fitting_from, "evaluate": time.monotonic() - evaluating_from}
-        write(runner.results, condense(each, home, runner.out(each), seconds))
+        seconds = {"fit": training.seconds, "evaluate": time.monotonic() - evaluating_from}
+        write(runner.results, condense(each, training.curves, runner.out(each), seconds))
     for name in ("towards",) if runner.plan.is_trained_further(job) else ("checkpoints", "towards"):
         shutil.rmtree(home / name, ignore_errors=True)
 
 
-def _policy(job: Job, runner: Runner) -> str:
-    """Train, unless all that is left is to sample a policy whose adapter is kept; returns what `--policy` takes."""
-    base = runner.base(job)
+def _trained(job: Job, runner: Runner) -> tuple[str, Training]:
+    """Train a policy, or find what is kept of its training; returns what `--policy` takes."""
+    base, home = runner.base(job), runner.home(job)
     if job.arm == BASE:
-        return base
+        return base, Training(seconds=0.0, curves={})
     if not runner.plan.keeps_adapters or job.split != "test":
         return _train(job, runner)
-    home, kept = runner.home(job), adapter_path(runner.results, job)
-    if job in runner.left(job) or not kept.is_dir():  # with the job, curves of the training are kept
-        checkpoint, exported = _train(job, runner), home / "exported"
+    kept = adapter_path(runner.results, job)
+    if not kept.is_dir():
+        checkpoint, training = _train(job, runner)
+        exported = home / "exported"
         shutil.rmtree(exported, ignore_errors=True)
         maxk(home / "export.log", "export", "--ckpt", checkpoint, "--adapter", "true", "--out", str(exported))
-        keep_adapter(exported, kept, runner.plan.benchmarks[job.benchmark].policy)
+        keep_adapter(exported, kept, runner.plan.benchmarks[job.benchmark].policy, training)
     place_adapter(kept, home / "adapter", base)
-    return str(home / "adapter")
+    return str(home / "adapter"), read_training(kept)
 
 
-def _train(job: Job, runner: Runner) -> str:
+def _train(job: Job, runner: Runner) -> tuple[str, Training]:
     """Train, or go on where a training was stopped; returns the checkpoint."""
+    fitting_from = time.monotonic()
     home, benchmark = runner.home(job), runner.plan.benchmarks[job.benchmark]
     checkpoint = home / "checkpoints/last.ckpt"
     arm = ["--config", str(runner.plan.config_of(job.arm)), "--model.optimizer.lr", str(job.learning_rate)]
@@ -135,7 +135,8 @@ def _train(job: Job, runner: Runner) -> str:
     shorter = as_options(runner.plan.tuning_options) if job.split == "validation" else []
     more = [*shorter, *runner.options, *runner.fit_options]
     maxk(home / "fit.log", "fit", *_common(runner.plan), *arm, *seed, *more, *resumed)
-    return str(checkpoint)
+    seconds, curves = time.monotonic() - fitting_from, training_curves(home / "tensorboard")
+    return str(checkpoint), Training(seconds=seconds, curves=curves)
 
 
 def _evaluate(job: Job, runner: Runner, policy: str) -> None:

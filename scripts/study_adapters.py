@@ -5,7 +5,8 @@ They are kept in bfloat16, and what the study evaluates is what it keeps.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,19 @@ from study_results import Job
 from maxk_lightning.policy.adapter import CONFIG
 
 WEIGHTS = "adapter_model.safetensors"
+TRAINING = "training.json"
 BASE_KEY = "base_model_name_or_path"
 UP = ".lora_B."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What is kept of a training beside its policy."""
+
+    seconds: float
+    "Wall clock of `fit`, since it was resumed if it was."
+    curves: Mapping[str, Sequence[float]]
+    "Training curves: TensorBoard tag -> value per rollout."
 
 
 def adapter_path(results: Path, job: Job) -> Path:
@@ -25,13 +37,14 @@ def adapter_path(results: Path, job: Job) -> Path:
     return results / job.benchmark / "adapters" / job.training
 
 
-def keep_adapter(exported: Path, kept: Path, base: str) -> None:
+def keep_adapter(exported: Path, kept: Path, base: str, training: Training) -> None:
     """Keep an adapter that `export --adapter true` wrote, in bfloat16; the directory appears whole or not at all.
 
     Args:
         exported: What was written.
         kept: The directory to create.
         base: Name of the base policy for others, in the place of a path on this machine.
+        training: What else is kept.
     """
     unfinished = kept.with_name(f"{kept.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -39,8 +52,14 @@ def keep_adapter(exported: Path, kept: Path, base: str) -> None:
     weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(exported / WEIGHTS).items()}
     save_file(weights, unfinished / WEIGHTS, metadata={"format": "pt"})
     _write_config(unfinished, _read_config(exported) | {BASE_KEY: base})
+    (unfinished / TRAINING).write_text(json.dumps(asdict(training), separators=(",", ":")) + "\n", encoding="utf-8")
     shutil.rmtree(kept, ignore_errors=True)
     unfinished.rename(kept)
+
+
+def read_training(kept: Path) -> Training:
+    """Read what is kept beside an adapter."""
+    return Training(**json.loads((kept / TRAINING).read_text(encoding="utf-8")))
 
 
 def place_adapter(kept: Path, target: Path, base: str, share: float = 1.0) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from study_programs import blind_counts, correct_programs
-from study_results import BASE, Job, Result, Told
+from study_results import Job, Result, Told
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maxk_lightning.commands.evaluate.told import TOLD
@@ -33,8 +33,8 @@ CURVES = (
 "Scalars that are kept of every run that has them."
 
 
-def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Result:
-    """Collect what is kept of a finished job."""
+def condense(job: Job, curves: Mapping[str, Sequence[float]], out: Path, seconds: dict[str, float]) -> Result:
+    """Collect what is kept of a finished job, whose training had these curves and whose samples are under `out`."""
     runs = load(out)
     told = {int(run.path.name.removeprefix(TOLD)): run for run in runs if run.path.name.startswith(TOLD)}
     (evaluation,) = [told[max(told)]] if told else runs
@@ -46,7 +46,7 @@ def condense(job: Job, home: Path, out: Path, seconds: dict[str, float]) -> Resu
         rewards=_counts(evaluation),
         entropy_bins={str(bin_): count for bin_, count in sorted(evaluation.entropy_counts.items())},
         summary=_summary(evaluation),
-        curves={} if job.arm == BASE or job.control else training_curves(home / "tensorboard"),
+        curves={} if job.control else curves,
         formed=_formed(evaluation.samples),
         blind=blind_counts(evaluation.samples),
         realised={name: curve.problems for name, curve in evaluation.realised.items()},

@@ -292,19 +292,20 @@ def test_a_policy_is_sampled_again_from_its_kept_adapter(tmp_path: Path) -> None
     weights = load_file(kept / "adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     assert any("lora_B" in name and weight.any() for name, weight in weights.items())
-    [control] = (tmp_path / "results/vague/controls").glob("*.json")
-    before = _written_at(tmp_path / "results")
-    evaluated = json.loads(control.read_text())
-    control.unlink()
+    evaluations = sorted((tmp_path / "results/vague").glob("[ct]*/*.json"))
+    assert [path.parent.name for path in evaluations] == ["controls", "test"]
+    evaluated = [study_results.read(path) for path in evaluations]
+    for path in evaluations:
+        path.unlink()
     shutil.rmtree(tmp_path / "directory")
+    study_results.read.cache_clear()
     subprocess.run(_study(tmp_path), cwd=ROOT, check=True)
-    again = json.loads(control.read_text())
-    assert (again["job"], again["rewards"]) == (evaluated["job"], evaluated["rewards"])
     assert not list((tmp_path / "directory").rglob("fit.log")), "it was trained again"
-    after = _written_at(tmp_path / "results")
-    assert {path: time_ for path, time_ in after.items() if path != control} == {
-        path: time_ for path, time_ in before.items() if path != control
-    }
+    for before, path in zip(evaluated, evaluations, strict=True):
+        again = study_results.read(path)
+        assert (again.job, again.rewards, again.curves) == (before.job, before.rewards, before.curves)
+        assert again.seconds["fit"] == before.seconds["fit"] > 0
+    assert evaluated[1].curves
 
 
 def test_a_share_of_an_adapter_lies_between_the_base_and_the_trained_weights(
@@ -316,7 +317,9 @@ def test_a_share_of_an_adapter_lies_between_the_base_and_the_trained_weights(
             if "lora_" in name:
                 parameter.normal_(std=0.2)
     model.save_pretrained(tmp_path / "exported")
-    study_adapters.keep_adapter(tmp_path / "exported", tmp_path / "kept", "owner/base")
+    training = study_adapters.Training(seconds=1.5, curves={"train/entropy": [0.5, 0.25]})
+    study_adapters.keep_adapter(tmp_path / "exported", tmp_path / "kept", "owner/base", training)
+    assert study_adapters.read_training(tmp_path / "kept") == training
     merged = {}
     for share in (0.0, 0.25, 1.0):
         study_adapters.place_adapter(tmp_path / "kept", tmp_path / f"{share}", random_policy, share)

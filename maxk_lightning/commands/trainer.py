@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -58,6 +59,8 @@ class MaxKCLI(LightningCLI):
         """Parse `args` (None: the command line); with `run` false only build the objects."""
         parser_kwargs: dict[str, Any] = {"allow_abbrev": False, "prog": PROGRAM}
         words = sys.argv[1:] if args is None else args
+        if any(word == "-h" or word.endswith("help") for word in words):  # half a second: not for every start
+            set_parsing_settings(docstring_parse_attribute_docstrings=True)  # strings under the fields of data classes
         # A parser of a subcommand takes a good part of a second to make: only of the one asked for.
         self._asked_for = tuple(words[:1]) if words and words[0] in SUBCOMMANDS else SUBCOMMANDS
         if run:

@@ -23,7 +23,7 @@ class StepGuard:
         self.num_skipped = 0
         "Steps in a row that were skipped, up to the last one."
         self.spreads: list[float] = []
-        "Spread of log rho at every step that was made on the current rollout."
+        "Spread of log rho at every step on the current rollout, skipped ones included."
         self._includes_ratio = includes_ratio
         self._num_drifted = 0
         self._had_credit = False

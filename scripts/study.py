@@ -35,6 +35,7 @@ from study_report import check_quick
 from study_results import (
     BASE,
     CONFIGS,
+    SEEN,
     Job,
     StudyPlan,
     Table,
@@ -159,6 +160,9 @@ def _evaluate(job: Job, runner: Runner, policy: str) -> None:
     told_k = runner.plan.told_k(job.arm)  # the template that tells it is the arm's
     samples += ["--config", str(runner.plan.config_of(job.arm)), "--told_k", told_k] if told_k else []
     problems = as_options(benchmark.test if job.split == "test" else benchmark.validation)
+    if job.control == SEEN:
+        problems += ["--split", "train"]
+        problems += as_options({key: value for key, value in benchmark.train.items() if key.startswith("data.train")})
     maxk(log, "evaluate", *_common(runner.plan), *samples, *problems, *runner.options)
 
 

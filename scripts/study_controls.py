@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from study_results import Result, StudyPlan, controls_of, markdown_table, path_of, read
+from study_results import SEEN, Result, StudyPlan, controls_of, markdown_table, path_of, read
 
 FORMAT_KS = (1, 4, 16)
 
@@ -73,7 +73,7 @@ def control_table(plan: StudyPlan, results: Path, found: Mapping[str, Mapping[in
         rows.append([plan.label(arm), *_cells(trained, ks)])
         for job in controls_of(plan, trained.job):
             path = path_of(results, job)
-            if path.is_file():
+            if job.control != SEEN and path.is_file():
                 rows.append([f"{plan.label(arm)}, {_said(job.control)}", *_cells(read(path), ks)])
     return markdown_table(["policy", *(f"max@{k}" for k in ks)], rows)
 

@@ -36,6 +36,7 @@ from study_results import (
     read,
     read_all,
     read_plan,
+    seen_job,
     tuned_learning_rate,
     tuning_jobs,
     tuning_score,
@@ -130,9 +131,13 @@ def methods(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned:
 
 
 def comparisons(
-    plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned: Table, metric: Metric = "max_at_k"
+    plan: StudyPlan,
+    found: Mapping[str, Mapping[int, Result]],
+    planned: Table,
+    metric: Metric = "max_at_k",
+    ks: Sequence[int] = (),
 ) -> list[Comparison]:
-    """Make the tests of a table at the tested ks, over the seeds that both arms have; no pair twice."""
+    """Make the tests of a table over the seeds that both arms have, at the tested ks or at others; no pair twice."""
     tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
     pairs: list[tuple[str, str]] = []
     for pair in ((arm, other) for other in planned.against for arm in found if arm != BASE):
@@ -144,7 +149,7 @@ def comparisons(
         if arm == other or not seeds:
             continue
         common_ks = set[int].intersection(*(set(found[a][seed].ks) for a in (arm, other) for seed in seeds))
-        for k in sorted(common_ks.intersection(plan.test_ks)):
+        for k in sorted(common_ks.intersection(ks or plan.test_ks)):
             ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k, metric) for a in (arm, other))
             tests.append(Comparison(arm=arm, against=other, k=k, test=crossed_test(ours - theirs)))
     return tests
@@ -160,7 +165,7 @@ def test_table(plan: StudyPlan, tests: Sequence[Comparison], measure: str) -> st
         p_text = "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
         cell = f"{difference} [{test.low:+.3f}, {test.high:+.3f}], p {p_text}"
         cells.setdefault((comparison.against, comparison.arm), []).append(cell)
-    heads = ["against", "method", *(f"{measure}@{k}" for k in plan.test_ks)]
+    heads = ["against", "method", *(f"{measure}@{k}" for k in sorted({comparison.k for comparison in tests}))]
     rows = [[plan.label(against), plan.label(arm), *row] for (against, arm), row in cells.items()]
     return markdown_table(heads, rows, "---")
 
@@ -208,7 +213,8 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
             yield f"{name} format", format_table(rows, plan.label(BASE))
         if rows and all(any(result.blind.values()) for row in rows for result in row.results):
             yield f"{name} blind", blind_table(rows)
-        if name == "main" and plan.controls:
+        if name == "main":
+            yield from _seen_blocks(plan, results, planned, found)
             yield f"{name} controls", control_table(plan, results, found)
         if name in plan.grouped_tables and rows:
             yield f"{name} groups", group_table([(row.name, row.results) for row in rows], plan.test_ks[-1])
@@ -230,6 +236,21 @@ def _curve_blocks(name: str, rows: Sequence[Method], test_ks: Sequence[int]) -> 
         yield f"{name} programs", str(table(rows, PROGRAMS))
     if any(result.told for result in results):
         yield f"{name} told", told_table(rows, test_ks)
+
+
+def _seen_blocks(
+    plan: StudyPlan, results: Path, planned: Table, found: Mapping[str, Mapping[int, Result]]
+) -> Iterator[tuple[str, str]]:
+    """Yield name and content of the blocks of the training problems, where they were sampled."""
+    seed = planned.seeds[0]
+    jobs = {arm: seen_job(plan, of_seed[seed].job) for arm, of_seed in found.items() if seed in of_seed}
+    paths = {arm: path_of(results, job) for arm, job in jobs.items()}
+    seen = {arm: {seed: read(path)} for arm, path in paths.items() if path.is_file()}
+    if seen:
+        rows = methods(plan, seen, planned)
+        yield "main seen", str(table(rows, "max_at_k"))
+        tests = comparisons(plan, seen, planned, ks=[*plan.test_ks, rows[0].results[0].ks[-1]])
+        yield "main seen tests", test_table(plan, tests, "max")
 
 
 def _have_chosen(rows: Sequence[Method]) -> bool:

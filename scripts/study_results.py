@@ -21,6 +21,8 @@ from maxk_lightning.evaluation.realised import PREFIX
 
 CONFIGS = Path("configs/study")
 BASE = "base"
+SEEN = "seen"
+"Control of a job: samples of the training problems."
 PROGRAMS: Metric = "programs_at_k"
 "Number of different programs among the fully correct of k samples; programs that differ in layout alone are one."
 Split = Literal["validation", "test"]
@@ -45,7 +47,8 @@ class Job:
     num_samples: int
     "Samples per problem."
     control: str = ""
-    "What is changed after training: `towards-0.5` (weights half of the way back to the base), `temperature-0.8`."
+    """What is changed after training: `towards-0.5` (weights half of the way back to the base), `temperature-0.8`, or
+    `SEEN`."""
 
     @property
     def training(self) -> str:
@@ -217,6 +220,9 @@ class StudyPlan:
     its first seed in the table `main`; they cost no training."""
     control_samples: int = 0
     "Samples per problem of the controls."
+    seen_samples: int = 0
+    """Samples per problem of the training problems, which every arm of the table `main` draws at its first seed: what
+    it learnt, and not how far that carries; 0: none."""
     keeps_adapters: bool = False
     "Keep the adapter of every policy of the tables, and evaluate what is kept: `model.lora` of all arms."
     test: Mapping[str, int]
@@ -374,11 +380,17 @@ def controls_of(plan: StudyPlan, job: Job) -> list[Job]:
     main = plan.tables["main"]
     if job.control or job.split != "test" or (job.benchmark, job.seed) != (main.benchmark, main.seeds[0]):
         return []
-    return [
+    changed = [
         replace(job, control=f"{kind}-{value:g}", num_samples=plan.control_samples)
         for kind, values in plan.controls.get(job.arm, {}).items()
         for value in values
     ]
+    return [seen_job(plan, job), *changed] if plan.seen_samples else changed
+
+
+def seen_job(plan: StudyPlan, job: Job) -> Job:
+    """The evaluation of a job's policy on the problems of its training."""
+    return replace(job, control=SEEN, num_samples=plan.seen_samples)
 
 
 def tuning_score(plan: StudyPlan, result: Result, criterion: Criterion = "mean") -> float:

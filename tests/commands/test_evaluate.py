@@ -74,6 +74,20 @@ def test_overrides_lie_over_the_yaml_and_change_the_settings(config: Path, rando
         run(config, random_policy, tmp_path / "out")
 
 
+def test_a_split_of_the_yaml_takes_the_place_of_the_test_problems(
+    config: Path, random_policy: str, tmp_path: Path
+) -> None:
+    train = write_problems(tmp_path / "train.jsonl", "f", "g")
+    source = ["--data.train", "maxk_lightning.data.JsonLines", "--data.train.init_args.path", str(train)]
+    run(config, random_policy, tmp_path / "out", "--split", "train", *source)
+    assert {sample.id for sample in read_samples(tmp_path / "out" / "samples.jsonl")} == {"f", "g"}
+    with pytest.raises(ValueError, match=r"data.validation is null in the YAML: give it, or --benchmarks"):
+        run(config, random_policy, tmp_path / "out", "--split", "validation", "--data.validation", "null")
+    benchmarks = json.dumps({"own": {"class_path": "maxk_lightning.data.JsonLines", "init_args": {"path": str(train)}}})
+    with pytest.raises(ValueError, match="--split train names problems of the YAML"):
+        run(config, random_policy, tmp_path / "out", "--split", "train", "--benchmarks", benchmarks)
+
+
 @pytest.mark.parametrize("form", ["--config {}", "--config={}"])
 def test_a_second_yaml_lies_over_the_first_and_names_no_other_policy(
     form: str, config: Path, random_policy: str, tmp_path: Path

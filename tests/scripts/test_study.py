@@ -280,9 +280,16 @@ def test_a_kept_job_is_run_again_elsewhere_and_compared(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_policy_is_sampled_again_from_its_kept_adapter(tmp_path: Path) -> None:
-    vague = {**SMALL_PLAN["benchmarks"]["vague"], "learning_rates": [1e-2]}
+    train = {"data.train.variant": "vague", "data.train.limit": 3}
+    vague = {**SMALL_PLAN["benchmarks"]["vague"], "learning_rates": [1e-2], "train": train}
     main = {"benchmark": "vague", "seeds": [1], "against": [], "arms": ["grpo_3"]}
-    changed = {"select": "", "keeps_adapters": True, "benchmarks": {"vague": vague}, "tables": {"main": main}}
+    changed = {
+        "select": "",
+        "keeps_adapters": True,
+        "seen_samples": 2,
+        "benchmarks": {"vague": vague},
+        "tables": {"main": main},
+    }
     _write_configs(tmp_path / "configs", num_rollouts=1, plan={**SMALL_PLAN, **changed})
     common = tmp_path / "configs/common.yaml"
     common.write_text(common.read_text().replace("model:\n", "model:\n  lora: {r: 4, alpha: 8}\n"))
@@ -293,8 +300,11 @@ def test_a_policy_is_sampled_again_from_its_kept_adapter(tmp_path: Path) -> None
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     assert any("lora_B" in name and weight.any() for name, weight in weights.items())
     evaluations = sorted((tmp_path / "results/vague").glob("[ct]*/*.json"))
-    assert [path.parent.name for path in evaluations] == ["controls", "test"]
+    assert [path.parent.name for path in evaluations] == ["controls", "controls", "test"]
     evaluated = [study_results.read(path) for path in evaluations]
+    assert [sorted(result.rewards)[0] for result in evaluated] == ["train-000", "test-000", "test-000"]
+    contents = dict(study_report.blocks(read_plan(tmp_path / "configs"), tmp_path / "results"))
+    assert contents["main seen"].count("| GRPO |") == contents["main controls"].count("| GRPO |") == 1
     for path in evaluations:
         path.unlink()
     shutil.rmtree(tmp_path / "directory")
@@ -305,7 +315,7 @@ def test_a_policy_is_sampled_again_from_its_kept_adapter(tmp_path: Path) -> None
         again = study_results.read(path)
         assert (again.job, again.rewards, again.curves) == (before.job, before.rewards, before.curves)
         assert again.seconds["fit"] == before.seconds["fit"] > 0
-    assert evaluated[1].curves
+    assert evaluated[-1].curves
 
 
 def test_a_share_of_an_adapter_lies_between_the_base_and_the_trained_weights(

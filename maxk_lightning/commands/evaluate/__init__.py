@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from maxk_lightning.commands.arguments import check_counts
 from maxk_lightning.data.sources import ProblemSource
@@ -15,6 +16,7 @@ def evaluate(
     num_samples: int = 256,
     name: str | None = None,
     benchmarks: dict[str, ProblemSource] | None = None,
+    split: Literal["train", "validation", "test"] = "test",
     problems_per_chunk: int = 8,
     shard: str | None = None,
     temperatures: str | None = None,
@@ -29,13 +31,14 @@ def evaluate(
     A run that was killed continues when the same command is given again.
 
     Args:
-        config: YAML of a run: its test problems, prompt template, engine, `rollout.eval_reward` or `rollout.reward`,
+        config: YAML of a run: its problems, prompt template, engine, `rollout.eval_reward` or `rollout.reward`,
             and `rollout.eval_sampling` are used. Of several, later ones lie over earlier ones.
         policy: Policy directory, hub name, `builtin`, a `.ckpt` file written by `fit`, or directory of a peft adapter.
         out: Directory for samples.jsonl, summary.json and curves.png, or for one such directory per benchmark.
         num_samples: Samples per problem (the paper: 256).
         name: What tables call this policy; default: the last part of `out`.
-        benchmarks: Name -> source of problems, as JSON or as a YAML file; default: the test problems of the YAML.
+        benchmarks: Name -> source of problems, as JSON or as a YAML file; default: the problems of `split`.
+        split: Which problems of the YAML: `test`, `validation`, or `train`, which shows what training learnt by heart.
         problems_per_chunk: Problems sampled together, while the chunk before is being scored.
         shard: INDEX/COUNT: only this share of the problems, in a process of its own, on a GPU of its own
             (`CUDA_VISIBLE_DEVICES=1 ... --shard 1/4`). The process that finishes last joins the shares.
@@ -71,6 +74,8 @@ def evaluate(
         raise ValueError(f"--predict_up_to is {predict_up_to}, must be above --num_samples, which is {num_samples}")
     if until_width is not None and not until_width > 0.0:
         raise ValueError(f"--until_width is {until_width}, must be above 0")
+    if benchmarks and split != "test":
+        raise ValueError(f"--split {split} names problems of the YAML: it does not go with --benchmarks")
     if told_k is not None and (temperatures is not None or shard is not None):
         raise ValueError("--told_k does not go with --temperatures or --shard")
     if until_width is not None and shard is not None:
@@ -82,6 +87,7 @@ def evaluate(
         num_samples=num_samples,
         name=name or Path(out).resolve().name,
         benchmarks=benchmarks,
+        split=split,
         problems_per_chunk=problems_per_chunk,
         shard=None if shard is None else parse_shard(shard),
         temperatures=[] if temperatures is None else parse_temperatures(temperatures),

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from maxk_lightning.commands.data.show import STAGES
 from maxk_lightning.commands.evaluate.collect_samples import Settings, Task, collect_samples, read_seconds
 from maxk_lightning.commands.evaluate.realised import print_realised, realised_curves
 from maxk_lightning.commands.evaluate.request import Output, Request
@@ -49,7 +50,7 @@ def evaluate_policy(request: Request) -> None:
     selectors = [] if request.select is None else parse_selectors(request.select, settings.reward)
     evaluation = _Evaluation(request=request, policy=policy, settings=settings, selectors=selectors)
     try:
-        for benchmark, source in (request.benchmarks or _test_source(settings.data)).items():
+        for benchmark, source in (request.benchmarks or _source_of(settings.data, request.split)).items():
             evaluation.run(benchmark, source)
     finally:
         if isinstance(settings.engine, ManagedEngine):
@@ -228,10 +229,10 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def _test_source(data: PromptDataModule) -> dict[str, ProblemSource]:
-    source = data.sources["test"]
+def _source_of(data: PromptDataModule, split: str) -> dict[str, ProblemSource]:
+    source = data.sources[STAGES[split]]
     if source is None:
-        raise ValueError("data.test is null in the YAML: give it, or --benchmarks")
+        raise ValueError(f"data.{split} is null in the YAML: give it, or --benchmarks")
     return {_benchmark_name(source): source}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from maxk_lightning.commands.evaluate.shards import Shard
 from maxk_lightning.commands.evaluate.told import TOLD
@@ -39,7 +40,9 @@ class Request:
     name: str
     "What tables call the policy."
     benchmarks: Mapping[str, ProblemSource] | None
-    "Name -> source of problems; None: the test problems of the YAML."
+    "Name -> source of problems; None: those of `split`."
+    split: Literal["train", "validation", "test"]
+    "Problems of the YAML."
     problems_per_chunk: int
     "Problems sampled together."
     shard: Shard | None

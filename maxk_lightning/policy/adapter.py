@@ -17,7 +17,8 @@ def write_merged(adapter: str, out: str) -> None:
     """Write the policy that a peft adapter makes of its base, as a Hugging Face directory with the base's tokenizer.
 
     Raises:
-        ValueError: peft is missing or cannot read the adapter, or its base is not named or cannot be loaded.
+        ValueError: peft is missing, the adapter has no weights or cannot be read, or its base is not named or cannot
+            be loaded.
     """
     from maxk_lightning.policy.loading import load_model, load_tokenizer
 
@@ -25,7 +26,12 @@ def write_merged(adapter: str, out: str) -> None:
         from peft import PeftModel
     except ImportError as error:
         raise ValueError(f"{adapter} holds an adapter, which needs peft: pip install 'maxk-lightning[lora]'") from error
-    base = json.loads((Path(adapter) / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base = json.loads((Path(adapter) / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{adapter}/{CONFIG}: not JSON ({error})") from error
+    if not any(Path(adapter).glob("adapter_model.*")):  # peft would ask the hub for them
+        raise ValueError(f"{adapter} has no weights (adapter_model.safetensors)")
     if not base:
         raise ValueError(f"{adapter}/{CONFIG} names no base (base_model_name_or_path)")
     try:

@@ -12,6 +12,7 @@ from maxk_lightning.commands.loadable import is_loadable, loadable
 from maxk_lightning.evaluation.origin import Training, read_training, write_training
 from maxk_lightning.policy import load_model, resolve_policy
 from maxk_lightning.policy.adapter import CONFIG
+from tests.support.adapters import randomise
 
 IDS = torch.arange(3, 40)[None]
 
@@ -21,11 +22,7 @@ def adapter(random_policy: str, tmp_path: Path) -> Path:
     """Saved by peft, with a B that is not zero."""
     config = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(load_model(random_policy), config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    randomise(model)
     model.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
@@ -62,6 +59,15 @@ def test_an_adapter_without_its_base_is_refused(adapter: Path, tmp_path: Path) -
         loadable(str(adapter), tmp_path / "policy")
     _change(adapter, base_model_name_or_path=str(tmp_path / "absent"))
     with pytest.raises(ValueError, match="absent"):
+        loadable(str(adapter), tmp_path / "policy")
+
+
+def test_a_directory_that_was_copied_in_part_is_refused(adapter: Path, tmp_path: Path) -> None:
+    (adapter / "adapter_model.safetensors").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"adapter has no weights \(adapter_model.safetensors\)"):
+        loadable(str(adapter), tmp_path / "policy")
+    (adapter / CONFIG).write_text("{")
+    with pytest.raises(ValueError, match=r"adapter_config.json: not JSON \(Expecting"):
         loadable(str(adapter), tmp_path / "policy")
 
 

@@ -22,6 +22,7 @@ from maxk_lightning.policy.packing import pack
 from maxk_lightning.rollouts import TransformersEngine
 from maxk_lightning.training.batch import to_batch
 from maxk_lightning.training.reference import Reference
+from tests.support.adapters import randomise
 from tests.support.paths import ROOT
 from tests.support.training import SAMPLING, Fit, fit
 
@@ -33,11 +34,7 @@ def _with_random_adapters(policy: str, lora: LoRA = LORA) -> PreTrainedModel:
     """Adapters as after some training: B is no longer zero."""
     model = load_model(policy)
     add_adapters(model, lora)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if is_adapter(name):
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    randomise(model)
     return model
 
 

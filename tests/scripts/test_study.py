@@ -37,6 +37,7 @@ from maxk_lightning.evaluation.samples import to_sample
 from maxk_lightning.policy import load_model
 from maxk_lightning.policy.adapter import write_merged
 from maxk_lightning.types import Completion, Score
+from tests.support.adapters import randomise
 from tests.support.paths import ROOT
 
 PLAN = read_plan(ROOT / CONFIGS)
@@ -322,10 +323,7 @@ def test_a_share_of_an_adapter_lies_between_the_base_and_the_trained_weights(
     random_policy: str, tmp_path: Path
 ) -> None:
     model = get_peft_model(load_model(random_policy), LoraConfig(r=4, target_modules="all-linear"))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.2)
+    randomise(model)
     model.save_pretrained(tmp_path / "exported")
     training = study_adapters.Training(seconds=1.5, curves={"train/entropy": [0.5, 0.25]})
     study_adapters.keep_adapter(tmp_path / "exported", tmp_path / "kept", "owner/base", training)

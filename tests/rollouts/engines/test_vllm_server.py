@@ -19,7 +19,7 @@ from maxk_lightning.rollouts.engines.vllm.gpus import RankGpu, check_gpus
 from maxk_lightning.rollouts.engines.vllm.http import Server
 from maxk_lightning.rollouts.engines.vllm.launch import free_port
 from maxk_lightning.rollouts.engines.vllm.link import Link
-from maxk_lightning.rollouts.engines.vllm.watchdog import Pulse, aborted_without, given_up_without
+from maxk_lightning.rollouts.engines.vllm.watchdog import HealthCheck, aborted_without, given_up_without
 from tests.support.paths import ROOT
 from tests.support.rank_processes import run_ranks
 
@@ -101,20 +101,20 @@ def test_a_server_that_dies_amid_a_push_is_left_out_on_every_rank(
 
 def test_a_wait_ends_when_the_server_is_gone_or_time_is_up() -> None:
     waiting = threading.Event()
-    with pytest.raises(EngineError, match="is gone"), aborted_without(Pulse(lambda: False, 600.0), waiting.set):
+    with pytest.raises(EngineError, match="is gone"), aborted_without(HealthCheck(lambda: False, 600.0), waiting.set):
         waiting.wait()
     waiting.clear()
-    with pytest.raises(EngineError, match="longer than"), aborted_without(Pulse(lambda: True, 1e-3), waiting.set):
+    with pytest.raises(EngineError, match="longer than"), aborted_without(HealthCheck(lambda: True, 1e-3), waiting.set):
         waiting.wait()
     with pytest.raises(EngineError, match="is gone"):
-        given_up_without(Pulse(lambda: False, 600.0), threading.Event().wait, "waiting")
-    assert given_up_without(Pulse(lambda: True, 600.0), lambda: 7, "counting") == 7
+        given_up_without(HealthCheck(lambda: False, 600.0), threading.Event().wait, "waiting")
+    assert given_up_without(HealthCheck(lambda: True, 600.0), lambda: 7, "counting") == 7
 
 
 def test_a_server_that_answers_late_once_is_not_gone() -> None:
     looks = iter([False, False, True, False, False, True])
-    pulse = Pulse(lambda: next(looks), 600.0)
-    assert [pulse.failure() for _ in range(6)] == [None] * 6
+    health = HealthCheck(lambda: next(looks), 600.0)
+    assert [health.failure() for _ in range(6)] == [None] * 6
 
 
 RANKS = [RankGpu(host="here", name=str(index), uuid=f"GPU-aa{index}") for index in range(2)]

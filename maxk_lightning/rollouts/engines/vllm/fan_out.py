@@ -38,9 +38,10 @@ def fan_out(weights: Iterator[Named], dtype: torch.dtype, receivers: Sequence[Re
         return [None]
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     with ThreadPoolExecutor(len(receivers), thread_name_prefix="push") as pool:
-        lanes = [_Lane() for _ in receivers]
+        handovers = [_Handover() for _ in receivers]
         futures = [
-            pool.submit(_receive, receiver, lane, device) for receiver, lane in zip(receivers, lanes, strict=True)
+            pool.submit(_receive, receiver, handover, device)
+            for receiver, handover in zip(receivers, handovers, strict=True)
         ]
         last: Exception | None = EngineError("the push of weights was interrupted")
         try:
@@ -48,19 +49,19 @@ def fan_out(weights: Iterator[Named], dtype: torch.dtype, receivers: Sequence[Re
                 item = name, tensor.detach().to(dtype)
                 if tensor.is_cuda:  # receivers compute in streams of their own
                     torch.cuda.current_stream(tensor.device).synchronize()
-                for lane, future in zip(lanes, futures, strict=True):
-                    lane.put(item, future)
+                for handover, future in zip(handovers, futures, strict=True):
+                    handover.put(item, future)
             last = None
         except Exception as error:
             last = error
             raise
         finally:
-            for lane, future in zip(lanes, futures, strict=True):
-                lane.put(last, future)
+            for handover, future in zip(handovers, futures, strict=True):
+                handover.put(last, future)
     return [future.result() for future in futures]
 
 
-class _Lane:
+class _Handover:
     """What one receiver is handed, one by one; None at the end, or the error that ended it all."""
 
     def __init__(self) -> None:
@@ -84,11 +85,11 @@ class _Lane:
             yield item
 
 
-def _receive(receiver: Receiver, lane: _Lane, device: int | None) -> Failure | None:
+def _receive(receiver: Receiver, handover: _Handover, device: int | None) -> Failure | None:
     if device is not None:  # every thread starts with the first
         torch.cuda.set_device(device)
     try:
-        receiver(iter(lane))
+        receiver(iter(handover))
     except (EngineError, ValueError) as error:
         return error
     return None

@@ -11,15 +11,15 @@ from typing import TypeVar
 from maxk_lightning.rollouts.engine import EngineError
 from maxk_lightning.rollouts.engines.vllm.completions import ROUTES
 from maxk_lightning.rollouts.engines.vllm.link import Link
-from maxk_lightning.rollouts.engines.vllm.watchdog import POLL_S, Pulse
+from maxk_lightning.rollouts.engines.vllm.watchdog import POLL_S, HealthCheck
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 Failure = EngineError | ValueError
 
 
-class Seat:
-    """A server among those that are asked. One that was left out and taken back has another seat."""
+class Membership:
+    """A server among those that are asked. One that was left out and taken back has another membership."""
 
     def __init__(self) -> None:
         self.num_unfinished = 0
@@ -32,7 +32,7 @@ class Fleet:
     def __init__(self, links: Sequence[Link], taken: Sequence[Link] | None = None) -> None:
         """Begin with the servers that have the weights; None: all of them."""
         self._all = list(links)
-        self._seats: dict[Link, Seat] = {}
+        self._members: dict[Link, Membership] = {}
         self._failure: BaseException | None = None  # of the last one that failed
         self._lock = threading.Lock()
         self.renew(self._all if taken is None else taken)
@@ -41,12 +41,12 @@ class Fleet:
     def links(self) -> list[Link]:
         """Those that have not failed."""
         with self._lock:
-            return list(self._seats)
+            return list(self._members)
 
     def renew(self, links: Sequence[Link], failure: BaseException | None = None) -> None:
         """Continue with the servers that took another push; none if a failed push left no server with the weights."""
         with self._lock:
-            self._seats = {link: self._seats.get(link) or Seat() for link in links}
+            self._members = {link: self._members.get(link) or Membership() for link in links}
             self._failure = failure or self._failure
 
     def ask(self, make: Callable[[Link], T]) -> T:
@@ -59,17 +59,17 @@ class Fleet:
             ValueError: `make` raised it.
         """
         while True:
-            link, seat = self._begin()
+            link, membership = self._begin()
             try:
                 made = make(link)
-                if self._end(link, seat):
+                if self._end(link, membership):
                     return made
             except EngineError as error:
-                self._leave_out(link, error, seat)
+                self._leave_out(link, error, membership)
                 if not self.links:
                     raise
             except ValueError:
-                self._end(link, seat)
+                self._end(link, membership)
                 raise
 
     def ask_each(self, make: Callable[[Link], T]) -> list[T]:
@@ -104,34 +104,34 @@ class Fleet:
         with watched(lambda: self.links, self._leave_out, self._left_out):
             yield
 
-    def _begin(self) -> tuple[Link, Seat]:
+    def _begin(self) -> tuple[Link, Membership]:
         with self._lock:
-            if not self._seats:
+            if not self._members:
                 raise self._none_left()
-            link, seat = min(self._seats.items(), key=lambda item: item[1].num_unfinished)
-            seat.num_unfinished += 1
-            return link, seat
+            link, membership = min(self._members.items(), key=lambda item: item[1].num_unfinished)
+            membership.num_unfinished += 1
+            return link, membership
 
-    def _end(self, link: Link, seat: Seat) -> bool:
+    def _end(self, link: Link, membership: Membership) -> bool:
         """Whether it has not failed meanwhile."""
         with self._lock:
-            seat.num_unfinished -= 1
-            return self._seats.get(link) is seat
+            membership.num_unfinished -= 1
+            return self._members.get(link) is membership
 
-    def _leave_out(self, link: Link, error: EngineError, seat: Seat | None = None) -> None:
-        """Do not ask it again; do nothing if it no longer has the given seat."""
+    def _leave_out(self, link: Link, error: EngineError, membership: Membership | None = None) -> None:
+        """Do not ask it again; do nothing if it no longer has the given membership."""
         with self._lock:
-            was_asked = link in self._seats and seat in (None, self._seats[link])
+            was_asked = link in self._members and membership in (None, self._members[link])
             if was_asked:
-                del self._seats[link]
+                del self._members[link]
                 self._failure = error
-            is_last = not self._seats
+            is_last = not self._members
         if was_asked and not is_last:
             tell_left_out(link, error)
 
     def _left_out(self) -> list[Link]:
         with self._lock:
-            return [link for link in self._all if link not in self._seats]
+            return [link for link in self._all if link not in self._members]
 
     def _none_left(self) -> EngineError:
         return EngineError(f"no vLLM server is left that has the last weights: {self._failure}")
@@ -152,15 +152,15 @@ def watched(
         tell: Called when one of them is found to be gone, before its requests end.
         left_out: Gives the links to those whose completions are not wanted: they may be held for ever.
     """
-    pulses: dict[Link, Pulse] = {}
+    checks: dict[Link, HealthCheck] = {}
     is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(POLL_S):
             looked_at = links()
             for link in looked_at:
-                pulses.setdefault(link, Pulse(link.is_alive, math.inf))
-            for link, failure in zip(looked_at, at_once(lambda link: pulses[link].failure(), looked_at), strict=True):
+                checks.setdefault(link, HealthCheck(link.is_alive, math.inf))
+            for link, failure in zip(looked_at, at_once(lambda link: checks[link].failure(), looked_at), strict=True):
                 if failure is not None:
                     if tell is not None:
                         tell(link, EngineError(failure))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maxk_lightning.rollouts.engines.vllm.errors import as_engine_error
 from maxk_lightning.rollouts.engines.vllm.http import Server
-from maxk_lightning.rollouts.engines.vllm.watchdog import Pulse, aborted_without, given_up_without
+from maxk_lightning.rollouts.engines.vllm.watchdog import HealthCheck, aborted_without, given_up_without
 
 TOO_OLD = "rollout.engine.transfer: nccl and ipc need vllm 0.29 or later in the trainer, file does not"
 IPC_BUFFER_BYTES = 1 << 30
@@ -56,7 +56,7 @@ class Sender:
         def open_group() -> Any:
             return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=vllm_source)
 
-        self._engine = given_up_without(self._pulse(), open_group, "opening the transfer of weights")
+        self._engine = given_up_without(self._health_check(), open_group, "opening the transfer of weights")
 
     def send(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Push all weights, in the order of the source's shapes.
@@ -66,7 +66,7 @@ class Sender:
             EngineError: the server failed, died, or took too long.
         """
         self._source.weights = weights
-        with as_engine_error("sending weights"), aborted_without(self._pulse(), self._abort):
+        with as_engine_error("sending weights"), aborted_without(self._health_check(), self._abort):
             self._engine.send_weights()
 
     def shutdown(self) -> None:
@@ -74,8 +74,8 @@ class Sender:
         with suppress(OSError, RuntimeError):
             self._engine.shutdown()
 
-    def _pulse(self) -> Pulse:
-        return Pulse(self._is_alive, self._server.timeout_s)
+    def _health_check(self) -> HealthCheck:
+        return HealthCheck(self._is_alive, self._server.timeout_s)
 
     def _abort(self) -> None:
         """Make a transfer that waits return: what is left of the weights is then gathered and sent to nobody."""

@@ -19,7 +19,7 @@ NUM_LOOKS = 3
 "Checks in a row at which it must be missing: a busy server may answer late."
 
 
-class Pulse:
+class HealthCheck:
     """Whether a server still lives and is in time, by checks that are `POLL_S` apart."""
 
     def __init__(self, is_alive: Callable[[], bool], timeout_s: float) -> None:
@@ -37,8 +37,8 @@ class Pulse:
 
 
 @contextmanager
-def aborted_without(pulse: Pulse, abort: Callable[[], None]) -> Iterator[None]:
-    """Call `abort` from another thread when the pulse fails while the body runs.
+def aborted_without(health: HealthCheck, abort: Callable[[], None]) -> Iterator[None]:
+    """Call `abort` from another thread when the health check fails while the body runs.
 
     Raises:
         EngineError: it failed, also where the body ended as if nothing had happened.
@@ -48,7 +48,7 @@ def aborted_without(pulse: Pulse, abort: Callable[[], None]) -> Iterator[None]:
 
     def watch() -> None:
         while not is_over.wait(POLL_S):
-            if failure := pulse.failure():
+            if failure := health.failure():
                 failures.append(failure)
                 abort()
                 return
@@ -68,11 +68,11 @@ def aborted_without(pulse: Pulse, abort: Callable[[], None]) -> Iterator[None]:
         raise EngineError(failures[0])
 
 
-def given_up_without(pulse: Pulse, make: Callable[[], T], doing: str) -> T:
-    """Return the result of a call to vLLM that nothing can abort; when the pulse fails, its thread is left behind.
+def given_up_without(health: HealthCheck, make: Callable[[], T], doing: str) -> T:
+    """Return the result of a call to vLLM that nothing can abort; when the check fails, its thread is left behind.
 
     Raises:
-        EngineError: the pulse failed, or the call.
+        EngineError: the health check failed, or the call.
     """
     results: SimpleQueue[T | EngineError] = SimpleQueue()
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
@@ -91,7 +91,7 @@ def given_up_without(pulse: Pulse, make: Callable[[], T], doing: str) -> T:
         try:
             result = results.get(timeout=POLL_S)
         except Empty:
-            if failure := pulse.failure():
+            if failure := health.failure():
                 raise EngineError(failure) from None
         else:
             if isinstance(result, EngineError):

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 LONGEST_TOLD_K = 128
 "Number of tries with which the lengths of prompts are measured."
 EvalStage = Literal["validate", "test", "predict"]
+STAGES = {"train": "fit", "validation": "validate", "test": "test"}
+"Split -> stage of the Trainer."
 
 
 class PromptDataModule(LightningDataModule):

@@ -7,11 +7,9 @@ from itertools import islice
 
 from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import PromptStream
-from maxk_lightning.datamodule import LONGEST_TOLD_K, PromptDataModule
+from maxk_lightning.datamodule import LONGEST_TOLD_K, STAGES, PromptDataModule
 from maxk_lightning.types import Problem
 
-STAGES = {"train": "fit", "validation": "validate", "test": "test"}
-"Split -> stage of the DataModule."
 MAX_SHOWN = 400
 "Characters of a test's input or output that are shown."
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from maxk_lightning.commands.data.show import STAGES
 from maxk_lightning.commands.evaluate.collect_samples import Settings, Task, collect_samples, read_seconds
 from maxk_lightning.commands.evaluate.realised import print_realised, realised_curves
 from maxk_lightning.commands.evaluate.request import Output, Request
@@ -21,7 +20,7 @@ from maxk_lightning.commands.loadable import loadable
 from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
 from maxk_lightning.data.pipelines import VARIANTS
-from maxk_lightning.datamodule import PromptDataModule
+from maxk_lightning.datamodule import STAGES, PromptDataModule
 from maxk_lightning.evaluation import curves
 from maxk_lightning.evaluation.origin import TRAINING, Origin, read_training
 from maxk_lightning.evaluation.realised import write_realised

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from study_comparisons import comparisons, test_table
 from study_controls import control_table, format_table
 from study_figures import age_figure, tradeoff_figure, training_figure
 from study_groups import group_table
@@ -41,13 +42,19 @@ from study_results import (
     tuning_jobs,
     tuning_score,
 )
+from study_temperatures import (
+    TRAINED_AT,
+    Tempered,
+    temperature_comparisons,
+    temperature_figure,
+    temperature_table,
+    tempered,
+)
 
 from maxk_lightning.evaluation import curves, published, table
-from maxk_lightning.evaluation.comparison import ALPHA
-from maxk_lightning.evaluation.crossed import CrossedTest, crossed_test
+from maxk_lightning.evaluation.crossed import crossed_test
 from maxk_lightning.evaluation.estimates import DISTINCT, Estimate, Metric
 from maxk_lightning.evaluation.figures import difference_curves, entropy_densities
-from maxk_lightning.evaluation.paired import holm
 from maxk_lightning.evaluation.prediction import PREDICTED
 from maxk_lightning.evaluation.realised import PREFIX
 
@@ -95,20 +102,6 @@ class Method:
         return points
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """One arm against another at one k."""
-
-    arm: str
-    "Arm whose gain it is."
-    against: str
-    "Arm over which it gains."
-    k: int
-    "Number of samples k of which the best is taken."
-    test: CrossedTest
-    "Test of arm minus against."
-
-
 def finished(plan: StudyPlan, results: Path, planned: Table, split: Split = "test") -> dict[str, dict[int, Result]]:
     """Collect arm -> planned seed -> result at the tuned learning rate; arms without a result are left out."""
     rates = {arm: tuned_learning_rate(plan, results, planned.benchmark, arm, planned.tuned_for) for arm in planned.arms}
@@ -128,46 +121,6 @@ def methods(plan: StudyPlan, found: Mapping[str, Mapping[int, Result]], planned:
         for arm, of_seed in found.items()
         if seeds
     ]
-
-
-def comparisons(
-    plan: StudyPlan,
-    found: Mapping[str, Mapping[int, Result]],
-    planned: Table,
-    metric: Metric = "max_at_k",
-    ks: Sequence[int] = (),
-) -> list[Comparison]:
-    """Make the tests of a table over the seeds that both arms have, at the tested ks or at others; no pair twice."""
-    tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
-    pairs: list[tuple[str, str]] = []
-    for pair in ((arm, other) for other in planned.against for arm in found if arm != BASE):
-        if pair[::-1] not in pairs + tuned_alike:
-            pairs.append(pair)
-    tests = []
-    for arm, other in dict.fromkeys(pairs + tuned_alike):
-        seeds = sorted(found[arm].keys() & found.get(other, {}).keys())
-        if arm == other or not seeds:
-            continue
-        common_ks = set[int].intersection(*(set(found[a][seed].ks) for a in (arm, other) for seed in seeds))
-        for k in sorted(common_ks.intersection(ks or plan.test_ks)):
-            ours, theirs = (by_problem_and_seed([found[a][seed] for seed in seeds], k, metric) for a in (arm, other))
-            tests.append(Comparison(arm=arm, against=other, k=k, test=crossed_test(ours - theirs)))
-    return tests
-
-
-def test_table(plan: StudyPlan, tests: Sequence[Comparison], measure: str) -> str:
-    """Print differences with intervals, in bold where the corrected p-value is below 5 %."""
-    corrected = holm([comparison.test.p_value for comparison in tests])
-    cells: dict[tuple[str, str], list[str]] = {}
-    for comparison, p in zip(tests, corrected, strict=True):
-        test = comparison.test
-        difference = f"**{test.difference:+.3f}**" if p < ALPHA else f"{test.difference:+.3f}"
-        p_text = "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
-        cell = f"{difference} [{test.low:+.3f}, {test.high:+.3f}], p {p_text}"
-        cells.setdefault((comparison.against, comparison.arm), []).append(cell)
-    heads = ["against", "method", *(f"{measure}@{k}" for k in sorted({comparison.k for comparison in tests}))]
-    rows = [[plan.label(against), plan.label(arm), *row] for (against, arm), row in cells.items()]
-    return markdown_table(heads, rows, "---")
 
 
 def tuning_table(plan: StudyPlan, results: Path, benchmark: str) -> str:
@@ -216,6 +169,7 @@ def blocks(plan: StudyPlan, results: Path) -> Iterator[tuple[str, str]]:
         if name == "main":
             yield from _seen_blocks(plan, results, planned, found)
             yield f"{name} controls", control_table(plan, results, found)
+            yield from _temperature_blocks(plan, results, rows)
         if name in plan.grouped_tables and rows:
             yield f"{name} groups", group_table([(row.name, row.results) for row in rows], plan.test_ks[-1])
     yield "paper", str(table([run for run in published(PAPER_BENCHMARK) if run.curve("max_at_k")], "max_at_k"))
@@ -251,6 +205,24 @@ def _seen_blocks(
         yield "main seen", str(table(rows, "max_at_k"))
         tests = comparisons(plan, seen, planned, ks=[*plan.test_ks, rows[0].results[0].ks[-1]])
         yield "main seen tests", test_table(plan, tests, "max")
+
+
+def _temperature_blocks(plan: StudyPlan, results: Path, rows: Sequence[Method]) -> Iterator[tuple[str, str]]:
+    """Yield name and content of the blocks of arms that were sampled at several temperatures."""
+    arms = tempered_arms(plan, results, rows)
+    if arms:
+        yield "main temperatures", temperature_table(list(arms.values()))
+        tests = temperature_comparisons(arms, plan.tables["main"].against, plan.test_ks)
+        yield "main temperatures tests", test_table(plan, tests, "max")
+
+
+def tempered_arms(plan: StudyPlan, results: Path, rows: Sequence[Method]) -> dict[str, Tempered]:
+    """Collect the arms of a table that were sampled at several temperatures, with the seeds that all of them have."""
+    names = {plan.label(arm): arm for arm in plan.controls}
+    found = {names[row.name]: tempered(plan, results, row) for row in rows if row.name in names}
+    arms = {arm: each for arm, each in found.items() if each is not None}
+    num_seeds = min((len(each.at[TRAINED_AT]) for each in arms.values()), default=0)
+    return {arm: each.first(num_seeds) for arm, each in arms.items()}
 
 
 def _have_chosen(rows: Sequence[Method]) -> bool:
@@ -345,6 +317,8 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
                 yield f"{name}_entropy", entropy_densities(counts)
             trained = {row.name: row.results for row in rows if row.results[0].curves}
             yield f"{name}_training", training_figure(trained)
+        if name == "main" and (arms := tempered_arms(plan, results, rows)):
+            yield f"{name}_temperatures", temperature_figure(list(arms.values()))
     for name in plan.aged_tables:
         rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
         if rows:

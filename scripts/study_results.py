@@ -217,7 +217,9 @@ class StudyPlan:
     "Options of `fit` that shorten the tries."
     controls: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     """Arm -> `towards` (shares of the base's weights) and `temperature`: further evaluations on the test problems, of
-    its first seed in the table `main`; they cost no training."""
+    its first seeds in the table `main`; they cost no training."""
+    control_seeds: int = 1
+    "Number of these seeds."
     control_samples: int = 0
     "Samples per problem of the controls."
     seen_samples: int = 0
@@ -378,14 +380,15 @@ def tuning_jobs(plan: StudyPlan, benchmark: str, arm: str) -> list[Job]:
 def controls_of(plan: StudyPlan, job: Job) -> list[Job]:
     """Further evaluations of the policy that a job trains."""
     main = plan.tables["main"]
-    if job.control or job.split != "test" or (job.benchmark, job.seed) != (main.benchmark, main.seeds[0]):
+    seeds = main.seeds[: plan.control_seeds]
+    if job.control or job.split != "test" or job.benchmark != main.benchmark or job.seed not in seeds:
         return []
     changed = [
         replace(job, control=f"{kind}-{value:g}", num_samples=plan.control_samples)
         for kind, values in plan.controls.get(job.arm, {}).items()
         for value in values
     ]
-    return [seen_job(plan, job), *changed] if plan.seen_samples else changed
+    return [seen_job(plan, job), *changed] if plan.seen_samples and job.seed == seeds[0] else changed
 
 
 def seen_job(plan: StudyPlan, job: Job) -> Job:

@@ -18,6 +18,7 @@ import pytest
 import study
 import study_adapters
 import study_again
+import study_comparisons
 import study_controls
 import study_figures
 import study_groups
@@ -594,7 +595,7 @@ def test_an_arm_is_tested_once_against_the_one_it_is_tuned_as(tmp_path: Path, ag
     _keep(tmp_path, _job("grpo_1", 2e-4, "test"), {"test-000": 8, "test-001": 4, "test-002": 8})
     plan = _plan()
     table = Table(benchmark="vague", seeds=[1], against=against, arms=["grpo_1", "grpo_3"])
-    tests = study_report.comparisons(plan, study_report.finished(plan, tmp_path, table), table)
+    tests = study_comparisons.comparisons(plan, study_report.finished(plan, tmp_path, table), table)
     # The third problem rises from 0.5 to 1; the others are equal.
     assert [(test.arm, test.against, test.k) for test in tests] == [("grpo_1", "grpo_3", 1), ("grpo_1", "grpo_3", 8)]
     assert [test.test.difference for test in tests] == pytest.approx([0.5 / 3, 0.5 / 3])

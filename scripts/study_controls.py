@@ -62,19 +62,24 @@ def format_table(rows: Sequence[Row], base_name: str) -> str:
 
 
 def control_table(plan: StudyPlan, results: Path, found: Mapping[str, Mapping[int, Result]]) -> str:
-    """max@k of the arms with controls: as trained, then with other weights or temperatures."""
-    seed = plan.tables["main"].seeds[0]
+    """max@k of the arms with controls: as trained, then with other weights or temperatures; means over seeds.
+
+    A control counts once all its seeds are there.
+    """
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= plan.control_samples]
     rows = []
     for arm in plan.controls:
-        trained = found.get(arm, {}).get(seed)
-        if trained is None:
+        of_seed = found.get(arm, {})
+        trained = [of_seed[seed] for seed in plan.tables["main"].seeds[: plan.control_seeds] if seed in of_seed]
+        if not trained:
             continue
         rows.append([plan.label(arm), *_cells(trained, ks)])
-        for job in controls_of(plan, trained.job):
-            path = path_of(results, job)
-            if job.control != SEEN and path.is_file():
-                rows.append([f"{plan.label(arm)}, {_said(job.control)}", *_cells(read(path), ks)])
+        paths_of: dict[str, list[Path]] = {}
+        for job in (job for result in trained for job in controls_of(plan, result.job) if job.control != SEEN):
+            paths_of.setdefault(job.control, []).append(path_of(results, job))
+        for control, paths in paths_of.items():
+            if all(path.is_file() for path in paths):
+                rows.append([f"{plan.label(arm)}, {_said(control)}", *_cells([read(path) for path in paths], ks)])
     return markdown_table(["policy", *(f"max@{k}" for k in ks)], rows)
 
 
@@ -83,8 +88,8 @@ def _said(control: str) -> str:
     return f"temperature {value}" if kind == "temperature" else f"{float(value):.0%} of the base's weights"
 
 
-def _cells(result: Result, ks: Sequence[int]) -> list[str]:
-    return [f"{result.max_at_k_PK[:, result.ks.index(k)].mean():.3f}" for k in ks]
+def _cells(results: Sequence[Result], ks: Sequence[int]) -> list[str]:
+    return [f"{np.mean([result.max_at_k_PK[:, result.ks.index(k)].mean() for result in results]):.3f}" for k in ks]
 
 
 def _max_at_k(row: Row, k: int) -> float:

@@ -318,7 +318,7 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
             trained = {row.name: row.results for row in rows if row.results[0].curves}
             yield f"{name}_training", training_figure(trained)
         if name == "main" and (arms := tempered_arms(plan, results, rows)):
-            yield f"{name}_temperatures", temperature_figure(list(arms.values()))
+            yield f"{name}_temperatures", temperature_figure(list(arms.values()), plan.test_ks)
     for name in plan.aged_tables:
         rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
         if rows:

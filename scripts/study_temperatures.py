@@ -114,17 +114,27 @@ def temperature_comparisons(
     ]
 
 
-def temperature_figure(arms: Sequence[Tempered]) -> Figure:
-    """max@1 against max@k at the largest k, a line per arm, a point per temperature."""
-    figure = new_figure(PANEL[0] * 1.4, PANEL[1] * 1.3)
-    axes = figure.subplots()
-    k = arms[0].ks[-1]
-    for place, arm in enumerate(arms):
-        colour, marker, dash = look(place)
-        first, last = ([float(v) for v in arm.max_at_k_TPS(each).mean(axis=(1, 2))] for each in (1, k))
-        axes.plot(first, last, dash, color=colour, marker=marker, markersize=6, linewidth=2, label=arm.name)
-        for x, y, temperature in zip(first, last, arm.at, strict=True):
-            axes.annotate(f"{temperature:g}", (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8.5)
-    dress(axes, "max@1 (numbers at the points: temperature)", f"max@{k}")
-    shared_legend(figure, [axes])
+def temperature_figure(arms: Sequence[Tempered], ks: Sequence[int]) -> Figure:
+    """max@1 against max@k, a panel for each k above 1, a line per arm, a point per temperature."""
+    ks = [k for k in ks if k > 1]
+    figure = new_figure(PANEL[0] * 1.2 * len(ks), PANEL[1] * 1.2)
+    grid = list(figure.subplots(1, len(ks), squeeze=False).flat)
+    for axes, k in zip(grid, ks, strict=True):
+        axes.margins(0.08, 0.1)
+        for place, arm in enumerate(arms):
+            colour, marker, dash = look(place)
+            first, last = ([float(v) for v in arm.max_at_k_TPS(each).mean(axis=(1, 2))] for each in (1, k))
+            axes.plot(first, last, dash, color=colour, marker=marker, markersize=5, linewidth=2, label=arm.name)
+            for x, y, temperature in zip(first, last, arm.at, strict=True):
+                below = place % 2  # neighbours are labelled on different sides
+                axes.annotate(
+                    f"{temperature:g}",
+                    (x, y),
+                    xytext=(-9, -13) if below else (4, 4),
+                    textcoords="offset points",
+                    fontsize=8.5,
+                    color=colour,
+                )
+        dress(axes, "max@1 (at the points: temperature)", f"max@{k}")
+    shared_legend(figure, grid)
     return figure

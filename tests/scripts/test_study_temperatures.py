@@ -59,4 +59,5 @@ def test_arms_are_compared_once_at_their_chosen_temperatures() -> None:
     assert {(test.against, test.arm): test.test.difference for test in tests} == pytest.approx(
         {("base", "grpo_3"): 0.5, ("base", "ours"): 0.75, ("grpo_3", "ours"): 0.25}
     )
-    assert len(temperature_figure(list(arms.values())).axes[0].lines) == 3
+    figure = temperature_figure(list(arms.values()), [1, 2, 4])
+    assert [len(axes.lines) for axes in figure.axes] == [3, 3]

@@ -63,6 +63,7 @@ NOT_RUN = {
     ("docs/results.md", "scripts/study.py --quick"): STUDY,
     ("docs/results.md", "scripts/study.py --results runs/mine"): STUDY,
     ("docs/results_smollm2.md", "scripts/study.py --plan configs/study_smollm2"): STUDY,
+    ("docs/rivals.md", "scripts/study.py --plan configs/study_rivals"): STUDY,
     ("docs/staleness.md", "scripts/study.py --plan configs/study_staleness"): STUDY,
     ("docs/staleness_smollm2.md", "scripts/study.py --plan configs/study_smollm2_staleness"): STUDY,
 }

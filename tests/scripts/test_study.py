@@ -589,6 +589,23 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
         study_report.filled("<!-- other -->\n<!-- end -->", contents)
 
 
+def test_controls_are_means_over_their_seeds(tmp_path: Path) -> None:
+    main = Table(benchmark="vague", seeds=[1, 2, 3], against=[], arms=["base"])
+    plan = replace(_plan(), control_seeds=2, control_samples=8, tables={"main": main})
+    for seed, num_solved in ((1, 8), (2, 4), (3, 0)):
+        job = replace(_job("base", 0.0, "test"), seed=seed)
+        _keep(tmp_path, job, {"test-000": num_solved})
+        controls = study_results.controls_of(plan, job)
+        assert [control.control for control in controls] == (["temperature-0.5"] if seed < 3 else [])
+        table = study_controls.control_table(plan, tmp_path, study_report.finished(plan, tmp_path, main))
+        assert ("temperature" in table) == (seed == 3), "a row before all its seeds are there"
+        for control in controls:
+            _keep(tmp_path, control, {"test-000": num_solved // 2})
+    plain, changed = table.splitlines()[2:]
+    assert plain.startswith("| base | 0.875 |")  # of seeds 1 and 2: 1 and (1 + .5) / 2
+    assert changed.startswith("| base, temperature 0.5 | 0.688 |")  # of 4 and 2 solved samples: 0.75 and 0.625
+
+
 @pytest.mark.parametrize("against", [[], ["grpo_1"]])
 def test_an_arm_is_tested_once_against_the_one_it_is_tuned_as(tmp_path: Path, against: list[str]) -> None:
     _keep_study(tmp_path, {"test-000": 8, "test-001": 4, "test-002": 0})

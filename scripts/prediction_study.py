@@ -61,8 +61,8 @@ def main() -> None:
 
 
 def run_files() -> list[Path]:
-    """All kept results on test problems."""
-    return sorted(RESULTS.glob("study*/*/test/*.json"))
+    """All kept results on test problems, but for policies that are told k, which have no one set of samples."""
+    return [path for path in sorted(RESULTS.glob("study*/*/test/*.json")) if not read(path).told]
 
 
 def is_replayed(path: Path) -> bool:

@@ -316,7 +316,7 @@ def run_again(arm: str, seed: int, table: str, runner: Runner) -> None:
     if not path_of(kept, job).is_file():
         raise ValueError(f"nothing is kept of {arm} with seed {seed}: there is no {path_of(kept, job)}")
     directory = runner.directory.with_name(f"{runner.directory.name}_again")
-    again = replace(runner, results=directory / "results", directory=directory)
+    again = replace(runner, plan=_without_controls(plan), results=directory / "results", directory=directory)
     finished = path_of(again.results, job)
     if finished.is_file():  # one that was stopped goes on, one that ended is run anew
         finished.unlink()
@@ -326,12 +326,23 @@ def run_again(arm: str, seed: int, table: str, runner: Runner) -> None:
     print(*sentences(read(finished), read(path_of(kept, job)), plan), sep="\n")
 
 
+def _without_controls(plan: StudyPlan) -> StudyPlan:
+    """The same plan for a run that only compares jobs with the kept ones."""
+    return replace(plan, controls={}, seen_samples=0)
+
+
 def run_quick(runner: Runner, num_jobs: int) -> None:
     """Run the reduced main table, and hold it against what is kept."""
     plan, kept = runner.plan, runner.results
     directory = runner.directory.with_name(f"{runner.directory.name}_quick")
     shorter = as_options(plan.quick.get("options", {}))
-    quick = replace(runner, results=directory / "results", directory=directory, fit_options=shorter)
+    quick = replace(
+        runner,
+        plan=_without_controls(plan),
+        results=directory / "results",
+        directory=directory,
+        fit_options=shorter,
+    )
     run_all(list(quick_jobs(plan, kept)), quick, num_jobs)
     check_quick(plan, quick.results, kept)
 

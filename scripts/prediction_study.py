@@ -61,8 +61,12 @@ def main() -> None:
 
 
 def run_files() -> list[Path]:
-    """All kept results on test problems, but for policies that are told k, which have no one set of samples."""
-    return [path for path in sorted(RESULTS.glob("study*/*/test/*.json")) if not read(path).told]
+    """All kept results on test problems that have more than the drawn samples.
+
+    Policies that are told k are left out: no one set of samples has their values at all k.
+    """
+    results = {path: read(path) for path in sorted(RESULTS.glob("study*/*/test/*.json"))}
+    return [path for path, result in results.items() if result.job.num_samples > NUM_DRAWN and not result.told]
 
 
 def is_replayed(path: Path) -> bool:

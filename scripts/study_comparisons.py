@@ -25,6 +25,23 @@ class Comparison:
     "Test of arm minus against."
 
 
+def pairs_against(
+    arms: Sequence[str], against: Sequence[str], known: Sequence[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
+    """List (arm, other) for every trained arm and all that it is tested against, no pair the other way round as well.
+
+    Args:
+        arms: Arms that have results.
+        against: Arms that they are tested against.
+        known: Further pairs, which are not listed the other way round either.
+    """
+    pairs: list[tuple[str, str]] = []
+    for pair in ((arm, other) for other in against for arm in arms if arm != BASE):
+        if pair[::-1] not in [*pairs, *known]:
+            pairs.append(pair)
+    return pairs
+
+
 def comparisons(
     plan: StudyPlan,
     found: Mapping[str, Mapping[int, Result]],
@@ -34,10 +51,7 @@ def comparisons(
 ) -> list[Comparison]:
     """Make the tests of a table over the seeds that both arms have, at the tested ks or at others; no pair twice."""
     tuned_alike = [(arm, plan.tuned_as(arm)) for arm in found]
-    pairs: list[tuple[str, str]] = []
-    for pair in ((arm, other) for other in planned.against for arm in found if arm != BASE):
-        if pair[::-1] not in pairs + tuned_alike:
-            pairs.append(pair)
+    pairs = pairs_against(list(found), planned.against, tuned_alike)
     tests = []
     for arm, other in dict.fromkeys(pairs + tuned_alike):
         seeds = sorted(found[arm].keys() & found.get(other, {}).keys())

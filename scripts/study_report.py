@@ -43,7 +43,6 @@ from study_results import (
     tuning_score,
 )
 from study_temperatures import (
-    TRAINED_AT,
     Tempered,
     temperature_comparisons,
     temperature_figure,
@@ -217,12 +216,10 @@ def _temperature_blocks(plan: StudyPlan, results: Path, rows: Sequence[Method]) 
 
 
 def tempered_arms(plan: StudyPlan, results: Path, rows: Sequence[Method]) -> dict[str, Tempered]:
-    """Collect the arms of a table that were sampled at several temperatures, with the seeds that all of them have."""
+    """Collect the arms of a table that were sampled at several temperatures, all with the same seeds."""
     names = {plan.label(arm): arm for arm in plan.controls}
     found = {names[row.name]: tempered(plan, results, row) for row in rows if row.name in names}
-    arms = {arm: each for arm, each in found.items() if each is not None}
-    num_seeds = min((len(each.at[TRAINED_AT]) for each in arms.values()), default=0)
-    return {arm: each.first(num_seeds) for arm, each in arms.items()}
+    return {arm: each for arm, each in found.items() if each is not None}
 
 
 def _have_chosen(rows: Sequence[Method]) -> bool:

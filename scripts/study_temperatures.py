@@ -4,14 +4,14 @@ Shapes: T temperatures, P problems, S seeds, K values of k.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
-from study_comparisons import Comparison
-from study_results import BASE, Job, Result, StudyPlan, by_problem_and_seed, controls_of, markdown_table, path_of, read
+from study_comparisons import Comparison, pairs_against
+from study_results import Result, StudyPlan, by_problem_and_seed, controls_of, markdown_table, path_of, read
 
 from maxk_lightning.evaluation.bootstrap import Floats
 from maxk_lightning.evaluation.crossed import crossed_test
@@ -43,10 +43,6 @@ class Tempered:
         """List the k that all temperatures have samples for."""
         return sorted(set[int].intersection(*(set(runs[0].ks) for runs in self.at.values())))
 
-    def first(self, num_seeds: int) -> "Tempered":
-        """The same of the first seeds alone."""
-        return replace(self, at={value: runs[:num_seeds] for value, runs in self.at.items()})
-
     def max_at_k_TPS(self, k: int) -> Floats:
         """Estimate max@k of every problem and seed, temperatures in the order of `at`."""
         return np.stack([by_problem_and_seed(runs, k) for runs in self.at.values()])
@@ -67,19 +63,17 @@ class Tempered:
 
 
 def tempered(plan: StudyPlan, results: Path, row: Row) -> Tempered | None:
-    """Collect what is kept of an arm at all temperatures of the plan; None: no seed has them all."""
+    """Collect what is kept of an arm at all temperatures of the plan; None: there are none, or some are missing."""
     at: dict[float, list[Result]] = {}
     for result in row.results:
-        jobs = {_temperature(job): job for job in controls_of(plan, result.job) if job.control.startswith(KIND)}
-        if jobs and all(path_of(results, job).is_file() for job in jobs.values()):
-            runs = {TRAINED_AT: result} | {value: read(path_of(results, job)) for value, job in jobs.items()}
-            for value, run in runs.items():
-                at.setdefault(value, []).append(run)
+        jobs = [job for job in controls_of(plan, result.job) if job.control.startswith(KIND)]
+        if not all(path_of(results, job).is_file() for job in jobs):
+            return None
+        if jobs:
+            at.setdefault(TRAINED_AT, []).append(result)
+        for job in jobs:
+            at.setdefault(float(job.control.removeprefix(KIND)), []).append(read(path_of(results, job)))
     return Tempered(name=row.name, at=dict(sorted(at.items()))) if at else None
-
-
-def _temperature(job: Job) -> float:
-    return float(job.control.removeprefix(KIND)) if job.control.startswith(KIND) else TRAINED_AT
 
 
 def temperature_table(arms: Sequence[Tempered]) -> str:
@@ -103,13 +97,10 @@ def temperature_comparisons(
 
     No pair comes twice.
     """
-    pairs: list[tuple[str, str]] = []
-    for pair in ((arm, other) for other in against for arm in arms if other in arms and BASE != arm != other):
-        if pair[::-1] not in pairs:
-            pairs.append(pair)
     return [
         Comparison(arm=arm, against=other, k=k, test=crossed_test(arms[arm].chosen(k)[0] - arms[other].chosen(k)[0]))
-        for arm, other in pairs
+        for arm, other in pairs_against(list(arms), against)
+        if arm != other and other in arms
         for k in ks
     ]
 

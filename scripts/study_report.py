@@ -211,7 +211,7 @@ def _temperature_blocks(plan: StudyPlan, results: Path, rows: Sequence[Method]) 
     arms = tempered_arms(plan, results, rows)
     if arms:
         yield "main temperatures", temperature_table(list(arms.values()))
-        tests = temperature_comparisons(arms, plan.tables["main"].against, plan.test_ks)
+        tests = temperature_comparisons(arms, plan.tables["main"].against, plan.control_ks)
         yield "main temperatures tests", test_table(plan, tests, "max")
 
 
@@ -315,7 +315,7 @@ def figures(plan: StudyPlan, results: Path) -> Iterator[tuple[str, Figure]]:
             trained = {row.name: row.results for row in rows if row.results[0].curves}
             yield f"{name}_training", training_figure(trained)
         if name == "main" and (arms := tempered_arms(plan, results, rows)):
-            yield f"{name}_temperatures", temperature_figure(list(arms.values()), plan.test_ks)
+            yield f"{name}_temperatures", temperature_figure(list(arms.values()), plan.control_ks)
     for name in plan.aged_tables:
         rows = methods(plan, finished(plan, results, plan.tables[name]), plan.tables[name])
         if rows:

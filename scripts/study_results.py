@@ -269,6 +269,11 @@ class StudyPlan:
         return ladder(self.tuning["num_samples"])
 
     @property
+    def control_ks(self) -> list[int]:
+        """List the k of tests that controls have samples for."""
+        return [k for k in self.test_ks if k <= min(self.control_samples, self.test["num_samples"])]
+
+    @property
     def selectors(self) -> list[str]:
         """List the selectors by name."""
         return self.select.split(",") if self.select else []

@@ -72,11 +72,11 @@ SMALL_PLAN: dict[str, Any] = {
     "test": {"num_samples": 8},
     "select": "public,agreement+public",
     "quick": {"num_samples": 8, "seeds": [1], "arms": ["base", "grpo_3"]},
-    "test_ks": [1, 8],
+    "test_ks": [1, 4, 8],
     "drawn_tables": ["main"],
     "grouped_tables": [],
     "tuning_options": {"trainer.max_epochs": 2},
-    "controls": {"base": {"temperature": [0.5]}, "grpo_3": {"towards": [0.5]}},
+    "controls": {"base": {"temperature": [0.5]}, "grpo_3": {"temperature": [0.5], "towards": [0.5]}},
     "control_samples": 4,
     "common": ["common.yaml"],
     "page": "docs/results.md",
@@ -203,6 +203,7 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     rate = study_results.tuned_learning_rate(plan, tmp_path / "results", "vague", "grpo_3")
     assert results == [
         "vague/controls/base-lr0-seed1-temperature-0.5.json",
+        f"vague/controls/grpo_3-lr{rate:g}-seed1-temperature-0.5.json",
         f"vague/controls/grpo_3-lr{rate:g}-seed1-towards-0.5.json",
         "vague/test/base-lr0-seed1.json",
         f"vague/test/grpo_3-lr{rate:g}-seed1.json",
@@ -215,10 +216,10 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
     assert "max@k" in (tmp_path / "results" / "compare-main-seed1.md").read_text()
     subprocess.run(command, cwd=ROOT, check=True)
     assert _written_at(tmp_path / "results") == finished, "a finished study ran something again"
-    for place, num_rollouts in ((3, 4), (-1, 2)):  # the tries are shorter
+    for place, num_rollouts in ((4, 4), (-1, 2)):  # the tries are shorter
         trained = study_results.read(tmp_path / "results" / results[place])
         assert [len(values) for values in trained.curves.values()] == [num_rollouts] * len(trained.curves)
-    trained = study_results.read(tmp_path / "results" / results[3])
+    trained = study_results.read(tmp_path / "results" / results[4])
     assert trained.max_at_k_PK.shape == (4, 4)
     contents = dict(study_report.blocks(plan, tmp_path / "results"))
     assert "GRPO" in contents["main"]
@@ -237,8 +238,11 @@ def test_a_study_goes_on_after_kill_9(tmp_path: Path) -> None:
         "main_differences",
         "main_entropy",
         "main_training",
+        "main_temperatures",  # of fewer samples than the tests
         "vague_learning_rates",
     ]
+    assert "max@4" in contents["main temperatures tests"]
+    assert "max@8" not in contents["main temperatures tests"]
 
 
 @pytest.mark.slow

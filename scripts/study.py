@@ -143,18 +143,18 @@ def _train(job: Job, runner: Runner) -> tuple[str, Training]:
 def _evaluate(job: Job, runner: Runner, policy: str) -> None:
     home, benchmark, out = runner.home(job), runner.plan.benchmarks[job.benchmark], runner.out(job)
     log = home / f"{out.name}.log"
-    kind, _, value = job.control.partition("-")
-    if kind == "towards":
-        between = home / "towards" / value
+    if job.towards is not None:
+        between = home / "towards" / f"{job.towards:g}"
         base = runner.base(job)
         if runner.plan.keeps_adapters:
-            place_adapter(Path(policy), between, base, share=1 - float(value))
+            place_adapter(Path(policy), between, base, share=1 - job.towards)
         else:
-            maxk(log, "export", "--ckpt", policy, "--towards", base, "--by", value, "--out", str(between))
+            maxk(log, "export", "--ckpt", policy, "--towards", base, "--by", str(job.towards), "--out", str(between))
         policy = str(between)
     samples = ["--policy", policy, "--num_samples", str(job.num_samples), "--name", job.arm]
     samples += ["--out", str(out), "--seed_everything", str(job.seed)]
-    samples += ["--rollout.eval_sampling.temperature", value] if kind == "temperature" else []
+    if job.temperature is not None:
+        samples += ["--rollout.eval_sampling.temperature", str(job.temperature)]
     if runner.plan.select and job.split == "test" and not job.control:
         samples += ["--select", runner.plan.select]
     told_k = runner.plan.told_k(job.arm)  # the template that tells it is the arm's

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from study_results import SEEN, Result, StudyPlan, controls_of, markdown_table, path_of, read
+from study_results import SEEN, Job, Result, StudyPlan, controls_of, markdown_table, path_of, read
 
 FORMAT_KS = (1, 4, 16)
 
@@ -76,16 +76,15 @@ def control_table(plan: StudyPlan, results: Path, found: Mapping[str, Mapping[in
         rows.append([plan.label(arm), *_cells(trained, ks)])
         paths_of: dict[str, list[Path]] = {}
         for job in (job for result in trained for job in controls_of(plan, result.job) if job.control != SEEN):
-            paths_of.setdefault(job.control, []).append(path_of(results, job))
+            paths_of.setdefault(_said(job), []).append(path_of(results, job))
         for control, paths in paths_of.items():
             if all(path.is_file() for path in paths):
-                rows.append([f"{plan.label(arm)}, {_said(control)}", *_cells([read(path) for path in paths], ks)])
+                rows.append([f"{plan.label(arm)}, {control}", *_cells([read(path) for path in paths], ks)])
     return markdown_table(["policy", *(f"max@{k}" for k in ks)], rows)
 
 
-def _said(control: str) -> str:
-    kind, _, value = control.partition("-")
-    return f"temperature {value}" if kind == "temperature" else f"{float(value):.0%} of the base's weights"
+def _said(job: Job) -> str:
+    return f"{job.towards:.0%} of the base's weights" if job.temperature is None else f"temperature {job.temperature:g}"
 
 
 def _cells(results: Sequence[Result], ks: Sequence[int]) -> list[str]:

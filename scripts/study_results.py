@@ -60,6 +60,20 @@ class Job:
         """Name its files."""
         return f"{self.training}-{self.control}" if self.control else self.training
 
+    @property
+    def temperature(self) -> float | None:
+        """Temperature of a control that samples at another one than training does."""
+        return self._changed("temperature")
+
+    @property
+    def towards(self) -> float | None:
+        """Share of the base's weights in a control between the base and what was trained."""
+        return self._changed("towards")
+
+    def _changed(self, kind: str) -> float | None:
+        name, _, value = self.control.partition("-")
+        return float(value) if name == kind else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:

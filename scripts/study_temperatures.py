@@ -19,7 +19,6 @@ from maxk_lightning.evaluation.figures import PANEL, dress, look, new_figure, sh
 
 TRAINED_AT = 1.0
 "Temperature of the samples that training learns from, and of all tables that do not say otherwise."
-KIND = "temperature-"
 
 
 class Row(Protocol):
@@ -66,13 +65,14 @@ def tempered(plan: StudyPlan, results: Path, row: Row) -> Tempered | None:
     """Collect what is kept of an arm at all temperatures of the plan; None: there are none, or some are missing."""
     at: dict[float, list[Result]] = {}
     for result in row.results:
-        jobs = [job for job in controls_of(plan, result.job) if job.control.startswith(KIND)]
-        if not all(path_of(results, job).is_file() for job in jobs):
+        controls = controls_of(plan, result.job)
+        paths = {job.temperature: path_of(results, job) for job in controls if job.temperature is not None}
+        if not all(path.is_file() for path in paths.values()):
             return None
-        if jobs:
+        if paths:
             at.setdefault(TRAINED_AT, []).append(result)
-        for job in jobs:
-            at.setdefault(float(job.control.removeprefix(KIND)), []).append(read(path_of(results, job)))
+        for temperature, path in paths.items():
+            at.setdefault(temperature, []).append(read(path))
     return Tempered(name=row.name, at=dict(sorted(at.items()))) if at else None
 
 

@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import bench_report
@@ -113,20 +112,22 @@ def train(side: str, url: str, core: int, cycles: int, overrides: Sequence[str])
 
 
 def read(side: str, root: Path) -> list[Cycle]:
-    """The cycles that a training logged, without those that warm it up and the last, which has no rollout beside it."""
+    """The cycles that a training logged, without those that warm it up and the last, which has no rollout beside it.
+
+    A cycle lasts from the end of one rollout's optimizer steps to the end of the next one's.
+    """
     accumulator = EventAccumulator(str(root / "tensorboard"))
     accumulator.Reload()
     values = {tag: [event.value for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
-    began = [event.wall_time for event in accumulator.Scalars("rollout/age")]
+    ends = [event.wall_time for event in accumulator.Scalars("time/train_s")]
     return [
         Cycle(
             side=side,
-            cycle_s=following - start,
+            cycle_s=ends[place] - ends[place - 1],
             sampling_s=sum(values[f"time/{part}_s"][place] for part in ("sync", "generate", "score")),
             training_s=values["time/train_s"][place],
         )
-        for place, (start, following) in enumerate(pairwise(began))
-        if place >= NUM_WARM
+        for place in range(NUM_WARM, len(ends) - 1)
     ]
 
 

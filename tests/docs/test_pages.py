@@ -58,6 +58,10 @@ NOT_RUN = {
         "scripts/study_report.py --plan configs/study_selection",
     ): "tests/scripts/test_study.py runs it",
     ("docs/best_of_n.md", "configs/smollm2.yaml"): HUB,
+    (
+        "docs/benchmarks.md",
+        "scripts/bench_async.py",
+    ): "twelve quiet minutes; test_bench_async.py tests its sums",
     ("docs/prediction.md", "scripts/prediction_study.py"): "tests/scripts/test_prediction_study.py runs parts of it",
     ("docs/results.md", "scripts/study.py --again off_policy_k4"): STUDY,
     ("docs/results.md", "scripts/study.py --quick"): STUDY,

@@ -292,6 +292,7 @@ def test_a_policy_is_sampled_again_from_its_kept_adapter(tmp_path: Path) -> None
     changed = {
         "select": "",
         "keeps_adapters": True,
+        "controls": {"grpo_3": {"towards": [0.5]}},
         "seen_samples": 2,
         "benchmarks": {"vague": vague},
         "tables": {"main": main},

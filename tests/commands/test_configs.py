@@ -19,9 +19,8 @@ from maxk_lightning.policy.memory import GIB, describe, items_of, table
 from tests.support import layouts
 from tests.support.paths import ROOT
 
-PARTS = ("study", "leaderboard")
-"Directories whose files are plans and parts of configurations; see test_study.py and test_leaderboard.py."
-CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if not path.parent.name.startswith(PARTS)]
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if not path.parent.name.startswith("study")]
+"Those of configs/study* are plans and parts of configurations, see test_study.py."
 BASELINES = sorted((ROOT / "configs" / "baselines").glob("*.yaml"))
 POLICIES = ROOT / "tests" / "fixtures" / "policies"
 "Descriptions (config.json) of published policies; weights and tokenizers are not needed here."

@@ -206,7 +206,8 @@ def _chosen(all_logprobs_CV: Tensor, targets_C: Tensor) -> Tensor:
 
 
 def _entropies(all_logprobs_CV: Tensor) -> Tensor:
-    dots_C: Tensor = torch.linalg.vecdot(all_logprobs_CV.exp(), all_logprobs_CV)
+    with torch.autocast(all_logprobs_CV.device.type, enabled=False):  # it would round both factors to half precision
+        dots_C: Tensor = torch.linalg.vecdot(all_logprobs_CV.exp(), all_logprobs_CV)
     return -dots_C
 
 

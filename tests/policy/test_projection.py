@@ -109,10 +109,13 @@ def test_half_precision_is_as_exact_as_its_logits() -> None:
         wide.weight.data.copy_(head.weight)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             used = wide if autocast else head  # float32 weights, computed with in bfloat16, as bf16-mixed does
-            ours_M, _ = project(used, hidden_MD, targets_M, 1.0, chunk_logits=2 * V)
-            plain_M, _ = _plain(used, hidden_MD, targets_M, 1.0)
-        assert ours_M.dtype == torch.float32
-        torch.testing.assert_close(ours_M, plain_M)
+            ours_M, entropies_M = project(used, hidden_MD, targets_M, 1.0, chunk_logits=2 * V)
+            capped_M, capped_entropies_M = project(used, hidden_MD, targets_M, 1.0, cap=1e6, chunk_logits=2 * V)
+            plain_M, plain_entropies_M = _plain(used, hidden_MD, targets_M, 1.0)
+        for values_M in (ours_M, entropies_M, capped_M, capped_entropies_M):
+            assert values_M.dtype == torch.float32
+        torch.testing.assert_close([ours_M, entropies_M], [plain_M, plain_entropies_M])
+        torch.testing.assert_close([capped_M, capped_entropies_M], [plain_M, plain_entropies_M])
         leaves = [hidden_MD, used.weight]
         ours, plain = (torch.autograd.grad(values_M.sum(), leaves) for values_M in (ours_M, plain_M))
         for one, other in zip(ours, plain, strict=True):

@@ -22,6 +22,10 @@ CHECKPOINT_WORDS = ("last", "best", "hpc")
 "What `ckpt_path` may say instead of a path."
 
 
+class CheckpointMismatchError(ValueError):
+    """A checkpoint was written by a run whose model was another one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
     """A configuration that a run was trained with."""
@@ -81,8 +85,35 @@ def is_sharded(path: Path) -> bool:
     return path.is_dir() and (path / METADATA).is_file() and (path / ".metadata").is_file()
 
 
+def check_policy(written: str, policy: str) -> None:
+    """Compare the policy that a checkpoint was written for with that of this run: its tokenizer must be the same.
+
+    Directories may have moved, so of those that differ a warning tells.
+
+    Raises:
+        CheckpointMismatchError: they are two names, built in or of the hub, and differ.
+    """
+    if written == policy:
+        return
+    if _is_name(written) and _is_name(policy):
+        raise CheckpointMismatchError(f"model.policy is {policy}, but the checkpoint was written with {written}")
+    warnings.warn(
+        f"model.policy is {policy}, the checkpoint was written with {written}: tokenizer and chat template must be the "
+        "same",
+        stacklevel=2,
+    )
+
+
+def _is_name(policy: str) -> bool:
+    return not Path(policy).is_dir() and not policy.startswith(("/", ".", "~")) and policy.count("/") <= 1
+
+
 def check_checkpoint(path: str | None) -> None:
     """ValueError where Lightning's `ckpt_path` names something on this machine that does not look like a checkpoint."""
+    if path == "best":
+        raise ValueError(
+            "ckpt_path is best, which Lightning knows only after a `fit` of the same process: give the file"
+        )
     if path is None or path in CHECKPOINT_WORDS or "://" in path:
         return
     if not Path(path).exists():

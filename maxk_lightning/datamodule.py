@@ -152,6 +152,7 @@ class PromptDataModule(LightningDataModule):
         self.tokenizer = self.tokenizer or load_tokenizer(self.policy_name)
         self.template.check(self.tokenizer)
         problems = source.load()
+        _check_loaded(problems, type(source).__name__)
         told_k = max(self.told_ks, default=self.told_k or LONGEST_TOLD_K)
         lengths = [len(prompt.token_ids) for prompt in self.render(problems, [0] * len(problems), told_k)]
         kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= self.max_prompt_tokens]
@@ -160,6 +161,8 @@ class PromptDataModule(LightningDataModule):
         report.drop(too_long, f"prompt longer than data.max_prompt_tokens ({self.max_prompt_tokens})")
         rank_zero_info("data (%s): %s", name, report.text())
         logger.info("%s: %s problems, prompts of at most %s tokens", name, len(kept), max(lengths, default=0))
+        if not problems:
+            raise ValueError(f"data ({name}): no usable problem; {report.text()}")
         if not kept:
             raise ValueError(f"data ({name}): no problem has a prompt of at most {self.max_prompt_tokens} tokens")
         return kept
@@ -295,6 +298,20 @@ class PromptDataModule(LightningDataModule):
             sizes = (self.prompts_per_rollout, self.prompts_per_step, self.num_ppo_iterations)
             return RolloutBuffer(*sizes, ranks=self._ranks, seed=self.seed)
         return RolloutBuffer(len(self.problems[stage]), self._ranks.world_size, ranks=self._ranks)
+
+
+def _check_loaded(problems: Sequence[Any], source: str) -> None:
+    """Raise ValueError unless a source gave problems whose ids differ; it may be a user's own."""
+    seen = set()
+    for place, problem in enumerate(problems):
+        if not isinstance(problem, Problem):
+            raise ValueError(
+                f"data: {source}.load() gave a {type(problem).__name__} at place {place}, must give "
+                "maxk_lightning.types.Problem objects"
+            )
+        if problem.id in seen:
+            raise ValueError(f"data: {source}.load() gave two problems of id {problem.id!r}; ids must differ")
+        seen.add(problem.id)
 
 
 def stages(stage: str) -> tuple[str, ...]:

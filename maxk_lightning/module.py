@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from maxk_lightning.checkpoints import check_policy
 from maxk_lightning.losses import (
     AdaptiveEntropy,
     EngineCorrection,
@@ -124,6 +125,10 @@ class PolicyModule(LightningModule):
         if old_logprobs == "engine" and engine_correction not in ("auto", None):
             raise ValueError("model.engine_correction has no effect with model.old_logprobs: engine")
         _check_sizes(prompts_per_micro_batch, tokens_per_micro_batch, max_row_tokens)
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(
+                f"model.max_grad_norm is {max_grad_norm}, must be positive; null: gradients are not clipped"
+            )
         self.token_weights = token_weights(normalisation)
         self.old = OldPolicy(engine_correction) if old_logprobs == "trainer" else None
         self.kl_coef = kl_coef
@@ -283,9 +288,10 @@ class PolicyModule(LightningModule):
         """Put the frozen weights back that the checkpoint leaves out.
 
         Raises:
-            ValueError: the checkpoint was written with other adapters, or none, or for another policy.
+            CheckpointMismatchError: the checkpoint was written with other adapters, or none, or for another policy.
         """
-        check_adapters(checkpoint, self.lora, self.policy_name)
+        check_adapters(checkpoint, self.lora)
+        check_policy(checkpoint["policy"], self.policy_name)
         self.entropy_bonus.restore(checkpoint.get("entropy_coef"))
         if self.lora is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
             checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]
@@ -323,7 +329,8 @@ class PolicyModule(LightningModule):
         elif self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, grad_norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])  # of this step: the schedule moves it below
-        optimizer.step()
+        with torch.autocast(self.device.type, enabled=False):  # some optimizers multiply matrices
+            optimizer.step()
         optimizer.zero_grad()  # the rollout that follows needs their memory
         scheduler = self.lr_schedulers()
         if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):  # that waits for validations

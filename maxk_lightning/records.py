@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_args
 
@@ -220,15 +221,15 @@ def prompt_of(record: Mapping[str, Any], key: str) -> tuple[str, tuple[dict[str,
 
 
 def answer_of(value: Any) -> str | None:
-    """An answer as a text: texts as they are, numbers as JSON writes them, else None.
+    """An answer as a text: texts as they are, finite numbers without an exponent, else None.
 
-    >>> answer_of(72), answer_of(" 7/2"), answer_of([1, 2])
-    ('72', ' 7/2', None)
+    >>> answer_of(72), answer_of(" 7/2"), answer_of(1e-05), answer_of(float("nan")), answer_of([1, 2])
+    ('72', ' 7/2', '0.00001', None, None)
     """
     if isinstance(value, str):
         return value if value.strip() else None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return json.dumps(value) if is_number else None
+    return format(Decimal(repr(value)), "f") if is_number and math.isfinite(value) else None
 
 
 def _check_slips(record: dict[str, Any]) -> None:
@@ -294,6 +295,7 @@ def _test_from_record(test: Any, index: int, has_json_arguments: bool) -> TestCa
         check_keys(test, required=("input", "output"), allowed=("input", "output", "public"))
         if has_json_arguments:
             _check_arguments(take(test, "input", str))
+            _check_result(take(test, "output", str))
         is_public = take({"public": False} | test, "public", bool)
         return TestCase(input=take(test, "input", str), output=take(test, "output", str), is_public=is_public)
     except ValueError as error:
@@ -308,6 +310,17 @@ def _check_arguments(text: str) -> None:
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", "nested too deep or a number too long")
             raise ValueError(f"argument {number} of the call in `input` is not JSON ({reason})") from error
+
+
+def _check_result(text: str) -> None:
+    """What a call returns is JSON."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f'`output` is {reprlib.repr(text)}, must be JSON, as true, null or "text" are; for Python literals set '
+            "`values` to 'python'"
+        ) from error
 
 
 def _test_to_record(test: TestCase) -> dict[str, Any]:

@@ -25,13 +25,30 @@ class RolloutCheckpoint(ModelCheckpoint):
     _is_validated = False  # the rollout that is being trained on
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse `train_time_interval`, which has no effect under manual optimization, with ValueError."""
-        if self._train_time_interval is not None:
-            raise ValueError("checkpoint.train_time_interval has no effect here: set checkpoint.every_n_train_steps")
+        """Begin afresh, after `check`."""
+        self.check()
         if self.monitor is not None and self.save_top_k == 0:
             self.save_top_k = 1
         self._is_validated = False  # the validation before training belongs to no rollout
         super().setup(trainer, pl_module, stage)
+
+    def check(self) -> None:
+        """Refuse `train_time_interval`, which has no effect under manual optimization, and to keep nothing at all.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        if self._train_time_interval is not None:
+            raise ValueError("checkpoint.train_time_interval has no effect here: set checkpoint.every_n_train_steps")
+        if not self.save_last and self.save_top_k == 0 and self.monitor is None:
+            raise ValueError(
+                "checkpoint.save_last is off and checkpoint.save_top_k 0: nothing of the run would be kept"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last state; Lightning 2.6 would do so after `fast_dev_run`, too."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            super().on_train_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that there is something new to judge by."""

@@ -4,6 +4,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from maxk_lightning.callbacks.checkpoint import RolloutCheckpoint
 from maxk_lightning.data import PromptTemplate
 from maxk_lightning.objectives import Objective, ToldK, needs_behaviours, parts_of
 from maxk_lightning.policy.processor import tell_of_slow_bfloat16
@@ -106,6 +107,17 @@ def check_behaviours(objective: Objective, reward: Reward) -> None:
             f"({type(reward).__name__}) does not give; UnitTestReward does, and a class of your own whose scores have "
             "a `behaviour` and that has the attribute gives_behaviours = True"
         )
+
+
+def check_checkpoints(trainer: Trainer) -> None:
+    """Refuse checkpoints that would not be written as they are asked for.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, RolloutCheckpoint):
+            callback.check()
 
 
 def check_told(objective: Objective, template: PromptTemplate) -> None:

@@ -35,15 +35,10 @@ def check_monitors(
     tags, is_open = validation_tags(eval_n, part_weights(eval_reward), selects=selects), logs_more(eval_reward)
     if gives_behaviours(eval_reward):
         tags["distinct_correct"] = True
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            check_monitor("checkpoint", callback.monitor, callback.mode, tags, is_open)
-        elif isinstance(callback, EarlyStopping):
-            check_monitor("trainer.callbacks: EarlyStopping", callback.monitor, callback.mode, tags, is_open)
-    if module.lr_scheduler_from is None:
-        return
-    schedule = module.lr_scheduler_from(module.optimizer_from([nn.Parameter(torch.zeros(1))]))
-    if isinstance(schedule, ReduceLROnPlateau):
+    for key, callback in _waiting(trainer):
+        check_monitor(key, callback.monitor or "", callback.mode, tags, is_open)
+    schedule = _plateau(module)
+    if schedule is not None:
         monitor = getattr(schedule, "monitor", None)
         if monitor is None or not monitor.startswith("val/"):
             raise ValueError(
@@ -51,6 +46,43 @@ def check_monitors(
                 "lightning.pytorch.cli.ReduceLROnPlateau, which has that argument"
             )
         check_monitor("model.lr_scheduler", monitor, schedule.mode, tags, is_open)
+
+
+def check_unvalidated(trainer: Trainer, module: PolicyModule, reason: str) -> None:
+    """Refuse to wait for a metric of validations in a run without any.
+
+    Args:
+        trainer: With its callbacks.
+        module: With its schedule.
+        reason: Why there are none, naming the key.
+
+    Raises:
+        ValueError: naming both keys.
+    """
+    waiting = [key for key, callback in _waiting(trainer) if (callback.monitor or "").startswith("val/")]
+    if _plateau(module) is not None:
+        waiting.append("model.lr_scheduler")
+    if waiting:
+        raise ValueError(f"{waiting[0]}.monitor waits for a metric of validations, but {reason}")
+
+
+def _waiting(trainer: Trainer) -> list[tuple[str, ModelCheckpoint | EarlyStopping]]:
+    """Callbacks that wait for a metric, and their keys."""
+    waiting: list[tuple[str, ModelCheckpoint | EarlyStopping]] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            waiting.append(("checkpoint", callback))
+        elif isinstance(callback, EarlyStopping):
+            waiting.append(("trainer.callbacks: EarlyStopping", callback))
+    return waiting
+
+
+def _plateau(module: PolicyModule) -> ReduceLROnPlateau | None:
+    """The schedule of a run, if it looks at validations."""
+    if module.lr_scheduler_from is None:
+        return None
+    schedule = module.lr_scheduler_from(module.optimizer_from([nn.Parameter(torch.zeros(1))]))
+    return schedule if isinstance(schedule, ReduceLROnPlateau) else None
 
 
 def validation_tags(eval_n: int, weights: Mapping[str, float], *, selects: bool = False) -> dict[str, bool]:

@@ -36,8 +36,8 @@ def saved(trainer: Trainer) -> Iterator[None]:
 def _save_checkpoint(trainer: Trainer, *, is_epoch_new: bool = False) -> str:
     """Save the run where `--ckpt_path last` finds it; return a clause that says so, or that nothing was saved."""
     directory = getattr(trainer.checkpoint_callback, "dirpath", None)
-    if not trainer.training or directory is None:
-        return "no checkpoint was saved"
+    if not trainer.training or directory is None or trainer.global_step == 0:
+        return "no checkpoint was saved"  # before the first step there is nothing that another start would lose
     path = Path(directory) / "last.ckpt"
     if is_epoch_new:  # its counters are still those of the epoch before
         trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()

@@ -15,12 +15,13 @@ from lightning import Callback, Trainer
 from maxk_lightning.callbacks.checks import (
     check_attention,
     check_behaviours,
+    check_checkpoints,
     check_options,
     check_overlap,
     check_told,
     check_trainer,
 )
-from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
+from maxk_lightning.callbacks.monitors import check_monitors, check_unvalidated, step_plateau
 from maxk_lightning.callbacks.realised import log_realised
 from maxk_lightning.callbacks.rescue import saved, stop
 from maxk_lightning.callbacks.reward_parts import log_parts
@@ -127,27 +128,31 @@ class RolloutCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
         """Begin afresh, after `check`."""
-        self.check(trainer, pl_module, stage)
+        self.check(trainer, pl_module, _datamodule(trainer), stage)
         self.sampler.reset()
-        if stage == "fit" and self.allocation is not None and _datamodule(trainer).refill:
-            raise ValueError("rollout.allocation and data.refill exclude each other")
         if stage == "fit":
-            check_told(pl_module.objective, _datamodule(trainer).template)
             _datamodule(trainer).told_ks = told_ks(pl_module.objective)
         if stage == "fit" and self.replay is not None:
             data = _datamodule(trainer)
             self.replayed = ReplayBuffer(self.replay, data.prompts_per_rollout, data.seed)
         self._logged_epoch = None
 
-    def check(self, trainer: Trainer, module: PolicyModule, stage: str) -> None:
+    def check(self, trainer: Trainer, module: PolicyModule, data: PromptDataModule, stage: str) -> None:
         """Refuse what cannot work together before anything expensive starts.
 
         Raises:
-            ValueError: a Trainer flag that would do nothing or the wrong thing, or an objective that cannot work with
-                groups of this size.
+            ValueError: a Trainer flag that would do nothing or the wrong thing, an objective that cannot work with
+                groups of this size, or a stage without problems.
         """
+        if stage != "fit" and data.sources[stage] is None:
+            split = "validation" if stage == "validate" else "test"
+            raise ValueError(f"data.{split} is null: there is nothing to {stage}")
         if stage == "fit":
             check_trainer(trainer)
+            check_checkpoints(trainer)
+            check_told(module.objective, data.template)
+            if self.allocation is not None and data.refill:
+                raise ValueError("rollout.allocation and data.refill exclude each other")
             check_attention(module.attn_implementation, trainer.strategy.root_device)
             if self.rollouts_ahead:
                 check_overlap(self.engine, trainer.strategy.root_device)
@@ -158,6 +163,10 @@ class RolloutCallback(Callback):
             check_monitors(
                 trainer, module, self.eval_sampling.num_completions, self.eval_reward, selects=self.selector is not None
             )
+            if data.sources["validate"] is None:
+                check_unvalidated(trainer, module, "data.validation is null")
+            elif not trainer.limit_val_batches:
+                check_unvalidated(trainer, module, "trainer.limit_val_batches is 0")
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 

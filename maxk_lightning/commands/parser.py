@@ -39,6 +39,8 @@ class Parser(LightningArgumentParser):
         """Print the reason as one sentence and leave."""
         command = getattr(getattr(ex, "subcommand_parser", None) or self, "prog", PROGRAM).replace(" [options]", "")
         command = command.replace("__main__.py", PROGRAM)  # of the parsers of classes
+        if "is not accepted" in message:
+            message = f"{message.rstrip('.')}; there are {self._accepted()}"
         if missing := MISSING.search(message):
             message = f"{missing[1]} needs a package: {missing[2]}"
         if (short := SHORT.search(message)) and (path := _path_of(short[2])):
@@ -50,6 +52,12 @@ class Parser(LightningArgumentParser):
         hints = [f"{name} is {what}" for name, what in SEAMS.items() if f"protocol {name}" in message]
         print(f"{command}: error: {message}", *hints, sep="\n", file=sys.stderr)
         sys.exit(2)
+
+    def _accepted(self) -> str:
+        """The options of this parser, which may be that of one class, and what it is."""
+        names = [action.dest for action in self._actions if action.dest not in ("help", "config", "print_shtab")]
+        title = next((group.title for group in self._action_groups[2:] if group.title), None)
+        return ", ".join(names) + (f" ({title})" if title else "")
 
 
 def _path_of(name: str) -> str | None:

@@ -26,7 +26,7 @@ from maxk_lightning.callbacks import (
     RolloutProgressBar,
     SampleWriter,
 )
-from maxk_lightning.checkpoints import check_checkpoint
+from maxk_lightning.checkpoints import CheckpointMismatchError, check_checkpoint
 from maxk_lightning.commands.memory_plan import gpus_wanted, machine_of, on_gpus, remark_on, workload_of
 from maxk_lightning.commands.parser import PROGRAM, Parser
 from maxk_lightning.commands.resume import resume
@@ -196,6 +196,13 @@ class MaxKCLI(LightningCLI):
             self.trainer.validate(model, datamodule, verbose=False)
         self.trainer.fit(model, datamodule=datamodule, **options)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """End with one sentence where the checkpoint of a run does not fit its configuration."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (CheckpointMismatchError, MisconfigurationException) as error:
+            self.parser.error(f"ckpt_path: {error}" if isinstance(error, CheckpointMismatchError) else str(error))
+
     def before_validate(self) -> None:
         """Check before anything expensive starts."""
         self._check("validate")
@@ -212,7 +219,7 @@ class MaxKCLI(LightningCLI):
         try:
             self.datamodule.setup(stage)
             rollout = self._get(self.config_init, "rollout")
-            rollout.check(self.trainer, self.model, stage)
+            rollout.check(self.trainer, self.model, self.datamodule, stage)
             self._check_rewards(rollout, stage)
             check_checkpoint(self._get(self.config_init, "ckpt_path"))
             if self._get(self.config_init, "dry_run") and stage == "fit":

@@ -8,7 +8,7 @@ from maxk_lightning.data.report import Facts, LoadReport
 from maxk_lightning.data.rows import ROW, Address, LeftOutError, Row, load_problems
 from maxk_lightning.data.selection import first
 from maxk_lightning.data.sources import check_limit
-from maxk_lightning.records import take
+from maxk_lightning.records import answer_of, take
 from maxk_lightning.types import Problem
 
 MARK = "####"
@@ -125,8 +125,8 @@ class _MATHReader:
     def parse(self, row: Row) -> Problem:
         record: dict[str, Any] = {key: value for key, value in row.items() if key != ROW}
         problem, solution = take(record, "problem", str), take(record, "solution", str)
-        answer = record.get("answer") or last_boxed(solution)
-        if not isinstance(answer, str) or not answer.strip():
+        answer = answer_of(record.get("answer")) or answer_of(last_boxed(solution))
+        if answer is None:
             raise LeftOutError(f"no {BOX} in the solution")
         return Problem(id=self.facts(row).id, prompt=problem, answer=answer, columns={**record, "answer": answer})
 

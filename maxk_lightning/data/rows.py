@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
+from maxk_lightning.data.csv_types import typed
 from maxk_lightning.data.files import SEPARATORS, FileRows, is_data_file, read_once, state_of
 from maxk_lightning.data.report import Facts, LoadReport
 from maxk_lightning.records import check_regular_file, take
@@ -122,11 +123,24 @@ def rows_of_file(file: str, columns: Sequence[str] | None = None) -> Any:
             check_regular_file(Path(file).expanduser())
         if file.endswith(".parquet"):
             return load_rows("parquet", split="train", data_files={"train": [file]}, columns=columns)
-        return load_rows("csv", split="train", data_files={"train": [file]}, separator=SEPARATORS[file[-4:]])
+        return _csv_rows(file)
     if file.startswith("hf://"):
         return load_rows("json", split="train", data_files={"train": [file]})
     _check_local(file)
     return FileRows(file)
+
+
+def _csv_rows(file: str) -> Any:
+    """Rows of a csv file. `datasets` would read integers as floats where a cell is empty, and `None` as an empty cell."""
+    import pandas as pd  # that and `datasets` take seconds
+    from datasets import Dataset
+
+    try:
+        texts = pd.read_csv(file, sep=SEPARATORS[file[-4:]], dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        advice = ADVICE if file.startswith("hf://") else LOCAL_ADVICE
+        raise ValueError(f"{file}: cannot be read: {_cause(error)}. {advice}") from error
+    return Dataset.from_dict({str(name): typed(texts[name].tolist()) for name in texts.columns})
 
 
 def load_rows(
@@ -136,18 +150,16 @@ def load_rows(
     split: str | None,
     data_files: Mapping[str, Sequence[str]] | None = None,
     columns: Sequence[str] | None = None,
-    separator: str | None = None,
     streaming: bool = False,
 ) -> Any:
     """Call `datasets.load_dataset`; what goes wrong becomes advice.
 
     Args:
-        builder: Hub name or a local directory of the same layout; `json`, `parquet` or `csv` with `data_files`.
+        builder: Hub name or a local directory of the same layout; `json` or `parquet` with `data_files`.
         config: Configuration of the data set.
         split: Its split; None: all, as a mapping.
         data_files: Split -> files.
         columns: Read only these (parquet), so that unwanted large ones are never decoded.
-        separator: Between the columns of a csv file.
         streaming: Give rows one after the other as they come from the hub, and download nothing else.
 
     Raises:
@@ -163,7 +175,6 @@ def load_rows(
     for name in files:
         _check_local(name)
     options: dict[str, Any] = {} if columns is None else {"columns": list(columns)}
-    options |= {} if separator is None else {"sep": separator}
     options |= {"streaming": True} if streaming else {}
     if is_local:
         state = hashlib.blake2b("".join(map(state_of, files)).encode(), digest_size=8).hexdigest()

@@ -83,11 +83,25 @@ def compare_benchmarks(runs: Sequence[Run], baseline: str | None = None) -> list
     comparisons = []
     for benchmark in dict.fromkeys(run.benchmark for run in runs):
         on_it = [run for run in runs if run.benchmark == benchmark]
+        _check_statements(on_it)
         base = next((run for run in on_it if run.name == name), None)
         if base is None:
             raise ValueError(f"the baseline {name} was not evaluated on {benchmark}, as {on_it[0].path} was")
         comparisons.append(_compare(base, [run for run in on_it if run is not base]))
     return comparisons
+
+
+def _check_statements(runs: Sequence[Run]) -> None:
+    """Raise ValueError where one id names two problems: of another split, or of a file whose rows have moved."""
+    known: dict[str, tuple[str, Run]] = {}
+    for run in runs:
+        for id_, statement in run.statements.items():
+            earlier, first = known.setdefault(id_, (statement, run))
+            if earlier != statement:
+                raise ValueError(
+                    f"{first.path} and {run.path} are evaluations of different problems on {run.benchmark}: the "
+                    f"statement of id {id_!r} differs; give problems ids of their own, and evaluate again"
+                )
 
 
 def conclusion(tests: Sequence[PairedTest], label: str) -> str:

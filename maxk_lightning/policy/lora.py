@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from maxk_lightning.checkpoints import CheckpointMismatchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,9 +53,10 @@ def add_adapters(model: "PreTrainedModel", lora: LoRA) -> None:
     Adapters are float32 whatever the type of the weights: they are what trains.
 
     Raises:
-        ValueError: `target_modules` names no layer, or an embedding (which may be tied to another).
+        ValueError: `target_modules` names no layer, or one that is no plain linear layer: `merged` knows no others.
     """
     from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
     targets = lora.target_modules
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")  # type: ignore[arg-type]
@@ -67,6 +70,13 @@ def add_adapters(model: "PreTrainedModel", lora: LoRA) -> None:
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
     if any(hasattr(layer, "base_layer") for layer in embeddings):
         raise ValueError(f"model.lora.target_modules is {targets}: embeddings and the output head take no adapter")
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and not isinstance(layer.base_layer, nn.Linear):
+            raise ValueError(
+                f"model.lora.target_modules is {targets}: {name} is a {type(layer.base_layer).__name__}, no plain "
+                "linear layer, whose adapter cannot be merged into the weights that engines load; name other layers, "
+                "such as [q_proj, k_proj, v_proj, o_proj]"
+            )
 
 
 def is_adapter(name: str) -> bool:
@@ -106,17 +116,17 @@ def keep_adapters(checkpoint: dict[str, Any], lora: LoRA, *, has_frozen_weights:
         checkpoint["state_dict"] = {name: weights[name] for name in weights if is_adapter(name)}
 
 
-def check_adapters(checkpoint: dict[str, Any], lora: LoRA | None, policy: str) -> None:
-    """Refuse a checkpoint that was written with other adapters, or none, or for another policy.
+def check_adapters(checkpoint: dict[str, Any], lora: LoRA | None) -> None:
+    """Refuse a checkpoint that was written with other adapters, or none.
 
     Raises:
-        ValueError: adapters or policy differ; the message says how.
+        CheckpointMismatchError: adapters differ; the message says how.
     """
     wanted = None if lora is None else asdict(lora)
     if checkpoint.get("lora") != wanted:
-        raise ValueError(f"model.lora is {wanted}, but the checkpoint was written with {checkpoint.get('lora')}")
-    if lora is not None and checkpoint["policy"] != policy:
-        raise ValueError(f"model.policy is {policy}, the checkpoint has adapters of {checkpoint['policy']}")
+        raise CheckpointMismatchError(
+            f"model.lora is {wanted}, but the checkpoint was written with {checkpoint.get('lora')}"
+        )
 
 
 @contextmanager

@@ -2,17 +2,18 @@
 
 import re
 
-LANGUAGES = ("", "python", "py", "python3")
+LABELS = ("python", "py", "python3")
 "Info strings of a fence that holds Python; compared in lower case."
-_FENCE = re.compile(r"^ {0,3}(`{3,})([^`\n]*)$", re.MULTILINE)
+_FENCE = re.compile(r"^( {0,3})(`{3,})([^`\n]*)$", re.MULTILINE)
 
 
 def extract_code(text: str, *, allow_unclosed: bool = False) -> str | None:
-    r"""The last complete fenced Python block (```python, ```py or bare), or None.
+    r"""The last complete fenced block labelled as Python; without one the last bare block; or None.
 
-    A fence closes with at least as many backticks and nothing after; a labelled fence inside an open block starts a
-    new block. Prose is never taken for a program: without a fence there is none. With `allow_unclosed`, a last block
-    labelled as Python that the end of the completion cut off counts as complete.
+    A bare block after a labelled one is what models show as output. A fence closes with at least as many backticks and
+    nothing after; a labelled fence inside an open block starts a new block. Lines lose the indentation of their fence,
+    as in CommonMark. Prose is never taken for a program: without a fence there is none. With `allow_unclosed`, a last
+    block labelled as Python that the end of the completion cut off counts as complete.
 
     >>> extract_code("Try this:\n```python\nprint(1)\n```\nDone.")
     'print(1)\n'
@@ -20,18 +21,28 @@ def extract_code(text: str, *, allow_unclosed: bool = False) -> str | None:
     True
     """
     text = _normal(text)
-    code: str | None = None
+    labelled: str | None = None
+    bare: str | None = None
     opening: re.Match[str] | None = None
     for fence in _FENCE.finditer(text):
-        if opening is None or fence[2].strip():
+        if opening is None or fence[3].strip():
             opening = fence
-        elif len(fence[1]) >= len(opening[1]):
-            code = text[opening.end() + 1 : fence.start()] if _language(opening) in LANGUAGES else code
+        elif len(fence[2]) >= len(opening[2]):
+            if _language(opening) in LABELS:
+                labelled = _content(text, opening, fence.start())
+            elif not _language(opening):
+                bare = _content(text, opening, fence.start())
             opening = None
-    if allow_unclosed and opening is not None and _language(opening) in LANGUAGES[1:]:
-        rest = text[opening.end() + 1 :]
-        code = rest if rest.strip() else code
-    return code
+    if allow_unclosed and opening is not None and _language(opening) in LABELS:
+        rest = _content(text, opening, len(text))
+        labelled = rest if rest.strip() else labelled
+    return bare if labelled is None else labelled
+
+
+def _content(text: str, opening: re.Match[str], end: int) -> str:
+    """The lines of a block, without the indentation of its fence."""
+    content = text[opening.end() + 1 : end]
+    return re.sub(f"^ {{1,{len(opening[1])}}}", "", content, flags=re.MULTILINE) if opening[1] else content
 
 
 def with_prefix(code: str, prefix: str | None) -> str:
@@ -53,5 +64,5 @@ def _normal(text: str) -> str:
 
 
 def _language(opening: re.Match[str]) -> str:
-    words = opening[2].split()
+    words = opening[3].split()
     return words[0].lower() if words else ""

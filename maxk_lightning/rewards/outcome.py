@@ -1,6 +1,7 @@
 """Ask any reward, and check what it gave."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -65,8 +66,25 @@ def _score(name: str, problem: Problem, given: Any) -> Score:
             "Score, a number or None"
         )
     if given.reward is None or math.isfinite(given.reward):
-        return given
+        return _plain(name, given)
     if math.isinf(given.reward):
         raise RewardError(f"{name}.score gave {given.reward} for a completion of problem {problem.id!r}")
     tell_of_nan(name, problem.id)
-    return replace(given, reward=None)
+    return _plain(name, replace(given, reward=None))
+
+
+def _plain(name: str, given: Score) -> Score:
+    """The same in Python's own types: a checkpoint that holds scalars of NumPy could not be read back."""
+    behaviour: Any = given.behaviour
+    if isinstance(behaviour, numbers.Integral):
+        behaviour = int(behaviour)
+    elif isinstance(behaviour, str):
+        behaviour = str(behaviour)
+    elif behaviour is not None:
+        raise RewardError(f"{name}.score gave a behaviour of type {type(behaviour).__name__}, must be int, str or None")
+    return replace(
+        given,
+        reward=None if given.reward is None else float(given.reward),
+        behaviour=behaviour,
+        parts={part: None if value is None else float(value) for part, value in given.parts.items()},
+    )

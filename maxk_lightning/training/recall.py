@@ -51,7 +51,16 @@ class Recall:
         return {group.prompt.seed: [self._kept[id(c)][1].cpu() for c in group.completions] for group in groups}
 
     def load_state(self, groups: Iterable[Group], state: State, device: torch.device) -> None:
-        """Keep the stored log-probs of groups."""
+        """Keep the stored log-probs of groups.
+
+        Raises:
+            ValueError: those of a group are not stored, because it was idle.
+        """
         for group in groups:
+            if group.prompt.seed not in state:
+                raise ValueError(
+                    "the checkpoint was saved within a rollout, and a group had no part in its loss that has one now: "
+                    "change model.kl_coef, model.entropy_coef and model.objective at the end of a rollout"
+                )
             for completion, logprobs_T in zip(group.completions, state[group.prompt.seed], strict=True):
                 self._kept[id(completion)] = completion, logprobs_T.to(device)

@@ -60,6 +60,17 @@ def test_answers_that_are_there_are_kept_and_half_a_line_is_not(problems: Path, 
         _best(problems, tmp_path / "out", "--problems_per_chunk", "1", "--select", "likelihood")
 
 
+def test_an_answer_to_another_problem_of_the_same_id_is_not_taken_for_this_one(problems: Path, tmp_path: Path) -> None:
+    first, *others = [{**problem_to_record(problem), "id": "1"} for problem in PROBLEMS]
+    problems.write_text(json.dumps(first) + "\n")
+    _best(problems, tmp_path / "out")
+    problems.write_text(json.dumps(others[0]) + "\n")
+    with pytest.raises(ValueError, match=r"inputs\.json: id '1' was finished with other prompts or public tests"):
+        _best(problems, tmp_path / "out")
+    problems.write_text(json.dumps(first) + "\n" + json.dumps({**others[1], "id": "2"}) + "\n")
+    assert [answer["id"] for answer in _best(problems, tmp_path / "out")] == ["1", "2"]
+
+
 def test_from_python_and_hidden_tests_change_nothing(problems: Path, tmp_path: Path) -> None:
     answers = maxk_lightning.best_of_n("builtin", PROBLEMS, num_samples=6, overrides=SHORT)
     assert [answer.completion for answer in answers] == [a["completion"] for a in _best(problems, tmp_path / "out")]

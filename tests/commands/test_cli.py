@@ -44,6 +44,47 @@ def _refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--model.objective", "GRPOO"], "GRPOO"),
         (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val: set model.max_grad_norm instead"),
         (["--trainer.precision", "bf16-true"], "trainer.precision is bf16-true, must be 32-true or bf16-mixed"),
+        (["--model.max_grad_norm", "0"], "model.max_grad_norm is 0.0, must be positive"),
+        (["--model.objective.kk", "2"], "Option 'kk' is not accepted; there are k, baseline (The gradient of max@k"),
+        (["--ckpt_path", "best"], "ckpt_path is best, which Lightning knows only after a `fit` of the same process"),
+        (["--checkpoint.save_last", "false"], "nothing of the run would be kept"),
+        (
+            ["--data.validation", "null", "--checkpoint.monitor", "val/max_at_k/4"],
+            "checkpoint.monitor waits for a metric of validations, but data.validation is null",
+        ),
+        (
+            ["--trainer.limit_val_batches", "0", "--checkpoint.monitor", "val/max_at_k/4"],
+            "checkpoint.monitor waits for a metric of validations, but trainer.limit_val_batches is 0",
+        ),
+        (
+            [
+                "--checkpoint.train_time_interval",
+                "00:00:10",
+                "--checkpoint.every_n_epochs",
+                "null",
+                "--dry_run",
+                "true",
+            ],
+            "checkpoint.train_time_interval has no effect here",
+        ),
+        (
+            [
+                *("--data.refill", "1", "--rollout.allocation.pilot", "2", "--rollout.allocation.max_completions", "8"),
+                *("--dry_run", "true"),
+            ],
+            "rollout.allocation and data.refill exclude each other",
+        ),
+        (
+            [
+                "--model.objective",
+                "maxk_lightning.objectives.ToldK",
+                "--model.objective.ks",
+                "[1,2]",
+                "--dry_run",
+                "true",
+            ],
+            "data.template needs {k}",
+        ),
         (
             ["--trainer.accumulate_grad_batches", "2"],
             "trainer.accumulate_grad_batches: set model.prompts_per_micro_batch",
@@ -56,6 +97,12 @@ def test_a_bad_value_ends_with_one_sentence(
     root = ["--trainer.default_root_dir", str(tmp_path)]
     assert sentence in _refusal(["fit", *TINY, *root, *args], capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_a_stage_without_problems_is_refused(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    key = "data.validation" if stage == "validate" else "data.test"
+    assert f"{key} is null: there is nothing to {stage}" in _refusal([stage, *TINY, f"--{key}", "null"], capsys)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,33 @@ def test_overrides_lie_over_the_yaml_and_change_the_settings(config: Path, rando
         run(config, random_policy, tmp_path / "out")
 
 
+def test_samples_of_other_tests_or_of_another_reward_are_not_taken_for_these(
+    config: Path, random_policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "own_reward.py"
+    code.write_text("def none(completions):\n    return [0.0] * len(completions)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["--rollout.reward", "own_reward.none"]
+    run(config, random_policy, tmp_path / "out", *own)
+    code.write_text("def none(completions):\n    return [1.0] * len(completions)\n")
+    with pytest.raises(ValueError, match=r"holds samples of other settings \(reward_code was '\w+', is '\w+'\)"):
+        run(config, random_policy, tmp_path / "out", *own)
+    run(config, random_policy, tmp_path / "plain")
+    problems = (tmp_path / "alphabet.jsonl").read_text()
+    (tmp_path / "alphabet.jsonl").write_text(problems.replace('"output": "b"', '"output": "B"'))
+    with pytest.raises(ValueError, match=r"holds samples of other settings \(problems was '\w+', is '\w+'\)"):
+        run(config, random_policy, tmp_path / "plain")
+
+
+def nothing(completions, **columns):  # type: ignore[no-untyped-def]
+    return [float("nan")] * len(completions)
+
+
+def test_completions_without_any_reward_are_told(config: Path, random_policy: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="alphabet: none of 15 completions could be scored"):
+        run(config, random_policy, tmp_path / "out", "--rollout.reward", "tests.commands.test_evaluate.nothing")
+
+
 def test_a_split_of_the_yaml_takes_the_place_of_the_test_problems(
     config: Path, random_policy: str, tmp_path: Path
 ) -> None:

@@ -105,6 +105,31 @@ def test_resume_keeps_what_is_there_and_refuses_other_settings(tmp_path: Path) -
         score(problems, completions, str(out))
 
 
+def test_scores_of_other_completions_or_tests_are_not_taken_for_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = write_lines(tmp_path / "p.jsonl", PROBLEMS)
+    completions = write_lines(tmp_path / "c.jsonl", [{"id": "a", "completions": [ZERO]}])
+    out = str(tmp_path / "s.jsonl")
+    score(problems, completions, out, num_workers=1)
+    more = [{"id": "a", "completions": [ZERO]}, {"id": "b", "completions": ["```python\nprint(input())\n```"]}]
+    write_lines(tmp_path / "c.jsonl", more)  # one more record is no change
+    score(problems, completions, out, num_workers=1)
+    assert [record["rewards"] for record in read_lines(Path(out))] == [[0.25], [1.0]]
+    assert "1 records, 1 completions, mean reward 1.0000" in (printed := capsys.readouterr().out)
+    assert "1 records kept of an earlier run" in printed
+    score(problems, completions, out, num_workers=1)
+    assert "0 completions, none with a reward" in capsys.readouterr().out
+    write_lines(tmp_path / "c.jsonl", [{**more[0], "completions": [SQUARE]}, more[1]])
+    with pytest.raises(ValueError, match=r"id 'a' was finished with other completions or tests; choose another --out"):
+        score(problems, completions, out)
+    write_lines(tmp_path / "c.jsonl", more)
+    other_tests = [{**problem, "tests": problem["tests"][:1]} for problem in PROBLEMS]
+    write_lines(tmp_path / "p.jsonl", other_tests)
+    with pytest.raises(ValueError, match=r"id 'a' and 1 more was finished with other completions or tests"):
+        score(problems, completions, out)
+
+
 @pytest.mark.slow
 def test_killed_runs_lose_nothing(tmp_path: Path) -> None:
     """Kill -9 the command at five moments; the pieces make up the whole, and no worker survives."""

@@ -42,6 +42,16 @@ def test_every_kind_of_file_gives_the_same_problems(tmp_path: Path, suffix: str)
     assert f"{path}: 2 rows read, 2 kept" in source.report.text()
 
 
+def test_an_empty_cell_changes_nothing_about_the_other_cells(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer,code,note\nWhat is 2 + 3?,5,007,None\nWhat is x?,,8,NA\n1e400?,6,,\n")
+    problems = HubDataset(str(path), prompt="question").load()
+    assert [problem.answer for problem in problems] == ["5", None, "6"]
+    assert [problem.columns["answer"] for problem in problems] == [5, None, 6]
+    assert [problem.columns["code"] for problem in problems] == ["007", "8", None]
+    assert [problem.columns["note"] for problem in problems] == ["None", "NA", None]
+
+
 def test_a_local_copy_of_a_hub_set_is_read_by_split_also_as_a_stream(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ROWS)
     write(tmp_path / "test.jsonl", ROWS[1:])
@@ -122,6 +132,11 @@ def test_math_gives_what_the_last_box_holds(tmp_path: Path) -> None:
     assert [(p.id, p.answer) for p in source.load()] == [("math/0", r"\frac{1}{2}"), ("x", "3")]
     assert source.report is not None
     assert set(source.report.left_out) == {r"no \boxed in the solution", "level 5 was not asked for"}
+
+
+def test_answers_that_are_numbers_are_kept(tmp_path: Path) -> None:
+    rows = [{"problem": "a?", "solution": r"So \boxed{100}.", "answer": 100}]
+    assert [p.answer for p in MATH(str(write(tmp_path / "aime.jsonl", rows))).load()] == ["100"]
 
 
 @pytest.mark.parametrize(

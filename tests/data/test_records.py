@@ -22,7 +22,7 @@ def test_a_problem_survives_the_round_trip(judged_by: dict[str, str]) -> None:
     problem = Problem(
         id="x",
         prompt="p",
-        tests=(TestCase(input='"é"', output=""),),
+        tests=(TestCase(input='"é"', output="null"),),
         time_limit_s=1.5,
         memory_limit_mb=64,
         compare="exact",
@@ -61,6 +61,10 @@ def test_blank_lines_do_not_shift_line_numbers(tmp_path: Path) -> None:
         ({"prompt": [{"role": "user", "content": " "}]}, r"`prompt\[0\]` is empty"),
         ({"prompt": [{"role": "assistant", "content": "a"}]}, "`prompt` ends with a message of role 'assistant'"),
         ({"metadata": 3}, "`metadata` must be dict"),
+        (
+            {"function": "f", "tests": [{"input": "1", "output": "True"}]},
+            r"`tests\[0\]`: `output` is 'True', must be JSON, as true, null or \"text\" are",
+        ),
     ],
 )
 def test_a_malformed_field_is_named(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

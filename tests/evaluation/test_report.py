@@ -204,6 +204,18 @@ def test_the_baseline_can_be_named_and_must_be_everywhere(tmp_path: Path) -> Non
         compare_benchmarks([a, b, elsewhere])
 
 
+def test_runs_on_other_problems_of_the_same_ids_are_refused(tmp_path: Path) -> None:
+    """Ids that are the numbers of rows name other problems in another split, or when a row was deleted."""
+    runs = [make_run(tmp_path / name, make_samples({"0": [1.0], "1": [0.0]})) for name in ("a", "b")]
+    for run, statement in zip(runs, ("What is 2 + 3?", "Name a colour."), strict=True):
+        problems = [Problem(id="0", prompt=statement, tests=()), Problem(id="1", prompt="Same.", tests=())]
+        write_statements(problems, run.path)
+    with pytest.raises(
+        ValueError, match=r"a and .*b are evaluations of different problems on bench: .* id '0' differs"
+    ):
+        compare_benchmarks(runs)
+
+
 def test_runs_without_a_shared_problem_are_refused(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", make_samples({"x": [0.5]}))
     b = make_run(tmp_path / "b", make_samples({"y": [0.5]}))

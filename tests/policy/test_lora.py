@@ -167,6 +167,30 @@ def test_a_checkpoint_of_other_adapters_is_refused(random_policy: str, checkpoin
         fit(random_policy, tmp_path, epochs=3, ckpt_path=checkpoint, module={"objective": GRPO()})
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["c_attn"]])
+def test_layers_whose_adapters_could_not_be_merged_are_refused(targets: Any) -> None:
+    """GPT-2 keeps its matrices transposed, mixtures of experts keep theirs in tensors of three dimensions."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
+    with pytest.raises(ValueError, match=r"model.lora.target_modules is .* is a Conv1D, no plain linear layer"):
+        add_adapters(model, LoRA(r=4, target_modules=targets))
+
+
+def test_experts_get_no_adapters() -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"model.lora.target_modules is all-linear: .*experts.* no plain linear layer"):
+        add_adapters(Qwen3MoeForCausalLM(config), LoRA(r=4))
+    model = Qwen3MoeForCausalLM(config)
+    add_adapters(model, LoRA(r=4, target_modules=["q_proj", "v_proj"]))
+    assert len(list(merged(model.state_dict().items(), 1.0))) == len(Qwen3MoeForCausalLM(config).state_dict())
+
+
 def test_the_reference_is_the_policy_without_adapters(random_policy: str, tmp_path: Path) -> None:
     """Loss and gradient are those of a penalty against a second model, which needs memory for one."""
     trained = _train(random_policy, tmp_path, 1, kl_coef=1.0, kl_target="reference")

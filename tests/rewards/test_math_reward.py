@@ -42,6 +42,12 @@ def scores_of(reward: MathReward, answer: str, *texts: str) -> list[Score]:
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", r"\boxed{1}"),
         (r"\text{Evelyn}", r"\boxed{\text{Evelyn}}", r"\boxed{\text{Alex}}"),
         ("5", r"\boxed{x=5}", r"\boxed{x=6}"),
+        ("72", "**Answer:** 9 * 8 = **72**", "The answer is **71**, not 72**."),
+        ("72", "***72***", "#### ***71***"),
+        ("72", "So **72 apples**, or `72`.", "__7__"),
+        ("8", "2**3", "2 ** 4"),
+        ("1e-5", r"\boxed{0.00001}", r"\boxed{-5}"),
+        ("6.02E3", r"\boxed{6020}", r"\boxed{6.02}"),
     ],
 )
 def test_equal_answers_pass_and_others_do_not(reward: MathReward, gold: str, right: str, wrong: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,30 @@ def test_long_prompts_are_left_out_and_counted(random_policy: str) -> None:
     text = " ".join(data.reports["fit"].text().split())
     assert f"30 rows read, {kept} kept" in text
     assert f"left out {30 - kept} prompt longer than data.max_prompt_tokens (120)" in text
+
+
+class Own:
+    """A source of a user's own."""
+
+    def __init__(self, *problems: object) -> None:
+        self.problems = problems
+
+    def load(self) -> list[object]:
+        return list(self.problems)
+
+
+@pytest.mark.parametrize(
+    ("problems", "sentence"),
+    [
+        ([{"prompt": "Add."}], r"Own.load\(\) gave a dict at place 0, must give maxk_lightning.types.Problem"),
+        ([PROBLEM, PROBLEM], r"Own.load\(\) gave two problems of id 'a'"),
+        ([], r"data \(fit\): no usable problem; Own: 0 rows read, 0 kept"),
+    ],
+)
+def test_what_a_users_source_gives_is_checked(random_policy: str, problems: list[object], sentence: str) -> None:
+    source: Any = Own(*problems)
+    with pytest.raises(ValueError, match=sentence):
+        PromptDataModule(policy=random_policy, train=source, validation=None).setup("fit")
 
 
 def test_bad_counts_are_refused() -> None:

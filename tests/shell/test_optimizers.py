@@ -170,3 +170,23 @@ def test_gradients_are_gone_after_a_step(random_policy: str, tmp_path: Path) -> 
     gradients = Gradients()
     fit(random_policy, tmp_path, epochs=1, module={"objective": GRPO()}, callbacks=[gradients])
     assert gradients.left == [0, 0]
+
+
+def test_an_optimizer_that_multiplies_matrices_does_so_in_float32(random_policy: str, tmp_path: Path) -> None:
+    """Lightning calls `training_step` under autocast, and manual optimization steps within it."""
+    noted: list[torch.dtype] = []
+
+    class Multiplying(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            noted.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return super().step(closure)
+
+    class InMixedPrecision(PolicyModule):
+        def training_step(self, *args: Any) -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+                return super().training_step(*args)
+
+    options = {"optimizer": partial(Multiplying, lr=0.0)}
+    fit(random_policy, tmp_path, epochs=1, module=options, module_class=InMixedPrecision)
+    assert set(noted) == {torch.float32}

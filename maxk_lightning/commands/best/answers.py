@@ -12,6 +12,7 @@ from rich.markdown import Markdown
 
 from maxk_lightning.commands.evaluate.collect_samples import check_settings
 from maxk_lightning.commands.evaluate.policy import RunSettings, policy_digest, read_run_settings
+from maxk_lightning.commands.inputs import check_inputs, code_digest, digest_of, write_inputs
 from maxk_lightning.commands.loadable import is_loadable, loadable
 from maxk_lightning.data import JsonLines, ProblemSource
 from maxk_lightning.evaluation.samples import drop_half_line
@@ -151,6 +152,14 @@ class Searcher:
                 break
         return [found[place] for place in range(len(problems))]
 
+    def digests(self, problems: Sequence[Problem]) -> dict[str, str]:
+        """Digest by id what is looked at of each problem: its prompt and its public tests."""
+        prompts = self._render(problems, 0, self.search.num_samples)
+        return {
+            problem.id: digest_of([prompt, shown(problem).tests])
+            for problem, prompt in zip(problems, prompts, strict=True)
+        }
+
     def _render(self, problems: Sequence[Problem], round_: int, num_samples: int) -> list[Prompt]:
         data = self.settings.data
         seeds = [derive_seed(data.seed, "best", round_, problem.id) for problem in problems]
@@ -243,6 +252,9 @@ def answer_file(search: Search, problems: Path, out: Path, problems_per_chunk: i
         for path in (answers, candidates):
             drop_half_line(path)
         done = {record["id"] for _, record in read_records(answers, dict)} if answers.exists() else set()
+        inputs, digests = out / "inputs.json", searcher.digests(asked)
+        check_inputs(inputs, digests, done, "prompts or public tests")
+        write_inputs(inputs, digests)
         left = [problem for problem in asked if problem.id not in done]
         with answers.open("a", encoding="utf-8") as answers_file, candidates.open("a", encoding="utf-8") as all_file:
             for start in range(0, len(left), problems_per_chunk):
@@ -347,6 +359,7 @@ def _fixed(searcher: Searcher, problems_per_chunk: int) -> dict[str, str | int |
         "policy": policy_digest(search.policy),
         "engine": type(settings.engine).__name__,
         "reward": settings.reward_config,
+        "reward_code": code_digest(settings.reward),
         "select": search.select,
         "stop_when_sure": search.stop_when_sure,
         "problems_per_chunk": problems_per_chunk,

@@ -1,6 +1,5 @@
 """From a policy and the YAML of a run to samples.jsonl, summary.json and curves.png."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from maxk_lightning.commands.evaluate.shards import join_shards
 from maxk_lightning.commands.evaluate.summary_table import print_summary
 from maxk_lightning.commands.evaluate.told import write_told
 from maxk_lightning.commands.evaluate.until_width import collect_until
+from maxk_lightning.commands.inputs import code_digest, digest_of
 from maxk_lightning.commands.loadable import loadable
 from maxk_lightning.commands.trainer import PartsCLI
 from maxk_lightning.data import Builtin, JsonLines, ProblemSource
@@ -140,6 +140,11 @@ class _Evaluation:
         return join_shards(task, shard, out)
 
     def _summarise(self, samples: Sequence[Sample], output: Output, benchmark: str, sampling: Sampling) -> Summary:
+        if all(sample.reward is None for sample in samples):
+            raise ValueError(
+                f"{benchmark}: none of {len(samples)} completions could be scored, so there is nothing to summarise; "
+                f"mend the reward and choose another --out ({output.directory})"
+            )
         analysing_from = time.perf_counter()
         origin = Origin(
             policy=self.request.policy,
@@ -193,9 +198,11 @@ def _fixed_settings(task: Task, settings: RunSettings, policy: str, benchmark: s
     return {
         "benchmark": benchmark,
         "policy": policy_digest(policy),
-        "prompts": _digest(repr(task.prompts).encode()),
+        "problems": digest_of(task.problems),
+        "prompts": digest_of(task.prompts),
         "engine": type(settings.engine).__name__,
         "reward": settings.reward_config,
+        "reward_code": code_digest(settings.reward),
         "problems_per_chunk": task.problems_per_chunk,
         **asdict(task.sampling),
     }
@@ -220,12 +227,8 @@ def policy_digest(policy: str) -> str:
             with path.open("rb") as file:
                 size = path.stat().st_size
                 file.seek(max(0, size - (64 << 10)))
-                parts.append(f"{path.name} {size} {_digest(file.read())}")
-    return _digest("\n".join(parts).encode())
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=12).hexdigest()
+                parts.append(f"{path.name} {size} {digest_of([file.read()])}")
+    return digest_of(parts)
 
 
 def _source_of(data: PromptDataModule, split: str) -> dict[str, ProblemSource]:

@@ -3,13 +3,14 @@
 import collections
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
+from maxk_lightning.commands.inputs import digest_of
 from maxk_lightning.commands.score.files import CompletionsRecord, Refusals, ScoresFile, read_completions
 from maxk_lightning.records import problem_from_record, read_problems
 from maxk_lightning.rewards import SandboxUnavailableError, UnitTestReward
@@ -96,16 +97,19 @@ def score(
     known = {
         problem.id: problem for problem in read_problems(Path(problems), refusals, partial(_problem_with_tests, reward))
     }
-    num_completions = sum(len(record.completions) for record in read_completions(Path(completions), known, refusals))
-    done = scores_file.records_done()
+    num_completions, digests = 0, {}
+    for record in read_completions(Path(completions), known, refusals):
+        num_completions += len(record.completions)
+        digests[record.id] = digest_of([_judged(known[record.id]), record.completions])
+    done = scores_file.records_done(digests)
     records = read_completions(Path(completions), known, Refusals(skip_invalid=skip_invalid))
     totals = ScoreTotals()
-    with reward, scores_file.open() as file:
+    with reward, scores_file.open(digests) as file:
         print(f"sandbox backend: {_backend_of(reward)}")
         for record, scores in _scored(records, reward, known, done, tqdm(total=num_completions, unit="completion")):
             totals.add(scores)
             scores_file.append(file, _to_record(record, scores))
-        totals.show(reward.backend_in_force, scores_file.path, refusals.skipped)
+        totals.show(reward.backend_in_force, scores_file.path, refusals.skipped, len(done))
 
 
 def _problem_with_tests(reward: UnitTestReward, record: dict[str, Any]) -> Problem:
@@ -115,6 +119,11 @@ def _problem_with_tests(reward: UnitTestReward, record: dict[str, Any]) -> Probl
     if reward.tests != "all":
         reward.check_problems([problem])
     return problem
+
+
+def _judged(problem: Problem) -> Problem:
+    """What of a problem decides verdicts."""
+    return replace(problem, prompt="", messages=(), answer=None, columns={}, metadata={})
 
 
 def _backend_of(reward: UnitTestReward) -> str:
@@ -195,11 +204,12 @@ class ScoreTotals:
             self.verdicts.update(score.verdicts)
         self.missing.update(score.missing_cause or "unknown" for score in scores if score.reward is None)
 
-    def show(self, backend: str, out: Path, skipped: Sequence[str]) -> None:
-        """Print the totals and what was skipped."""
+    def show(self, backend: str, out: Path, skipped: Sequence[str], num_kept: int = 0) -> None:
+        """Print the totals, what an earlier run left and what was skipped."""
         num_scored = self.num_completions - self.missing.total()
-        mean = self.rewards_sum / num_scored if num_scored else 0.0
-        print(f"{self.num_records} records, {self.num_completions} completions, mean reward {mean:.4f} -> {out}")
+        mean = f"mean reward {self.rewards_sum / num_scored:.4f}" if num_scored else "none with a reward"
+        kept = f", {num_kept} records kept of an earlier run" if num_kept else ""
+        print(f"{self.num_records} records, {self.num_completions} completions, {mean} -> {out}{kept}")
         print(f"verdicts per test: {dict(self.verdicts.most_common())}; sandbox backend: {backend}")
         if self.missing:
             print(f"{self.missing.total()} completions without a reward, by cause: {dict(self.missing.most_common())}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from maxk_lightning.commands.inputs import check_inputs, write_inputs
 from maxk_lightning.records import Refuse, check_keys, check_regular_file, read_records, take
 from maxk_lightning.types import Problem
 
@@ -73,6 +74,7 @@ class ScoresFile:
             ValueError: it is one of the inputs, or no file.
         """
         self.path = Path(out)
+        self._inputs_path = self.path.with_name(self.path.name + ".inputs.json")
         self._settings_path = self.path.with_name(self.path.name + ".settings.json")
         self._settings = settings
         for path in inputs:
@@ -84,11 +86,12 @@ class ScoresFile:
         if not above.is_dir():
             raise ValueError(f"--out is {out}, but {above} is no directory")
 
-    def open(self) -> IO[str]:
-        """Open it for more records; makes its directory."""
+    def open(self, digests: dict[str, str]) -> IO[str]:
+        """Open it for more records; makes its directory, and remembers the digests of their inputs."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._write_settings()
+            write_inputs(self._inputs_path, digests)
             return self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise ValueError(f"--out is {self.path}: {error.strerror}") from error
@@ -101,11 +104,14 @@ class ScoresFile:
         except OSError as error:
             raise ValueError(f"--out is {self.path}: {error.strerror}; run again to continue from here") from error
 
-    def records_done(self) -> dict[str, int]:
+    def records_done(self, digests: dict[str, str]) -> dict[str, int]:
         """Number of rewards by id; cuts off a last line of scores that was not finished.
 
+        Args:
+            digests: Id -> digest of the completions and of what judges them.
+
         Raises:
-            ValueError: it holds something else, or scores with other settings.
+            ValueError: it holds something else, or scores with other settings, completions or tests.
         """
         try:
             done, end, rest = self._read() if self.path.exists() else ({}, 0, b"")
@@ -117,6 +123,7 @@ class ScoresFile:
                 raise ValueError(
                     f"{self.path} holds scores with other settings ({', '.join(differing)}); choose another --out"
                 )
+            check_inputs(self._inputs_path, digests, done, "completions or tests")
             if rest:
                 os.truncate(self.path, end)
         except OSError as error:

@@ -7,7 +7,9 @@ memory and crashes are the sandbox's business: math-verify's own alarm would tur
 
 import json
 import logging
+import re
 import sys
+from decimal import Decimal
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig
@@ -19,10 +21,16 @@ WARM_UP = (
     "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\text{no}", "50\\%", "\\sin 2x", "\\log_2 8", "5!",
 )  # fmt: skip
 "One formula of each kind: sympy imports much of itself only when it meets the first."
+SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d+)?[eE][-+]?\d{1,3}")
+"math-verify would read the e of `1e-05` as Euler's number."
+EMPHASIS = re.compile(r"(?<![^\s(\[:=|\"'])(\*{1,3}|_{2,3}|`)(?=\S)(.+?)(?<=\S)\1(?![\w*(\[])")
+"Markdown's marks around a part of a line: math-verify would read `**18**` as the formula `18**`."
 
 
 def gold_of(text: str) -> list[Any]:
     """The parsed right answer: expressions, then the text that was read; without an expression it is unreadable."""
+    if SCIENTIFIC.fullmatch(text.strip()):
+        text = format(Decimal(text.strip()), "f")
     latex = LatexExtractionConfig(boxed_match_priority=0)
     boxed = text if BOXED in text else f"{BOXED}{{{text}}}"
     return parse(boxed, extraction_config=[latex], extraction_mode="first_match", parsing_timeout=None)  # type: ignore[no-any-return]
@@ -37,7 +45,7 @@ def answer_in(text: str, needs_latex: bool) -> list[Any]:
     r"""What a completion answers: its last `\boxed{}`, else what it announces, else its last formula or number.
 
     With `needs_latex` it must be LaTeX, well written, in a box or announced: the rule of TRL's `accuracy_reward` (trl
-    1.16). Else slips such as `\\frac12` are mended, as in right answers.
+    1.16). Else slips such as `\\frac12` are mended, as in right answers, and Markdown's emphasis is taken off.
     """
     if needs_latex:
         strict = NormalizationConfig(units=True)
@@ -46,6 +54,7 @@ def answer_in(text: str, needs_latex: bool) -> list[Any]:
         ]
     else:
         kinds = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+        text = EMPHASIS.sub(r"\2", text)
     return parse(text, extraction_config=kinds, extraction_mode="first_match", parsing_timeout=None)  # type: ignore[no-any-return]
 
 

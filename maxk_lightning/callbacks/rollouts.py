@@ -142,11 +142,8 @@ class RolloutCallback(Callback):
 
         Raises:
             ValueError: a Trainer flag that would do nothing or the wrong thing, an objective that cannot work with
-                groups of this size, or a stage without problems.
+                groups of this size, or a metric to wait for that will not be there.
         """
-        if stage != "fit" and data.sources[stage] is None:
-            split = "validation" if stage == "validate" else "test"
-            raise ValueError(f"data.{split} is null: there is nothing to {stage}")
         if stage == "fit":
             check_trainer(trainer)
             check_checkpoints(trainer)
@@ -167,6 +164,8 @@ class RolloutCallback(Callback):
                 check_unvalidated(trainer, module, "data.validation is null")
             elif not trainer.limit_val_batches:
                 check_unvalidated(trainer, module, "trainer.limit_val_batches is 0")
+            elif 0 < (trainer.max_epochs or 0) < (trainer.check_val_every_n_epoch or 1):
+                check_unvalidated(trainer, module, "trainer.check_val_every_n_epoch is above trainer.max_epochs")
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 

@@ -217,6 +217,9 @@ class MaxKCLI(LightningCLI):
 
     def _check(self, stage: str) -> None:
         try:
+            if stage != "fit" and self.datamodule.sources[stage] is None:
+                split = "validation" if stage == "validate" else "test"
+                raise ValueError(f"data.{split} is null: there is nothing to {stage}")
             self.datamodule.setup(stage)
             rollout = self._get(self.config_init, "rollout")
             rollout.check(self.trainer, self.model, self.datamodule, stage)

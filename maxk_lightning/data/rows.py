@@ -131,7 +131,7 @@ def rows_of_file(file: str, columns: Sequence[str] | None = None) -> Any:
 
 
 def _csv_rows(file: str) -> Any:
-    """Rows of a csv file. `datasets` would read integers as floats where a cell is empty, and `None` as an empty cell."""
+    """Rows of a csv file; `datasets` would read integers as floats where a cell is empty, and `None` as if it were."""
     import pandas as pd  # that and `datasets` take seconds
     from datasets import Dataset
 

@@ -45,8 +45,18 @@ def _refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val: set model.max_grad_norm instead"),
         (["--trainer.precision", "bf16-true"], "trainer.precision is bf16-true, must be 32-true or bf16-mixed"),
         (["--model.max_grad_norm", "0"], "model.max_grad_norm is 0.0, must be positive"),
-        (["--model.objective.kk", "2"], "Option 'kk' is not accepted; there are k, baseline (The gradient of max@k"),
+        (
+            ["--model.objective.kk", "2"],
+            "Option 'kk' is not accepted; there are k, baseline, clamp (max@k credits with",
+        ),
         (["--ckpt_path", "best"], "ckpt_path is best, which Lightning knows only after a `fit` of the same process"),
+        (
+            [
+                *("--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "5"),
+                *("--checkpoint.monitor", "val/max_at_k/4"),
+            ],
+            "checkpoint.monitor waits for a metric of validations, but trainer.check_val_every_n_epoch is above",
+        ),
         (["--checkpoint.save_last", "false"], "nothing of the run would be kept"),
         (
             ["--data.validation", "null", "--checkpoint.monitor", "val/max_at_k/4"],

@@ -33,7 +33,7 @@ HUB = "needs the hub"
 STUDY = "hours: a study, whose kept results other tests hold against the page"
 NOT_RUN = {
     ("README.md", "scripts/demo.sh"): "5.5 CPU minutes; docs/quickstart.md runs its steps",
-    ("README.md", "pip install maxk-lightning"): ENVIRONMENT,
+    ("README.md", "pip install ."): ENVIRONMENT,
     ("docs/quickstart.md", "scripts/demo.sh"): "5.5 CPU minutes; the page runs its steps below",
     ("docs/how_to/math.md", "pip install"): ENVIRONMENT,
     ("docs/how_to/questions.md", "tensorboard --logdir"): "a server that does not end",

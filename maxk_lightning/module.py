@@ -291,7 +291,7 @@ class PolicyModule(LightningModule):
             CheckpointMismatchError: the checkpoint was written with other adapters, or none, or for another policy.
         """
         check_adapters(checkpoint, self.lora)
-        check_policy(checkpoint["policy"], self.policy_name)
+        check_policy(checkpoint.get("policy", self.policy_name), self.policy_name)
         self.entropy_bonus.restore(checkpoint.get("entropy_coef"))
         if self.lora is not None and not self.trainer.strategy.restore_checkpoint_after_setup:
             checkpoint["state_dict"] = self.state_dict() | checkpoint["state_dict"]

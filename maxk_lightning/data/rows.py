@@ -1,6 +1,7 @@
 """Rows of a published data set, read by the `datasets` library, and problems whose tests stay in its arrow files."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,11 +137,14 @@ def _csv_rows(file: str) -> Any:
     from datasets import Dataset
 
     try:
-        texts = pd.read_csv(file, sep=SEPARATORS[file[-4:]], dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings(
+            action="error", category=pd.errors.ParserWarning
+        ):  # of rows longer than the header
+            texts = pd.read_csv(file, sep=SEPARATORS[file[-4:]], dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         advice = ADVICE if file.startswith("hf://") else LOCAL_ADVICE
         raise ValueError(f"{file}: cannot be read: {_cause(error)}. {advice}") from error
-    return Dataset.from_dict({str(name): typed(texts[name].tolist()) for name in texts.columns})
+    return Dataset.from_dict({str(name): typed(texts[name].fillna("").tolist()) for name in texts.columns})
 
 
 def load_rows(

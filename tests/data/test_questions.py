@@ -52,6 +52,16 @@ def test_an_empty_cell_changes_nothing_about_the_other_cells(tmp_path: Path) -> 
     assert [problem.columns["note"] for problem in problems] == ["None", "NA", None]
 
 
+def test_rows_of_other_lengths_than_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\nWhat is 2 + 3?,5\nWhat is x?\n")
+    assert [problem.answer for problem in HubDataset(str(path), prompt="question").load()] == ["5", None]
+    for rows in ("What is 2 + 3?,5,6\nWhat is x?,7,8\n", "What is 2 + 3?,5\nWhat is x?,7,8\n"):
+        path.write_text(f"question,answer\n{rows}")
+        with pytest.raises(ValueError, match=r"rows.csv: cannot be read: "):
+            HubDataset(str(path), prompt="question").load()
+
+
 def test_a_local_copy_of_a_hub_set_is_read_by_split_also_as_a_stream(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ROWS)
     write(tmp_path / "test.jsonl", ROWS[1:])

@@ -23,7 +23,7 @@ WARM_UP = (
 "One formula of each kind: sympy imports much of itself only when it meets the first."
 SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d+)?[eE][-+]?\d{1,3}")
 "math-verify would read the e of `1e-05` as Euler's number."
-EMPHASIS = re.compile(r"(?<![^\s(\[:=|\"'])(\*{1,3}|_{2,3}|`)(?=\S)(.+?)(?<=\S)\1(?![\w*(\[])")
+EMPHASIS = re.compile(r"(?<![^\s(\[:=|\"'])(\*{1,3}|_{2,3}|`)(?=\S)(.{1,200}?)(?<=\S)\1(?![\w*(\[])")
 "Markdown's marks around a part of a line: math-verify would read `**18**` as the formula `18**`."
 
 

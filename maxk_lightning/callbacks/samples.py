@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.utilities import rank_zero_info
 
 from maxk_lightning.callbacks.pages import SampleRow, pages
 from maxk_lightning.callbacks.rollouts import rollout_callback
@@ -60,9 +61,11 @@ class PredictionWriter(BasePredictionWriter):
         """Choose the file, relative to the run's directory."""
         super().__init__(write_interval="batch")
         self.path = path
+        self._replaces = False  # an earlier file
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with an empty file."""
+        self._replaces = self._file(trainer).exists()
         self._file(trainer).parent.mkdir(parents=True, exist_ok=True)
         self._file(trainer).write_text("")
 
@@ -79,6 +82,10 @@ class PredictionWriter(BasePredictionWriter):
         """Append the groups of a batch."""
         with self._file(trainer).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in prediction)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the completions are."""
+        rank_zero_info("wrote %s, for `score`%s", self._file(trainer), "; it replaces an earlier one" * self._replaces)
 
     def _file(self, trainer: Trainer) -> Path:
         path = Path(trainer.default_root_dir) / self.path

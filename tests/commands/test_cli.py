@@ -277,6 +277,7 @@ def test_the_user_s_own_objective_and_reward_train_test_and_predict(tmp_path: Pa
         args = [sys.executable, "-m", "maxk_lightning", *command, "--config", "run.yaml"]
         done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+    assert f"wrote {tmp_path / 'run' / 'predictions.jsonl'}, for `score`" in done.stderr
     records = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert [record["id"] for record in records] == ["test-000", "test-001", "test-002", "test-003"]
     assert all(len(record["completions"]) == 2 for record in records)

@@ -1,6 +1,6 @@
 """Metrics that something waits for: the best checkpoint, early stopping, a schedule that looks at validations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from lightning import Trainer
@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from maxk_lightning.callbacks.reward_parts import logs_more, part_weights
+from maxk_lightning.datamodule import PromptDataModule
 from maxk_lightning.metrics import powers_of_two
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.rewards import Reward, gives_behaviours
@@ -18,71 +19,68 @@ PARTS = "rewards/"
 
 
 def check_monitors(
-    trainer: Trainer, module: PolicyModule, eval_n: int, eval_reward: Reward, *, selects: bool = False
+    trainer: Trainer,
+    module: PolicyModule,
+    data: PromptDataModule,
+    eval_n: int,
+    eval_reward: Reward,
+    *,
+    selects: bool = False,
 ) -> None:
-    """Refuse to wait for a metric that is not logged, or for the worst value of one.
+    """Refuse to wait for a metric that is not logged, for the worst value of one, or for validations that are not made.
 
     Args:
         trainer: With its callbacks.
         module: With its schedule.
+        data: With its validation problems.
         eval_n: `rollout.eval_sampling.num_completions`.
         eval_reward: Judges the validation samples.
         selects: Whether realised best-of-k is logged.
 
     Raises:
-        ValueError: naming the key and the metrics that there are.
+        ValueError: naming the key and the metrics that there are, or why there are none.
     """
     tags, is_open = validation_tags(eval_n, part_weights(eval_reward), selects=selects), logs_more(eval_reward)
     if gives_behaviours(eval_reward):
         tags["distinct_correct"] = True
-    for key, callback in _waiting(trainer):
-        check_monitor(key, callback.monitor or "", callback.mode, tags, is_open)
-    schedule = _plateau(module)
-    if schedule is not None:
+    waiting = list(_waiting(trainer, module))
+    for key, monitor, mode in waiting:
+        check_monitor(key, monitor, mode, tags, is_open)
+    reason = _why_unvalidated(trainer, data)
+    for key, monitor, _ in waiting:
+        if reason is not None and monitor.startswith("val/"):
+            raise ValueError(f"{key}.monitor waits for a metric of validations, but {reason}")
+
+
+def _waiting(trainer: Trainer, module: PolicyModule) -> Iterator[tuple[str, str, str]]:
+    """Yield key, metric and mode of what waits for one; ValueError for a schedule that could see none."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            yield "checkpoint", callback.monitor, callback.mode
+        elif isinstance(callback, EarlyStopping):
+            yield "trainer.callbacks: EarlyStopping", callback.monitor, callback.mode
+    if module.lr_scheduler_from is None:
+        return
+    schedule = module.lr_scheduler_from(module.optimizer_from([nn.Parameter(torch.zeros(1))]))
+    if isinstance(schedule, ReduceLROnPlateau):
         monitor = getattr(schedule, "monitor", None)
         if monitor is None or not monitor.startswith("val/"):
             raise ValueError(
                 f"model.lr_scheduler: monitor is {monitor}, must be a val/ metric; take the class "
                 "lightning.pytorch.cli.ReduceLROnPlateau, which has that argument"
             )
-        check_monitor("model.lr_scheduler", monitor, schedule.mode, tags, is_open)
+        yield "model.lr_scheduler", monitor, schedule.mode
 
 
-def check_unvalidated(trainer: Trainer, module: PolicyModule, reason: str) -> None:
-    """Refuse to wait for a metric of validations in a run without any.
-
-    Args:
-        trainer: With its callbacks.
-        module: With its schedule.
-        reason: Why there are none, naming the key.
-
-    Raises:
-        ValueError: naming both keys.
-    """
-    waiting = [key for key, callback in _waiting(trainer) if (callback.monitor or "").startswith("val/")]
-    if _plateau(module) is not None:
-        waiting.append("model.lr_scheduler")
-    if waiting:
-        raise ValueError(f"{waiting[0]}.monitor waits for a metric of validations, but {reason}")
-
-
-def _waiting(trainer: Trainer) -> list[tuple[str, ModelCheckpoint | EarlyStopping]]:
-    """Callbacks that wait for a metric, and their keys."""
-    waiting: list[tuple[str, ModelCheckpoint | EarlyStopping]] = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            waiting.append(("checkpoint", callback))
-        elif isinstance(callback, EarlyStopping):
-            waiting.append(("trainer.callbacks: EarlyStopping", callback))
-    return waiting
-
-
-def _plateau(module: PolicyModule) -> ReduceLROnPlateau | None:
-    """The schedule of a run, if it looks at validations."""
-    if module.lr_scheduler_from is None:
-        return None
-    schedule = module.lr_scheduler_from(module.optimizer_from([nn.Parameter(torch.zeros(1))]))
-    return schedule if isinstance(schedule, ReduceLROnPlateau) else None
+def _why_unvalidated(trainer: Trainer, data: PromptDataModule) -> str | None:
+    """Why a run makes no validation, naming the key; None: it makes some."""
+    if data.sources["validate"] is None:
+        return "data.validation is null"
+    if not trainer.limit_val_batches:
+        return "trainer.limit_val_batches is 0"
+    if 0 < (trainer.max_epochs or 0) < (trainer.check_val_every_n_epoch or 1):
+        return "trainer.check_val_every_n_epoch is above trainer.max_epochs"
+    return None
 
 
 def validation_tags(eval_n: int, weights: Mapping[str, float], *, selects: bool = False) -> dict[str, bool]:

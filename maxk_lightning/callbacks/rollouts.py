@@ -21,7 +21,7 @@ from maxk_lightning.callbacks.checks import (
     check_told,
     check_trainer,
 )
-from maxk_lightning.callbacks.monitors import check_monitors, check_unvalidated, step_plateau
+from maxk_lightning.callbacks.monitors import check_monitors, step_plateau
 from maxk_lightning.callbacks.realised import log_realised
 from maxk_lightning.callbacks.rescue import saved, stop
 from maxk_lightning.callbacks.reward_parts import log_parts
@@ -128,12 +128,12 @@ class RolloutCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: PolicyModule, stage: str) -> None:  # type: ignore[override]
         """Begin afresh, after `check`."""
-        self.check(trainer, pl_module, _datamodule(trainer), stage)
+        data = _datamodule(trainer)
+        self.check(trainer, pl_module, data, stage)
         self.sampler.reset()
         if stage == "fit":
-            _datamodule(trainer).told_ks = told_ks(pl_module.objective)
+            data.told_ks = told_ks(pl_module.objective)
         if stage == "fit" and self.replay is not None:
-            data = _datamodule(trainer)
             self.replayed = ReplayBuffer(self.replay, data.prompts_per_rollout, data.seed)
         self._logged_epoch = None
 
@@ -158,14 +158,13 @@ class RolloutCallback(Callback):
             if self.allocation is not None:
                 self.allocation.check(self.sampling, module.objective)
             check_monitors(
-                trainer, module, self.eval_sampling.num_completions, self.eval_reward, selects=self.selector is not None
+                trainer,
+                module,
+                data,
+                self.eval_sampling.num_completions,
+                self.eval_reward,
+                selects=self.selector is not None,
             )
-            if data.sources["validate"] is None:
-                check_unvalidated(trainer, module, "data.validation is null")
-            elif not trainer.limit_val_batches:
-                check_unvalidated(trainer, module, "trainer.limit_val_batches is 0")
-            elif 0 < (trainer.max_epochs or 0) < (trainer.check_val_every_n_epoch or 1):
-                check_unvalidated(trainer, module, "trainer.check_val_every_n_epoch is above trainer.max_epochs")
             if isinstance(module.objective, Staged) and (trainer.max_epochs or 0) < 1:
                 raise ValueError("model.objective: a Staged objective needs trainer.max_epochs, to know its progress")
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from maxk_lightning.commands.whole_file import write_whole
 from maxk_lightning.rewards import Reward
 from maxk_lightning.rewards.functions import FunctionReward
 from maxk_lightning.rewards.weighted import WeightedRewards
@@ -45,10 +46,8 @@ def check_inputs(path: Path, digests: Mapping[str, str], done: Iterable[str], wh
 
 
 def write_inputs(path: Path, digests: Mapping[str, str]) -> None:
-    """Remember digests by id beside those that are remembered; at once or not at all."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps({**_read(path), **digests}) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    """Remember digests by id beside those that are remembered."""
+    write_whole(path, json.dumps({**_read(path), **digests}) + "\n")
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from maxk_lightning.checkpoints import Configuration
 from maxk_lightning.commands.configurations import changes
+from maxk_lightning.commands.whole_file import write_whole
 from maxk_lightning.module import PolicyModule
 from maxk_lightning.schedules import reconfigure
 
@@ -34,7 +35,7 @@ class RunConfigCallback(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file; commands that only evaluate leave it as it is."""
         if stage == "fit":
-            _write(Path(trainer.default_root_dir) / "config.yaml", self._history[-1].text)
+            write_whole(Path(trainer.default_root_dir) / "config.yaml", self._history[-1].text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep all configurations of the run."""
@@ -54,7 +55,7 @@ class RunConfigCallback(SaveConfigCallback):
         """Let new settings of optimizer and schedule take effect, and keep the earlier configurations as files."""
         if trainer.is_global_zero:
             for each in self._history[:-1]:
-                _write(Path(trainer.default_root_dir) / f"config-from-step-{each.step}.yaml", each.text)
+                write_whole(Path(trainer.default_root_dir) / f"config-from-step-{each.step}.yaml", each.text)
         if not self._is_optimizer_new:
             return
         assert isinstance(pl_module, PolicyModule)
@@ -65,10 +66,3 @@ class RunConfigCallback(SaveConfigCallback):
         if schedule is not None:
             trainer.lr_scheduler_configs[0].scheduler = schedule
         rank_zero_info("model.optimizer: the learning rate of step %s is %g", steps, optimizer.param_groups[0]["lr"])
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

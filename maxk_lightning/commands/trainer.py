@@ -200,8 +200,10 @@ class MaxKCLI(LightningCLI):
         """End with one sentence where the checkpoint of a run does not fit its configuration."""
         try:
             super()._run_subcommand(subcommand)
-        except (CheckpointMismatchError, MisconfigurationException) as error:
-            self.parser.error(f"ckpt_path: {error}" if isinstance(error, CheckpointMismatchError) else str(error))
+        except CheckpointMismatchError as error:
+            self.parser.error(f"ckpt_path: {error}")
+        except MisconfigurationException as error:
+            self.parser.error(str(error))
 
     def before_validate(self) -> None:
         """Check before anything expensive starts."""

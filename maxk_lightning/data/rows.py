@@ -137,9 +137,8 @@ def _csv_rows(file: str) -> Any:
     from datasets import Dataset
 
     try:
-        with warnings.catch_warnings(
-            action="error", category=pd.errors.ParserWarning
-        ):  # of rows longer than the header
+        # pandas only warns where rows are longer than the header
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
             texts = pd.read_csv(file, sep=SEPARATORS[file[-4:]], dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         advice = ADVICE if file.startswith("hf://") else LOCAL_ADVICE

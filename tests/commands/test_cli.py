@@ -13,17 +13,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from maxk_lightning.cli import PLAIN, TRAINING
 from maxk_lightning.commands.trainer import MaxKCLI
 from tests.support.paths import ROOT
+from tests.support.refusals import refusal
 
 TINY = ["--config", str(ROOT / "configs" / "tiny.yaml")]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs" / "baselines").glob("*.yaml"))
-
-
-def _refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a training command that must be refused; return the last line of what it said."""
-    with pytest.raises(SystemExit) as refused:
-        MaxKCLI(args)
-    assert refused.value.code not in (0, None)
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -105,14 +98,14 @@ def test_a_bad_value_ends_with_one_sentence(
     args: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = ["--trainer.default_root_dir", str(tmp_path)]
-    assert sentence in _refusal(["fit", *TINY, *root, *args], capsys)
+    assert sentence in refusal(["fit", *TINY, *root, *args], capsys)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_a_stage_without_problems_is_refused(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     key = "data.validation" if stage == "validate" else "data.test"
-    assert f"{key} is null: there is nothing to {stage}" in _refusal([stage, *TINY, f"--{key}", "null"], capsys)
+    assert f"{key} is null: there is nothing to {stage}" in refusal([stage, *TINY, f"--{key}", "null"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +122,7 @@ def test_a_bad_problem_file_is_named_with_line_and_reason(
     path = tmp_path / "problems.jsonl"
     path.write_text(text)
     data = ["--data.train", "maxk_lightning.data.JsonLines", "--data.train.path", str(path)]
-    said = _refusal(["fit", *TINY, *data], capsys)
+    said = refusal(["fit", *TINY, *data], capsys)
     assert str(path) in said
     assert reason in said
 
@@ -137,7 +130,7 @@ def test_a_bad_problem_file_is_named_with_line_and_reason(
 def test_an_unknown_key_in_a_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("model: {objectiv: 3}\n")
-    assert "objectiv" in _refusal(["fit", "--config", str(path)], capsys)
+    assert "objectiv" in refusal(["fit", "--config", str(path)], capsys)
 
 
 @pytest.mark.parametrize(("word", "number"), [("validate", 1), ("trian", 4)])
@@ -160,7 +153,7 @@ def test_only_the_subcommand_asked_for_gets_a_parser(
 def test_an_earlier_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"")
-    said = _refusal(["fit", *TINY, "--trainer.default_root_dir", str(tmp_path)], capsys)
+    said = refusal(["fit", *TINY, "--trainer.default_root_dir", str(tmp_path)], capsys)
     assert "holds an earlier run: continue it with --ckpt_path last" in said
 
 

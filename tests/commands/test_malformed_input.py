@@ -18,6 +18,7 @@ from maxk_lightning.commands.data import data
 from maxk_lightning.commands.score import score
 from maxk_lightning.commands.trainer import MaxKCLI
 from tests.support.paths import ROOT
+from tests.support.refusals import refusal
 
 SQUARE = {"id": "a", "prompt": "Print the square of n.", "tests": [{"input": "7\n", "output": "49\n"}]}
 ANSWER = {"id": "a", "completions": ["```python\nprint(int(input()) ** 2)\n```"]}
@@ -308,11 +309,8 @@ def test_dry_run_checks_the_reward_and_the_checkpoint(
     if len(args) == 1:
         args = [*args, str(tmp_path / "x")]
     root = ["--trainer.default_root_dir", str(tmp_path / "run")]
-    with pytest.raises(SystemExit) as refused:
-        MaxKCLI(["fit", "--config", str(ROOT / "configs" / "tiny.yaml"), *root, "--dry_run", "true", *args])
-    assert refused.value.code not in (0, None)
-
-    assert re.search(sentence, capsys.readouterr().err.strip().splitlines()[-1])
+    tiny = ["fit", "--config", str(ROOT / "configs" / "tiny.yaml")]
+    assert re.search(sentence, refusal([*tiny, *root, "--dry_run", "true", *args], capsys))
 
 
 def test_a_big_number_of_time_limits_is_fine(tmp_path: Path) -> None:

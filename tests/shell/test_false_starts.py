@@ -14,6 +14,7 @@ from maxk_lightning.rewards.reward import RewardError
 from maxk_lightning.training.recall import Recall
 from maxk_lightning.types import Problem, Score
 from tests.support.groups import make_group
+from tests.support.refusals import refusal
 
 SMALL = (
     "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.max_epochs 1 --data.validation null"
@@ -53,13 +54,6 @@ def _fit(root: Path, *args: str) -> None:
     MaxKCLI(["fit", *SMALL.split(), "--trainer.default_root_dir", str(root), *args])
 
 
-def _refusal(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as refused:
-        MaxKCLI(args)
-    assert refused.value.code not in (0, None)
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
 def test_a_reward_that_fails_in_the_first_rollout_can_be_mended_and_run_again(tmp_path: Path, reward: str) -> None:
     with pytest.raises(Exception, match="ZeroDivisionError"):
         _fit(tmp_path / "run", "--rollout.reward", f"{reward}.fails")
@@ -79,10 +73,10 @@ def test_a_checkpoint_of_another_policy_is_refused_in_one_sentence(
     _fit(tmp_path / "run", *own)
     last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
     vague = ["test", *own, "--trainer.accelerator", "cpu", "--data.test.limit", "1", "--ckpt_path", last]
-    said = _refusal([*vague, "--model.policy", "builtin-vague"], capsys)
+    said = refusal([*vague, "--model.policy", "builtin-vague"], capsys)
     assert said.endswith("ckpt_path: model.policy is builtin-vague, but the checkpoint was written with builtin")
     again = ["fit", *SMALL.split(), "--trainer.default_root_dir", str(tmp_path / "run"), "--ckpt_path", "last", *own]
-    assert "model.lora is {" in _refusal([*again, "--trainer.max_epochs", "2", "--model.lora.r", "4"], capsys)
+    assert "model.lora is {" in refusal([*again, "--trainer.max_epochs", "2", "--model.lora.r", "4"], capsys)
 
 
 def test_a_checkpoint_within_a_rollout_holds_no_scalars_of_numpy(tmp_path: Path, reward: str) -> None:

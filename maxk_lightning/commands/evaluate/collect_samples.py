@@ -13,6 +13,7 @@ from typing import IO
 from rich.console import Console
 
 from maxk_lightning.callbacks.sampling_bar import SamplingBar, make_progress
+from maxk_lightning.commands.whole_file import write_whole
 from maxk_lightning.evaluation.samples import Sample, append_samples, drop_half_line, read_samples, to_sample
 from maxk_lightning.evaluation.summary import Seconds
 from maxk_lightning.records import read_records
@@ -111,9 +112,7 @@ def check_settings(path: Path, settings: Settings) -> None:
             parts = "; ".join(f"{key} was {earlier.get(key)!r}, is {settings.get(key)!r}" for key in different)
             raise ValueError(f"{path.parent} holds samples of other settings ({parts}); choose another directory")
         return
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(settings, indent=1) + "\n")
 
 
 def read_seconds(out: Path) -> Seconds:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from maxk_lightning.commands.inputs import check_inputs, write_inputs
+from maxk_lightning.commands.whole_file import write_whole
 from maxk_lightning.records import Refuse, check_keys, check_regular_file, read_records, take
 from maxk_lightning.types import Problem
 
@@ -89,8 +90,7 @@ class ScoresFile:
     def open(self, digests: dict[str, str]) -> IO[str]:
         """Open it for more records; makes its directory, and remembers the digests of their inputs."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._write_settings()
+            write_whole(self._settings_path, json.dumps(self._settings) + "\n")
             write_inputs(self._inputs_path, digests)
             return self.path.open("a", encoding="utf-8")
         except OSError as error:
@@ -157,12 +157,6 @@ class ScoresFile:
         if not isinstance(earlier, dict) or not earlier.keys() & self._settings.keys():
             raise ValueError(f"{self._settings_path}: not the settings of an earlier run; choose another --out")
         return earlier
-
-    def _write_settings(self) -> None:
-        """At once or not at all."""
-        unfinished = self._settings_path.with_name(self._settings_path.name + ".part")
-        unfinished.write_text(json.dumps(self._settings) + "\n", encoding="utf-8")
-        unfinished.replace(self._settings_path)
 
 
 def _is_same_file(path: str, other: str) -> bool:
